@@ -1,0 +1,98 @@
+"""lora-a2: federated LoRA fine-tuning of Transformers models.
+
+The names below are loaded when first used, so that `import lora_a2` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_a2.data.sources import load_data
+    from lora_a2.errors import (
+        CodecError,
+        ConfigError,
+        DataError,
+        LoraA2Error,
+        ModelError,
+        ReplyError,
+        RunError,
+    )
+    from lora_a2.launch import RunSummary, evaluate_run, launch, resume
+    from lora_a2.method import Method
+    from lora_a2.methods import METHODS, get_method
+    from lora_a2.model.peft_io import save_adapter
+    from lora_a2.model.pretrained import Model, load_model
+    from lora_a2.predict import Predictor, load_predictor
+    from lora_a2.rounds import RoundRecord
+    from lora_a2.simulate import Client, Observer, Plan, make_clients, make_plan, simulate
+    from lora_a2.types import Adapter, Factors, ServerState
+
+_HOMES = {
+    "lora_a2.data.sources": ("load_data",),
+    "lora_a2.errors": (
+        "CodecError",
+        "ConfigError",
+        "DataError",
+        "LoraA2Error",
+        "ModelError",
+        "ReplyError",
+        "RunError",
+    ),
+    "lora_a2.launch": ("RunSummary", "evaluate_run", "launch", "resume"),
+    "lora_a2.method": ("Method",),
+    "lora_a2.methods": ("METHODS", "get_method"),
+    "lora_a2.model.peft_io": ("save_adapter",),
+    "lora_a2.model.pretrained": ("Model", "load_model"),
+    "lora_a2.predict": ("Predictor", "load_predictor"),
+    "lora_a2.rounds": ("RoundRecord",),
+    "lora_a2.simulate": ("Client", "Observer", "Plan", "make_clients", "make_plan", "simulate"),
+    "lora_a2.types": ("Adapter", "Factors", "ServerState"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__version__ = version("lora-a2")
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "Client",
+    "CodecError",
+    "ConfigError",
+    "DataError",
+    "Factors",
+    "LoraA2Error",
+    "Method",
+    "Model",
+    "ModelError",
+    "Observer",
+    "Plan",
+    "Predictor",
+    "ReplyError",
+    "RoundRecord",
+    "RunError",
+    "RunSummary",
+    "ServerState",
+    "evaluate_run",
+    "get_method",
+    "launch",
+    "load_data",
+    "load_model",
+    "load_predictor",
+    "make_clients",
+    "make_plan",
+    "resume",
+    "save_adapter",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lora_a2' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,104 @@
+"""The command line: `lora-a2`.
+
+Only click is imported here; a command's module, and with it torch and the rest, is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lora_a2.errors import LoraA2Error
+
+COMMANDS: dict[str, str] = {
+    "run": "Fine-tune a model on federated data.",
+    "resume": "Continue a run that was interrupted.",
+    "evaluate": "Measure a finished run on test data, client by client.",
+    "predict": "Label texts with a finished run.",
+    "cost": "Tell what a run will send, without running it.",
+    "methods": "List the algorithms.",
+}
+"""Name → one line of help. The command is `command` in `lora_a2.commands.<name>`."""
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help, and imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"lora_a2.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown command's error names the nearest."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {name!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands' help, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExamples:\n  lora-a2 run\n  lora-a2 run --data reviews.csv --model roberta-base\n  lora-a2 run --help",
+)
+@click.version_option(None, "--version", package_name="lora-a2", prog_name="lora-a2")
+def cli() -> None:
+    """Federated fine-tuning of Transformers models with LoRA.
+
+    "lora-a2 run" without options trains a small model on a data set that comes along, in a few minutes.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status; a user's mistake is one line on stderr and status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        status = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "lora-a2"
+        return _fail(f"{error.format_message()} (try '{path} --help')")
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt) as error:
+        print(str(error) or "Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except LoraA2Error as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has left. What is still buffered must not fail when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return _fail(f"{error.strerror or error}{where}")
+
+
+def _fail(message: str) -> int:
+    print("lora-a2: error:", " ".join(message.split()), file=sys.stderr)
+    return USER_ERROR

@@ -1,0 +1,65 @@
+"""What the commands share: options, help with examples, JSON output, and the frame around a training run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lora_a2.launch import RunSummary
+    from lora_a2.simulate import Observer
+
+run_dir_argument = click.argument(
+    "run_dir", metavar="RUN_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TOML file with the options below as keys; options given here win.",
+)
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows command lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object in one line on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: bool) -> None:
+    """Runs `launch` under a display and prints its summary.
+
+    Raises:
+        click.Abort: Ctrl-C; its text says how to continue.
+    """
+    from lora_a2.display import choose_display, print_summary
+
+    display = choose_display(quiet)
+    try:
+        with display:
+            summary = launch(display)
+    except KeyboardInterrupt:
+        raise click.Abort(interrupted(display.output_dir)) from None
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        print_summary(summary)
+
+
+def interrupted(output_dir: str | None) -> str:
+    """What to say after Ctrl-C."""
+    if output_dir is None:
+        return "Interrupted before the first round; nothing to continue."
+    return f"Interrupted; continue with: lora-a2 resume {shlex.quote(output_dir)}"

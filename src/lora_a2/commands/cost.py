@@ -1,0 +1,101 @@
+"""`lora-a2 cost`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_a2.commands.common import config_option, examples, json_option, print_json
+from lora_a2.commands.options import GroupedCommand, field_options
+
+if TYPE_CHECKING:
+    from lora_a2.config import RunConfig
+    from lora_a2.cost import Cost
+
+_FIELDS = (
+    "model",
+    "target_modules",
+    "method",
+    "r",
+    "rank_budget",
+    "wire_dtype",
+    "num_clients",
+    "num_server_rounds",
+    "fraction_train",
+)
+
+
+@click.command(
+    "cost",
+    cls=GroupedCommand,
+    epilog=examples(
+        "lora-a2 cost --model roberta-base --rank-budget 1 --num-clients 30 --num-server-rounds 50",
+        "lora-a2 cost --model roberta-base --method fl-lora --r 8 --num-clients 30 --num-server-rounds 50",
+        "lora-a2 cost --config study.toml --json",
+    ),
+)
+@config_option
+@json_option
+@field_options(_FIELDS)
+def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Tell what a run will send, without running it: parameters and bytes, up and down.
+
+    Needs the model's configuration only, no weights. The classification head is taken as frozen.
+    """
+    from lora_a2.config import load_config, make_config
+
+    config = make_config(load_config(config_file) if config_file else {}, flags)
+    cost = _estimate(config)
+    if as_json:
+        print_json({**asdict(cost), "reduction_percent": cost.reduction_percent})
+        return
+
+    from lora_a2.display import print_table
+
+    print_table(_rows(cost))
+
+
+def _estimate(config: RunConfig) -> Cost:
+    from lora_a2.budgets import rank_budgets
+    from lora_a2.cost import estimate_cost
+    from lora_a2.errors import ConfigError
+    from lora_a2.methods import get_method
+    from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
+    from lora_a2.model.targets import adapter_layout
+    from lora_a2.randomness import generator
+
+    if config.num_clients is None:
+        raise ConfigError("num-clients: the natural partitioner takes it from the data; give the number here.")
+    budgets = rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
+    architecture = model_config(config.model)
+    return estimate_cost(
+        adapter_layout(meta_backbone(architecture), config.target_modules),
+        get_method(config.method),
+        r=config.r,
+        rank_budgets=budgets,
+        num_server_rounds=config.num_server_rounds,
+        full_parameters=full_parameters(architecture),
+        fraction_train=config.fraction_train,
+        dtype=config.wire_dtype,
+    )
+
+
+def _rows(cost: Cost) -> list[tuple[str, str]]:
+    from lora_a2.progress import human_bytes, saving
+
+    rows = [
+        ("Clients a round", f"{cost.clients_per_round:,}"),
+        ("Uploaded parameters", f"{cost.uploaded_parameters:,}"),
+        ("Uploaded", human_bytes(cost.uploaded_bytes)),
+        ("Downloaded parameters", f"{cost.downloaded_parameters:,}"),
+        ("Downloaded", human_bytes(cost.downloaded_bytes)),
+        ("Full fine-tuning would upload", f"{cost.full_finetuning_parameters:,} parameters"),
+        ("Saved", saving(cost.reduction_percent)),
+    ]
+    if cost.uploaded_parameters_min != cost.uploaded_parameters_max:
+        span = f"{cost.uploaded_parameters_min:,} to {cost.uploaded_parameters_max:,}"
+        rows.insert(2, ("  depending on the ranks chosen", span))
+    return rows

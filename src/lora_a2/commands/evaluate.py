@@ -1,0 +1,57 @@
+"""`lora-a2 evaluate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_a2.commands.common import examples, json_option, print_json, run_dir_argument
+
+
+@click.command(
+    "evaluate",
+    epilog=examples(
+        "lora-a2 evaluate runs/helpdesk",
+        "lora-a2 evaluate runs/helpdesk --data new-tickets.csv",
+        "lora-a2 evaluate runs/helpdesk --data new-tickets.csv --client-column shop --json",
+    ),
+)
+@run_dir_argument
+@click.option("--data", help="Other data than the run's own test set: as --data of run.")
+@click.option("--text-column", help="Column of the texts.")
+@click.option("--label-column", help="Column of the labels.")
+@click.option("--client-column", help="Column that tells whose example it is.")
+@json_option
+def command(
+    run_dir: Path,
+    data: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    client_column: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a finished run: accuracy, macro-F1, and accuracy client by client."""
+    from lora_a2.launch import evaluate_run
+
+    found = evaluate_run(
+        run_dir, data=data, text_column=text_column, label_column=label_column, client_column=client_column
+    )
+    if as_json:
+        print_json(found.to_json())
+        return
+
+    from lora_a2.display import print_table
+    from lora_a2.progress import percent
+
+    rows = [
+        ("Examples", f"{found.num_examples:,}"),
+        ("Accuracy", percent(found.accuracy)),
+        ("Macro-F1", percent(found.macro_f1)),
+    ]
+    per_client = (
+        ("Clients' mean accuracy", found.client_mean),
+        ("Worst tenth of clients", found.client_worst_tenth),
+        ("Standard deviation", found.client_std),
+    )
+    print_table([*rows, *((name, percent(value)) for name, value in per_client if value is not None)])

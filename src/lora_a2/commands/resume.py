@@ -1,0 +1,29 @@
+"""`lora-a2 resume`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_a2.commands.common import examples, json_option, quiet_option, run_dir_argument, train
+
+
+@click.command(
+    "resume",
+    epilog=examples(
+        "lora-a2 resume runs/helpdesk-lora-a2-20260101-120000",
+        "lora-a2 resume runs/helpdesk-lora-a2-20260101-120000 --quiet --json",
+    ),
+)
+@run_dir_argument
+@json_option
+@quiet_option
+def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    """Continue a run that was interrupted, from its last finished round.
+
+    The result is the same, byte for byte, as if it had never been interrupted.
+    """
+    from lora_a2.launch import resume
+
+    train(lambda observer: resume(run_dir, observer), quiet=quiet, as_json=as_json)

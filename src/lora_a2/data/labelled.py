@@ -1,0 +1,49 @@
+"""A labelled data set in memory: texts, class numbers and, where the data say so, whose each example is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from lora_a2.data.partition import IntArray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples: texts, labels (n,) int64 in 0..C-1, and n client names or None."""
+
+    texts: tuple[str, ...]
+    labels: IntArray
+    clients: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: IntArray) -> Examples:
+        """The examples at `rows` (m,), in that order."""
+        return Examples(
+            texts=tuple(self.texts[i] for i in rows),
+            labels=self.labels[rows],
+            clients=None if self.clients is None else tuple(self.clients[i] for i in rows),
+        )
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Training and test set over the same C classes, named by `label_names`."""
+
+    name: str
+    train: Examples
+    test: Examples
+    label_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """64 hex digits (SHA-256) over every text, label, client and label name, in order.
+
+        A run compares it on resuming. The data set's own name is left out: a file that only moved is the same data.
+        """
+        digest = hashlib.sha256(json.dumps(self.label_names).encode())
+        for part in (self.train, self.test):
+            digest.update(json.dumps([part.texts, part.labels.tolist(), part.clients]).encode())
+        return digest.hexdigest()

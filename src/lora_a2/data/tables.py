@@ -1,0 +1,209 @@
+"""Tables read with the `datasets` library: from files (CSV, TSV, JSON, Parquet, plain or gzipped) and from the hub."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_a2.errors import DataError
+
+# `datasets` and pandas take most of a second to import: every function imports what it needs, when it needs it.
+
+FORMATS: Mapping[str, str] = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+"""File ending → the `datasets` builder that reads it; each may be followed by .gz."""
+
+ENDINGS = ", ".join(FORMATS) + " (plain or .gz)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in memory; `source` says in error messages where it came from."""
+
+    source: str
+    dataset: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in order."""
+        return tuple(self.dataset.column_names)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column; a class number of a `ClassLabel` column is given as the class's name.
+
+        A missing value, or a class number that has no name (such as -1 for "not labelled"), is None.
+        """
+        values = list(self.dataset[name])
+        labels = getattr(self.dataset.features[name], "names", None)
+        if labels is None:
+            return values
+        return [labels[v] if isinstance(v, int) and 0 <= v < len(labels) else None for v in values]
+
+
+def split_ending(path: Path) -> tuple[str, str]:
+    """(stem, ending) such as ("train", ".csv") for train.csv.gz; the ending is "" where no reader knows it."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    stem, dot, ending = name.rpartition(".")
+    ending = (dot + ending).lower()
+    return (stem, ending) if ending in FORMATS else (name, "")
+
+
+def read_table(path: Path, source: str | None = None) -> Table:
+    """The table in a file. CSV and TSV values are strings as written: "007", "NA" and "null" stay what they are.
+
+    Nothing is cached: a file that has changed is read anew.
+
+    Raises:
+        DataError: no such file, an unknown ending, or contents that do not parse.
+    """
+    source = source or f"'{path}'"
+    ending = split_ending(path)[1]
+    if not ending:
+        raise DataError(f"{source} is not a file that can be read; give one that ends in {ENDINGS}.")
+    if not path.is_file():
+        raise DataError(f"There is no file {source}; check the path.")
+    with tempfile.TemporaryDirectory(prefix="lora-a2-") as folder:
+        try:
+            plain = _staged(path, Path(folder), ending)
+            options = _csv_options(plain, "\t" if ending == ".tsv" else ",") if FORMATS[ending] == "csv" else {}
+            return Table(source, _load_file(FORMATS[ending], plain, options))
+        except Exception as error:  # whatever a reader stumbles over, it is about the file
+            raise DataError(f"{source} cannot be read as {ending[1:].upper()}: {reason(error)}.") from error
+
+
+def read_hub(repo: str, config: str | None = None, revision: str | None = None) -> dict[str, Table]:
+    """Split name → table of a data set on the Hugging Face hub, or of its copy in the hub's own cache when offline.
+
+    Raises:
+        DataError: the hub cannot be reached, or has no such data set that `datasets` can load.
+    """
+    import datasets
+
+    name = f"{repo}:{config}" if config else repo
+    with quiet(), _offline_unless_reachable(repo):
+        try:
+            splits = datasets.load_dataset(repo, config, revision=revision)
+        except Exception as error:  # dozens of types over the versions, all of them: no data
+            raise DataError(
+                f"The data set '{name}' cannot be loaded from the Hugging Face hub ({reason(error)}); check the "
+                f"name (owner/name or owner/name:config) and the connection, or give the path of a local file or "
+                f"folder with --data."
+            ) from error
+    return {split: Table(f"'{name}' ({split} split)", table) for split, table in splits.items()}
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what `error` says, without a final full stop; of its cause where it only says "an error"."""
+    import datasets
+
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ")[:200] if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither progress bars nor log lines of `datasets` and the hub client: errors come as exceptions."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = not datasets.are_progress_bars_disabled()
+    if bars:
+        datasets.disable_progress_bars()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _staged(path: Path, folder: Path, ending: str) -> Path:
+    """The file, unpacked, under a name that `datasets` cannot mistake for a glob pattern or a hidden file."""
+    target = folder / f"table{ending}"
+    if path.name.lower().endswith(".gz"):
+        try:
+            with gzip.open(path) as packed, target.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError("it is not a complete gzip file") from error
+    else:
+        try:
+            os.symlink(path.resolve(), target)
+        except OSError:  # no right to make links, as on Windows
+            shutil.copyfile(path, target)
+    if target.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    return target
+
+
+def _csv_options(path: Path, separator: str) -> dict[str, Any]:
+    """Reader options under which every value stays the string that was written.
+
+    Raises:
+        ValueError: a column name occurs twice, there is no data row, or the first one does not fit the header.
+    """
+    import datasets
+    import pandas as pd
+
+    literal: dict[str, Any] = {"sep": separator, "keep_default_na": False, "na_filter": False, "encoding": "utf-8"}
+    # The header is read as data: pandas takes the first column for an index where rows have one value too many.
+    head = pd.read_csv(path, header=None, nrows=2, dtype=str, **literal).to_numpy().tolist()
+    names = [name or f"column {number}" for number, name in enumerate(head[0], start=1)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column name occurs twice in the header {names}")
+    if len(head) < 2:
+        raise ValueError("there is no row below the header")
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"features": features, "column_names": names, "header": 0, **literal}
+
+
+def _load_file(builder: str, path: Path, options: Mapping[str, Any]) -> Any:
+    import datasets
+
+    with quiet():
+        return datasets.load_dataset(
+            builder,
+            data_files={"train": str(path)},
+            split="train",
+            cache_dir=str(path.parent / "cache"),
+            keep_in_memory=True,  # the cache is gone when the caller reads the rows
+            **options,
+        )
+
+
+@contextmanager
+def _offline_unless_reachable(repo: str) -> Iterator[None]:
+    """Asks the hub once; if it cannot be reached, `datasets` goes straight to its cache.
+
+    Left alone it repeats every request for 23 seconds first.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = datasets.config.HF_HUB_OFFLINE
+    if not before:
+        try:
+            HfApi().dataset_info(repo, timeout=10)
+        except HfHubHTTPError:
+            pass  # it answered: what is wrong, `load_dataset` will say
+        except Exception:  # whatever the transport raises
+            datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before

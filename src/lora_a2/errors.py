@@ -1,0 +1,43 @@
+"""Every error that lora-a2 raises on purpose.
+
+    LoraA2Error
+     ├── ConfigError   an option or a configuration file is wrong
+     ├── DataError     the data set cannot be read or used
+     ├── ModelError    the model cannot be loaded or has nothing to adapt
+     ├── CodecError    bytes that are not a valid message
+     ├── ReplyError    a valid message that must not touch the server's state
+     └── RunError      a run directory that is damaged, taken or missing
+
+A message says what was given, what was expected and what to do. The command line prints it in one line and
+exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class LoraA2Error(Exception):
+    """Base of every error below; catch it to catch them all."""
+
+
+class ConfigError(LoraA2Error):
+    """An option or a configuration file is wrong."""
+
+
+class DataError(LoraA2Error):
+    """The data set cannot be read or used."""
+
+
+class ModelError(LoraA2Error):
+    """The model cannot be loaded or has nothing to adapt."""
+
+
+class CodecError(LoraA2Error):
+    """Bytes that are not a valid message of this federation."""
+
+
+class ReplyError(LoraA2Error):
+    """A well-formed upload that must not touch the server's state."""
+
+
+class RunError(LoraA2Error):
+    """A run directory that is damaged, already taken or missing."""

@@ -1,0 +1,299 @@
+"""From a configuration to a finished run directory, and back from a run directory to a model."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lora_a2.budgets import rank_budgets
+from lora_a2.cohorts import cohort_size
+from lora_a2.config import RunConfig, dump_config, load_config, make_config
+from lora_a2.data.labelled import LabelledData
+from lora_a2.data.sources import load_data, load_examples
+from lora_a2.errors import RunError
+from lora_a2.methods import get_method
+from lora_a2.model.defaults import default_head_scale, default_learning_rate
+from lora_a2.model.peft_io import save_adapter
+from lora_a2.model.precision import dtype_name
+from lora_a2.model.pretrained import Model, load_model
+from lora_a2.predict import load_predictor
+from lora_a2.randomness import generator
+from lora_a2.rounds import RoundRecord
+from lora_a2.runs import RunDirectory
+from lora_a2.simulate import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
+from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.types import FloatArray
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run comes to.
+
+    `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
+    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round.
+    """
+
+    accuracy: float
+    macro_f1: float
+    client_mean: float | None
+    client_worst_tenth: float | None
+    uploaded_parameters: int
+    uploaded_bytes: int
+    downloaded_parameters: int
+    downloaded_bytes: int
+    full_finetuning_parameters: int
+    reduction_percent: float
+    server_rounds: int
+    num_clients: int
+    seconds: float
+    peak_memory_bytes: int
+    method: str
+    output_dir: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """All that a configuration stands for, loaded."""
+
+    config: RunConfig
+    data: LabelledData
+    model: Model
+    clients: tuple[Client, ...]
+    plan: Plan
+
+
+def launch(config: RunConfig, observer: Observer) -> RunSummary:
+    """Runs a configuration from the start, in a new run directory.
+
+    Raises:
+        LoraA2Error: anything the user gave is wrong; nothing has been written then.
+    """
+    path = Path(config.output_dir) if config.output_dir else _fresh_directory(config)
+    RunDirectory.check_free(path)
+    setup = _set_up(config)
+    resolved = setup.config.model_copy(update={"output_dir": str(path)})
+    run = RunDirectory.create(path, dump_config(resolved), _environment(setup))
+    return _finish(run, setup, observer)
+
+
+def resume(run_dir: Path, observer: Observer) -> RunSummary:
+    """Continues a run after its last finished round; the result is that of a run never interrupted.
+
+    Raises:
+        RunError: no run directory, a damaged one, or the data are no longer what they were.
+    """
+    run = RunDirectory.open(run_dir)
+    environment = run.environment()
+    torch.set_num_threads(int(environment["threads"]))
+    setup = _set_up(_config_of(run))
+    if setup.data.fingerprint() != environment["data_sha256"]:
+        raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
+    return _finish(run, setup, observer)
+
+
+def evaluate_run(
+    run_dir: Path,
+    data: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    client_column: str | None = None,
+) -> Evaluation:
+    """A finished run's model on its own clients' test shares, or on other data with the same labels.
+
+    Raises:
+        RunError: the run is not finished or damaged.
+        DataError: the data cannot be read, or have labels that the model does not know.
+    """
+    run = RunDirectory.open(run_dir)
+    run.require_finished()
+    if data is None:
+        setup = _set_up(_config_of(run))
+        state = run.load_state(setup.model.layout)
+        assert state is not None, "a finished run has a checkpoint"
+        return evaluate_clients(setup.model.classifier, state.adapter, setup.clients)
+    predictor = load_predictor(run_dir)
+    examples = load_examples(
+        data,
+        predictor.label_names,
+        text_column=text_column,
+        label_column=label_column,
+        client_column=client_column,
+    )
+    rows = None
+    if examples.clients is not None:
+        names = np.array(examples.clients)
+        rows = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+    return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
+
+
+def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
+    """Trains the rounds that are missing, commits each, and writes the adapter."""
+    began = time.perf_counter()
+    with run.locked():
+        state = run.load_state(setup.model.layout) or setup.plan.start()
+        records = run.load_records(state.server_round)
+        run.cut_ledger(state.server_round)
+        earlier = sum(sum(record.seconds.values()) for record in records)
+        size = cohort_size(len(setup.clients), setup.plan.fraction_train)
+        observer.started(
+            output_dir=str(run.path),
+            num_clients=len(setup.clients),
+            cohort_size=size,
+            first_round=state.server_round + 1,
+            num_server_rounds=setup.plan.num_server_rounds,
+            full_finetuning_bytes_per_round=4 * setup.model.full_parameters * size,
+            method=setup.config.method,
+            model=setup.config.model,
+            data=setup.config.data,
+        )
+        for record in records:
+            observer.round_done(record)
+        for new, record in simulate(setup.model, setup.clients, setup.plan, state=state, observer=observer):
+            state = new
+            run.commit(state, record)
+            records.append(record)
+        save_adapter(run.adapter, setup.model, state.adapter)
+    return _summary(run, setup, records, earlier + time.perf_counter() - began)
+
+
+def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], seconds: float) -> RunSummary:
+    uploaded = sum(r.uploaded_parameters for r in records)
+    full = setup.model.full_parameters * sum(len(r.clients) for r in records)
+    metrics = records[-1].metrics
+    return RunSummary(
+        accuracy=metrics["accuracy"],
+        macro_f1=metrics["macro_f1"],
+        client_mean=metrics["client_mean"],
+        client_worst_tenth=metrics["client_worst_tenth"],
+        uploaded_parameters=uploaded,
+        uploaded_bytes=sum(r.uploaded_bytes for r in records),
+        downloaded_parameters=sum(r.downloaded_parameters for r in records),
+        downloaded_bytes=sum(r.downloaded_bytes for r in records),
+        full_finetuning_parameters=full,
+        reduction_percent=100 * (1 - uploaded / full),
+        server_rounds=len(records),
+        num_clients=len(setup.clients),
+        seconds=seconds,
+        peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        method=setup.config.method,
+        output_dir=str(run.path),
+    )
+
+
+def _config_of(run: RunDirectory) -> RunConfig:
+    return make_config(load_config(run.path / "config.toml"), {})
+
+
+def _fresh_directory(config: RunConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = Path(config.data).name.split(".")[0]
+    return Path("runs") / f"{name}-{config.method}-{stamp}"
+
+
+def _set_up(config: RunConfig) -> _Setup:
+    data = load_data(
+        config.data,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        client_column=config.client_column,
+        test_data=config.test_data,
+        test_fraction=config.test_fraction,
+        max_examples=config.max_examples,
+        seed=config.seed,
+        strip_newsgroups=config.strip_newsgroups,
+    )
+    method = get_method(config.method)
+    model = load_model(
+        config.model,
+        labels=data.label_names,
+        target_modules=config.target_modules,
+        head=config.head,
+        head_scale=config.head_scale or default_head_scale(config.model),
+        pooling=config.pooling,
+        dtype=config.dtype,
+        device=config.device,
+        max_length=config.max_length,
+        seed=config.seed,
+    )
+    clients = make_clients(
+        data,
+        model,
+        partitioner=config.partitioner,
+        num_clients=config.num_clients,
+        alpha=config.alpha,
+        min_client_examples=config.min_client_examples,
+        seed=config.seed,
+    )
+    config = config.model_copy(
+        update={
+            "num_clients": len(clients),
+            "head_scale": config.head_scale or default_head_scale(config.model),
+            "pooling": model.classifier.pooling,
+            "dtype": dtype_name(model.classifier.dtype),
+            "device": str(model.classifier.device),
+            "learning_rate": config.learning_rate or default_learning_rate(config.model, config.method),
+            "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
+            "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
+        }
+    )
+    return _Setup(config, data, model, clients, _plan(config, model, clients))
+
+
+def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
+    """One client at a time on a CPU, where more gain nothing; the whole cohort on a GPU."""
+    return 1 if model.classifier.device.type == "cpu" else cohort_size(num_clients, fraction_train)
+
+
+def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
+    budgets = rank_budgets(config.rank_budget, len(clients), config.r, generator(config.seed, "rank-budget"))
+    assert config.learning_rate is not None, "the configuration is resolved"
+    assert config.cohort_size is not None, "the configuration is resolved"
+    return make_plan(
+        model,
+        clients,
+        config.method,
+        num_server_rounds=config.num_server_rounds,
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        learning_rate_ratio=config.learning_rate_ratio,
+        weight_decay=config.weight_decay,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        rank_budget=budgets,
+        fraction_train=config.fraction_train,
+        wire_dtype=config.wire_dtype,
+        eval_every=config.eval_every,
+        cohort_size=config.cohort_size,
+        seed=config.seed,
+    )
+
+
+def _environment(setup: _Setup) -> dict[str, Any]:
+    packages = ("lora-a2", "torch", "transformers", "datasets", "numpy", "safetensors")
+    return {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": str(setup.model.classifier.device),
+        "dtype": dtype_name(setup.model.classifier.dtype),
+        "data_sha256": setup.data.fingerprint(),
+        "model": setup.model.name,
+        "layout": setup.model.layout.digest.hex(),
+    }

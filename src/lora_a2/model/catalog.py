@@ -1,0 +1,166 @@
+"""Model configurations by name, a few of them built in so that they need no network, and models without weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+
+from lora_a2.errors import ModelError
+
+_CONNECT_SECONDS = 3.0
+
+_BERT: dict[str, Any] = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
+_ROBERTA: dict[str, Any] = {
+    "model_type": "roberta",
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "roberta-base": _ROBERTA,
+    "roberta-large": _ROBERTA
+    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "bert-base-uncased": _BERT,
+    "distilbert-base-uncased": {"model_type": "distilbert", "vocab_size": 30522},
+    "all-MiniLM-L6-v2": _BERT | {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    "gpt2": {"model_type": "gpt2"},
+    "Llama-3.2-1B": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": True,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+}
+"""Name → what differs from the defaults of its Transformers configuration class, with `model_type`."""
+
+ALIASES: dict[str, str] = {
+    "FacebookAI/roberta-base": "roberta-base",
+    "FacebookAI/roberta-large": "roberta-large",
+    "google-bert/bert-base-uncased": "bert-base-uncased",
+    "bert-base": "bert-base-uncased",
+    "distilbert/distilbert-base-uncased": "distilbert-base-uncased",
+    "distilbert-base": "distilbert-base-uncased",
+    "sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2",
+    "openai-community/gpt2": "gpt2",
+    "meta-llama/Llama-3.2-1B": "Llama-3.2-1B",
+}
+"""Other names of built-in models."""
+
+
+def model_config(name: str) -> PretrainedConfig:
+    """The configuration called `name`: built in, else a local folder with a config.json, else from the model hub.
+
+    Raises:
+        ModelError: there is none, or the hub cannot be reached; the message names the nearest built-in model.
+    """
+    built_in = BUILT_IN.get(ALIASES.get(name, name))
+    if built_in is not None:
+        return AutoConfig.for_model(**built_in)
+    if Path(name).is_dir():
+        return _loaded(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"Model {name!r}: there is no such folder.")
+    try:
+        return _loaded(name, local_files_only=True)  # the hub's cache on this machine
+    except ModelError:
+        _require_hub(name)
+    return _loaded(name)
+
+
+def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.Module:
+    """The model of `config` without a head, on the meta device: names and shapes, no weights, no memory.
+
+    `pooling` keeps the pooling layer of models that have an optional one (BERT, RoBERTa).
+
+    Raises:
+        ModelError: Transformers has no such model or refuses the configuration.
+    """
+    options: dict[str, Any] = {}
+    if not pooling and _has_optional_pooling(config):
+        options["add_pooling_layer"] = False
+    try:
+        with torch.device("meta"):
+            backbone: torch.nn.Module = AutoModel.from_config(config, **options)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, ImportError) as error:
+        raise ModelError(f"Transformers cannot build a {config.model_type!r} model: {_first_line(error)}") from error
+    return backbone
+
+
+def full_parameters(config: PretrainedConfig) -> int:
+    """Number of weights that full fine-tuning sends a client and round: the backbone with its pooling layer.
+
+    RoBERTa-base has 124,645,632, the paper's 124.6M.
+    """
+    return sum(weight.numel() for weight in meta_backbone(config, pooling=True).parameters())
+
+
+def _has_optional_pooling(config: PretrainedConfig) -> bool:
+    model_class = MODEL_MAPPING.get(type(config), None)
+    return inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
+
+
+def _loaded(name: str, **options: Any) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"Model {name!r}: no usable config.json: {_first_line(error)} {_nearest(name)}") from error
+    return config
+
+
+def _require_hub(name: str) -> None:
+    """Fails within seconds where the hub is out of reach; its client would retry for half a minute."""
+    if hub.HF_HUB_OFFLINE:
+        raise ModelError(
+            f"Model {name!r} is neither built in nor in the cache, and HF_HUB_OFFLINE is set. {_nearest(name)}"
+        )
+    url = urllib.parse.urlsplit(hub.ENDPOINT)
+    if url.hostname is None or url.scheme in urllib.request.getproxies():
+        return  # a proxy may reach what this machine cannot
+    try:
+        socket.create_connection((url.hostname, url.port or 443), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ModelError(
+            f"Model {name!r} is neither built in, a folder, nor in the cache, and {hub.ENDPOINT} cannot be reached "
+            f"({error.strerror or error}). {_nearest(name)}"
+        ) from error
+
+
+def _nearest(name: str) -> str:
+    known = [*BUILT_IN, *ALIASES]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Built in: {', '.join(BUILT_IN)}."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

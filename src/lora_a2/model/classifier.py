@@ -1,0 +1,170 @@
+"""A frozen backbone with cohort LoRA layers, a pooling and a classification head: what is trained and evaluated.
+
+Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from lora_a2.errors import ModelError
+from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
+from lora_a2.model.packing import ATTENTION, PackedBatch, Pooling, pack, packed_attention, pooled
+from lora_a2.types import Adapter, FloatArray, ModuleShape
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+Head = Mapping[str, FloatArray]
+"""`weight` (C, H) and `bias` (C,)."""
+
+
+class Classifier:
+    """Owns `backbone` (its target linear layers are replaced) and keeps it frozen.
+
+    Args:
+        backbone: what `AutoModel` gives, in float32; on its device.
+        modules: the target modules.
+        pooling: how token vectors become a sentence vector.
+        head: the classification head.
+        dtype: of the frozen weights and the activations; adapters and optimizer state are float32.
+        pad_token_id: fills clients up to the longest of a cohort; never attended to.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        modules: Sequence[ModuleShape],
+        *,
+        pooling: Pooling,
+        head: Head,
+        dtype: torch.dtype = torch.float32,
+        pad_token_id: int = 0,
+    ) -> None:
+        self.backbone = backbone.requires_grad_(False)
+        self.backbone.train(False)
+        self.pooling = pooling
+        self.dtype = dtype
+        self.pad_token_id = pad_token_id
+        self.device = next(backbone.parameters()).device
+        self.position_offset = 0
+        self._check_packing()
+        self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
+        self._groups = [layer.group for layer in self.layers.values()]
+        self._loaded: Adapter | None = None
+        self._cast_rest()
+        self.load(None)
+        self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
+        self.load(None)
+        self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """C."""
+        return int(self.head["weight"].shape[0])
+
+    def _cast_rest(self) -> None:
+        masters = {id(p) for layer in self.layers.values() for p in layer.parameters()}
+        for tensor in [*self.backbone.parameters(), *self.backbone.buffers()]:
+            if id(tensor) not in masters and tensor.is_floating_point():
+                tensor.data = tensor.data.to(self.dtype)
+
+    def _check_packing(self) -> None:
+        """Finds where the backbone's positions start; BERT counts from 0, RoBERTa from padding_idx + 1.
+
+        Raises:
+            ModelError: packed and padded input do not agree for any start.
+        """
+        config = self.backbone.config
+        sentences = [np.arange(5, 12), np.arange(5, 9)]
+        padded = torch.full((2, 7), self.pad_token_id)
+        mask = torch.zeros(2, 7, dtype=torch.int64)
+        for i, s in enumerate(sentences):
+            padded[i, : len(s)], mask[i, : len(s)] = torch.from_numpy(s), 1
+        with torch.no_grad():
+            expected = self.backbone(padded.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+            expected = torch.cat([expected[i, : len(s)] for i, s in enumerate(sentences)])
+            config._attn_implementation = ATTENTION
+            padding_idx = getattr(config, "pad_token_id", None) or 0
+            for self.position_offset in (0, padding_idx + 1):
+                batch = self.pack([sentences])
+                got = self._hidden(batch)[0]
+                if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+                    return
+        raise ModelError(
+            f"{type(self.backbone).__name__} does not give the same result for packed and for padded input."
+        )
+
+    def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> PackedBatch:
+        """Token ids of each client's sentences → a batch on this classifier's device."""
+        return pack(
+            cohort,
+            pooling=self.pooling,
+            pad_token_id=self.pad_token_id,
+            position_offset=self.position_offset,
+            device=self.device,
+        )
+
+    def load(self, adapter: Adapter | None) -> None:
+        """Merges an adapter's B·A into the frozen weights (None: the plain base); nothing to do if it is there already.
+
+        The sum is formed in float32 and rounded once to the compute dtype.
+        """
+        if adapter is self._loaded and self._loaded is not None:
+            return
+        deltas: dict[int, Tensor] = {}
+        for name, layer in self.layers.items():
+            if adapter is not None and adapter.factors[name].B.any():
+                f = adapter.factors[name]
+                b, a = (torch.from_numpy(np.ascontiguousarray(v)).to(self.device) for v in (f.B, f.A))
+                deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
+        for group in self._groups:
+            group.load([deltas.get(id(member)) for member in group.members], self.dtype)
+        self._loaded = adapter
+
+    @contextmanager
+    def slots(self, slots: Mapping[str, Slot]) -> Iterator[None]:
+        """What the clients of a forward pass add to the merged weights, module by module; gone afterwards."""
+        for name, slot in slots.items():
+            self.layers[name].slot = slot
+        try:
+            yield
+        finally:
+            for name in slots:
+                self.layers[name].slot = None
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        hidden: Tensor = self.backbone(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch
+        ).last_hidden_state
+        return hidden
+
+    def encode(self, batch: PackedBatch) -> Tensor:
+        """Sentence vectors (N, H) float32, in the order of `batch.sentences`."""
+        return pooled(self._hidden(batch), batch)
+
+    def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""
+        head = self.head if head is None else head
+        return torch.nn.functional.linear(vectors, head["weight"], head["bias"])
+
+    @torch.no_grad()
+    def predict(self, adapter: Adapter | None, sentences: Sequence[np.ndarray], batch_size: int = 64) -> FloatArray:
+        """Logits (n, C) float32 of the merged model for n tokenised sentences, in their order."""
+        self.load(adapter)
+        head = None
+        if adapter is not None and adapter.head:
+            head = {name: torch.tensor(v, device=self.device) for name, v in adapter.head.items()}
+        logits = np.empty((len(sentences), self.num_labels), np.float32)
+        order = np.argsort([len(s) for s in sentences], kind="stable")
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.pack([[sentences[i] for i in chosen]])
+            values = self.logits(self.encode(batch), head).cpu().numpy()
+            logits[chosen[batch.sentences.cpu().numpy()]] = values
+        return logits

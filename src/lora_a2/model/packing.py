@@ -1,0 +1,266 @@
+"""Packed batches: sentences lie end to end, without padding, and attention sees each one alone.
+
+Shapes: K clients, T tokens a client (the longest of the cohort; shorter clients are filled up), N sentences, L the
+longest sentence of a group, h heads, d a head's width. Rows of a batch are numbered 0 … K·T − 1, client by client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Pooling = Literal["mean", "cls", "last"]
+ATTENTION = "lora_a2_packed"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sentences of similar length: a rectangle of N × L places cut out of the packed rows.
+
+    Attributes:
+        rows: (N, L) int64, the packed row of each place; places past a sentence's end repeat its first row.
+        mask: (N, L) bool, the places that hold a token.
+    """
+
+    rows: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """The sentences of K clients' batches, ready for one forward pass.
+
+    Attributes:
+        input_ids, position_ids: (1, K·T) int64.
+        groups: every sentence once, longest first.
+        places: (K·T,) int64, for each packed row its place in the groups' rectangles laid end to end.
+        filler: the packed rows that only fill a client up; they hold place 0, and are kept at zero in every gather, so
+            that no gradient passes through them. None where there are none.
+        pool: per group (N, 1, L) float32, the weights that make a sentence's vector of its tokens' vectors.
+        sentences: (N_total,) int64, position of each pooled row's sentence in the order given to `pack`.
+        clients: K.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    groups: tuple[Group, ...]
+    places: Tensor
+    filler: Tensor | None
+    pool: tuple[Tensor, ...]
+    sentences: Tensor
+    clients: int
+
+
+def pack(
+    cohort: Sequence[Sequence[np.ndarray]],
+    *,
+    pooling: Pooling,
+    pad_token_id: int = 0,
+    position_offset: int = 0,
+    device: torch.device | str = "cpu",
+) -> PackedBatch:
+    """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
+    totals = [sum(len(s) for s in sentences) for sentences in cohort]
+    width = max(totals)
+    ids = np.full((len(cohort), width), pad_token_id, np.int64)
+    positions = np.full((len(cohort), width), position_offset, np.int64)
+    starts, lengths = [], []
+    for k, sentences in enumerate(cohort):
+        sizes = np.array([len(s) for s in sentences])
+        ends = np.cumsum(sizes)
+        ids[k, : totals[k]] = np.concatenate(sentences)
+        positions[k, : totals[k]] = position_offset + np.arange(totals[k]) - np.repeat(ends - sizes, sizes)
+        starts.append(k * width + ends - sizes)
+        lengths.append(sizes)
+    start, length = np.concatenate(starts), np.concatenate(lengths)
+    order = np.argsort(-length, kind="stable")
+    filler = np.flatnonzero(np.arange(width) >= np.array(totals)[:, None])
+    places = np.zeros(len(cohort) * width, np.int64)
+    groups, pool, offset = [], [], 0
+    for members in _split(order, length):
+        rows, mask = _rectangle(start[members], length[members])
+        places[rows[mask]] = offset + np.flatnonzero(mask)
+        offset += mask.size
+        groups.append(Group(torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)))
+        pool.append(torch.from_numpy(_pool_weights(mask, length[members], pooling)).to(device))
+    return PackedBatch(
+        input_ids=torch.from_numpy(ids).view(1, -1).to(device),
+        position_ids=torch.from_numpy(positions).view(1, -1).to(device),
+        groups=tuple(groups),
+        places=torch.from_numpy(places).to(device),
+        filler=torch.from_numpy(filler).to(device) if len(filler) else None,
+        pool=tuple(pool),
+        sentences=torch.from_numpy(order).to(device),
+        clients=len(cohort),
+    )
+
+
+def _split(order: np.ndarray, length: np.ndarray) -> list[np.ndarray]:
+    """Cuts the sentences, longest first, in two where the rectangles then hold a third less than in one."""
+    sizes = length[order]
+    whole = len(order) * int(sizes[0])
+    cuts = np.arange(1, len(order))
+    if not len(cuts):
+        return [order]
+    areas = cuts * sizes[0] + (len(order) - cuts) * sizes[cuts]
+    best = int(np.argmin(areas))
+    if areas[best] > 0.67 * whole:
+        return [order]
+    return [order[: cuts[best]], order[cuts[best] :]]
+
+
+def _rectangle(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    along = np.arange(int(length.max()))
+    mask = along < length[:, None]
+    return start[:, None] + np.where(mask, along, 0), mask
+
+
+def _pool_weights(mask: np.ndarray, length: np.ndarray, pooling: Pooling) -> np.ndarray:
+    weights = np.zeros((mask.shape[0], 1, mask.shape[1]), np.float32)
+    if pooling == "mean":
+        weights[:, 0] = mask / length[:, None]
+    else:
+        weights[np.arange(len(length)), 0, 0 if pooling == "cls" else length - 1] = 1
+    return weights
+
+
+class _Take(torch.autograd.Function):
+    """The groups' rectangles cut out of packed rows; the backward puts them back, and is again rows by index."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, batch: PackedBatch) -> Tensor:
+        ctx.batch = batch
+        return rows.index_select(0, torch.cat([g.rows.reshape(-1) for g in batch.groups]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _put_back(grad, ctx.batch.places, ctx.batch.filler), None
+
+
+def _put_back(places: Tensor, back: Tensor, filler: Tensor | None) -> Tensor:
+    """Packed rows (…, width) from places of rectangles; rows that only fill a client up are zero."""
+    rows = places.index_select(0, back)
+    return rows if filler is None else rows.index_fill_(0, filler, 0)
+
+
+def pooled(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """Sentence vectors (N_total, width) float32, in the order of `batch.sentences`, of hidden states (1, K·T, width)."""
+    taken: Tensor = _Take.apply(hidden[0], batch).float()  # type: ignore[no-untyped-call]
+    vectors, offset = [], 0
+    for group, weights in zip(batch.groups, batch.pool, strict=True):
+        n, longest = group.rows.shape
+        block = taken[offset : offset + n * longest].view(n, longest, -1)
+        vectors.append(torch.bmm(weights, block)[:, 0])
+        offset += n * longest
+    return torch.cat(vectors)
+
+
+class _PackedAttention(torch.autograd.Function):
+    """softmax(q kᵀ · scaling) v for every sentence alone, on packed rows; q, k, v (K·T, h, d).
+
+    Written out, forward and backward, so that padding lives only in the small score matrices, and so that each gather's
+    gradient is another gather rather than a scatter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, scaling: float, causal: bool) -> Tensor:
+        heads, width = q.shape[1:]
+        rows_q, rows_k, rows_v = (t.reshape(-1, width) for t in (q, k, v))
+        saved: list[Tensor] = []
+        outputs = []
+        for group in batch.groups:
+            index = _head_rows(group.rows, heads)
+            gq, gk, gv = (
+                t.index_select(0, index).view(-1, group.rows.shape[1], width) for t in (rows_q, rows_k, rows_v)
+            )
+            probs = _probabilities(gq, gk, group, heads, scaling, causal)
+            outputs.append(torch.bmm(probs, gv).view(-1, width))
+            saved += [index, gq, gk, gv, probs]
+        back = _head_places(batch, heads)
+        filler = None if batch.filler is None else _head_rows(batch.filler[:, None], heads)
+        ctx.save_for_backward(back, *saved)
+        ctx.scaling, ctx.shape, ctx.filler = scaling, q.shape, filler
+        return _put_back(torch.cat(outputs), back, filler).view(q.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        back, *saved = ctx.saved_tensors
+        shape = ctx.shape
+        rows = grad.reshape(-1, shape[-1])
+        parts: tuple[list[Tensor], ...] = ([], [], [])
+        for i in range(0, len(saved), 5):
+            index, gq, gk, gv, probs = saved[i : i + 5]
+            g = rows.index_select(0, index).view(gq.shape)
+            gp = torch.bmm(g, gv.transpose(1, 2))
+            scores = torch._softmax_backward_data(gp, probs, -1, probs.dtype).mul_(ctx.scaling)
+            for part, value in zip(
+                parts,
+                (torch.bmm(scores, gk), torch.bmm(scores.transpose(1, 2), gq), torch.bmm(probs.transpose(1, 2), g)),
+                strict=True,
+            ):
+                part.append(value.view(-1, shape[-1]))
+        dq, dk, dv = (_put_back(torch.cat(p), back, ctx.filler).view(shape) for p in parts)
+        return dq, dk, dv, None, None, None
+
+
+def _head_rows(rows: Tensor, heads: int) -> Tensor:
+    """(N, L) packed rows → (N·h·L,) rows of the (K·T·h, d) view."""
+    return (rows[:, None, :] * heads + torch.arange(heads, device=rows.device)[:, None]).reshape(-1)
+
+
+def _head_places(batch: PackedBatch, heads: int) -> Tensor:
+    """For each row of the (K·T·h, d) view its place in the groups' (N, h, L) blocks laid end to end."""
+    places = torch.empty(batch.places.shape[0], heads, dtype=torch.int64, device=batch.places.device)
+    start = 0
+    arange = torch.arange(heads, device=places.device)
+    for group in batch.groups:
+        n, longest = group.rows.shape
+        inside = batch.places - start
+        sentence, position = inside // longest, inside % longest
+        here = (inside >= 0) & (inside < n * longest)
+        value = start * heads + (sentence[:, None] * heads + arange) * longest + position[:, None]
+        places = torch.where(here[:, None], value, places)
+        start += n * longest
+    return places.reshape(-1)
+
+
+def _probabilities(gq: Tensor, gk: Tensor, group: Group, heads: int, scaling: float, causal: bool) -> Tensor:
+    """Attention weights (N·h, L, L); rows past a sentence's end are zero, so that nothing flows back through them."""
+    n, longest = group.rows.shape
+    hidden = ~group.mask[:, None, :]
+    if causal:
+        future = torch.ones(longest, longest, dtype=torch.bool, device=gq.device).triu(1)
+        hidden = hidden | future
+    scores = torch.bmm(gq, gk.transpose(1, 2)).mul_(scaling).view(n, heads, longest, longest)
+    probs = torch.softmax(scores.masked_fill_(hidden[:, None], float("-inf")), -1)
+    probs.mul_(group.mask[:, None, :, None])
+    return probs.view(n * heads, longest, longest)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed: PackedBatch,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d)."""
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output: Tensor = _PackedAttention.apply(q, k, v, packed, scale, causal)  # type: ignore[no-untyped-call]
+    return output[None], None

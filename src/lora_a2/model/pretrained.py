@@ -1,0 +1,142 @@
+"""A model ready for a federation: backbone, tokenizer, head and adapter layout in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lora_a2.errors import ModelError
+from lora_a2.model.backbone import load_backbone
+from lora_a2.model.catalog import full_parameters
+from lora_a2.model.classifier import Classifier
+from lora_a2.model.packing import Pooling
+from lora_a2.model.precision import pick_device, pick_dtype
+from lora_a2.model.targets import find_target_modules
+from lora_a2.randomness import generator
+from lora_a2.types import FloatArray, Layout
+
+HEAD_SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every participant loads before the first round.
+
+    Attributes:
+        name: a hub id or a folder, from which the backbone can be loaded again.
+        classifier: the frozen model with its LoRA layers.
+        tokenizer: the backbone's.
+        layout: modules of the adapter, and the head's tensors where it is trained.
+        label_names: C class names.
+        max_length: tokens after which a text is cut.
+        full_parameters: weights of the whole model, what full fine-tuning would send.
+    """
+
+    name: str
+    classifier: Classifier
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    label_names: tuple[str, ...]
+    max_length: int
+    full_parameters: int
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
+        if not texts:
+            return ()
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        return tuple(np.asarray(ids or [self.classifier.pad_token_id], np.int64) for ids in encoded["input_ids"])
+
+
+def random_head(num_labels: int, width: int, scale: float, seed: int) -> dict[str, FloatArray]:
+    """The seeded head: weight (C, H) Gaussian with standard deviation scale / √H, bias (C,) zero."""
+    weight = generator(seed, "head").standard_normal((num_labels, width), np.float32)
+    return {"weight": weight * np.float32(scale / np.sqrt(width)), "bias": np.zeros(num_labels, np.float32)}
+
+
+def load_model(
+    name: str = "all-MiniLM-L6-v2",
+    *,
+    labels: Sequence[str],
+    target_modules: str | Sequence[str] | None = None,
+    head: str = "frozen",
+    head_scale: float | None = None,
+    head_values: dict[str, FloatArray] | None = None,
+    pooling: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    max_length: int = 128,
+    seed: int = 0,
+) -> Model:
+    """Loads a backbone and puts LoRA layers and a head on it.
+
+    Args:
+        name: "all-MiniLM-L6-v2" (embedded), a local folder or a hub id.
+        labels: the class names.
+        target_modules: as in PEFT; None: all linear layers of the transformer blocks.
+        head: "frozen" keeps the seeded head for ever (as the paper does), "trained" lets clients train it too.
+        head_scale: standard deviation of the head's weights times √H; None: the default.
+        head_values: a head to use instead of the seeded one.
+        pooling: "mean", "cls", "last", or "auto": the model's usual one.
+        dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
+        device: "cpu", "cuda", "cuda:1", … or "auto".
+        max_length: tokens after which a text is cut.
+        seed: of the head.
+
+    Raises:
+        ModelError: no such model, or no module matches `target_modules`.
+    """
+    backbone = load_backbone(name)
+    modules = find_target_modules(backbone.module, target_modules)
+    config = backbone.module.config
+    values = head_values or random_head(
+        len(labels), int(config.hidden_size), HEAD_SCALE if head_scale is None else head_scale, seed
+    )
+    if values["weight"].shape != (len(labels), config.hidden_size):
+        raise ModelError(
+            f"The head is {values['weight'].shape}; expected {(len(labels), config.hidden_size)} for this model."
+        )
+    where = pick_device(device)
+    chosen = backbone.pooling if pooling == "auto" else pooling
+    classifier = Classifier(
+        backbone.module.to(where),  # type: ignore[arg-type]
+        modules,
+        pooling=_pooling(chosen),
+        head=values,
+        dtype=pick_dtype(dtype, where),
+        pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
+    )
+    trained = tuple((n, v.shape) for n, v in values.items()) if head == "trained" else ()
+    limit = getattr(config, "max_position_embeddings", None) or max_length
+    return Model(
+        name=backbone.name,
+        classifier=classifier,
+        tokenizer=backbone.tokenizer,
+        layout=Layout(modules, trained),
+        label_names=tuple(labels),
+        max_length=min(max_length, limit - classifier.position_offset),
+        full_parameters=full_parameters(config),
+    )
+
+
+def _pooling(name: str) -> Pooling:
+    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "last": "last"}
+    if name not in known:
+        raise ModelError(f"Unknown pooling {name!r}: choose one of auto, {', '.join(known)}.")
+    return known[name]
+
+
+def layout_head(model: Model) -> dict[str, FloatArray]:
+    """The start of a trained head, empty where the head is frozen."""
+    if not model.layout.head:
+        return {}
+    return {name: value.cpu().numpy().copy() for name, value in model.classifier.head.items()}
+
+
+def thread_count() -> int:
+    """Threads that PyTorch computes with; part of what makes a run repeatable byte for byte."""
+    return torch.get_num_threads()

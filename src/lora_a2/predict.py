@@ -1,0 +1,53 @@
+"""A fine-tuned classifier, read back from a run directory or an adapter folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lora_a2.model.peft_io import read_adapter
+from lora_a2.model.pretrained import load_model
+from lora_a2.runs import RunDirectory
+from lora_a2.types import FloatArray
+
+
+class Predictor:
+    """A fine-tuned classifier read from an adapter folder, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        saved = read_adapter(folder)
+        self.label_names = saved.label_names
+        self._model = load_model(
+            saved.model,
+            labels=saved.label_names,
+            target_modules=list(saved.adapter.factors),
+            head_values=saved.head,
+            pooling=saved.pooling,
+            dtype="float32",
+            max_length=saved.max_length,
+        )
+        self._adapter = saved.adapter
+
+    def logits(self, texts: Sequence[str]) -> FloatArray:
+        """(n, C) float32."""
+        return self._model.classifier.predict(self._adapter, self._model.tokenize(texts))
+
+    def predict(self, texts: Sequence[str]) -> FloatArray:
+        """Probabilities (n, C) float32 of the labels in `label_names`."""
+        probabilities: FloatArray = torch.softmax(torch.from_numpy(self.logits(texts)), 1).numpy()
+        return probabilities
+
+
+def load_predictor(run_dir: Path) -> Predictor:
+    """The classifier of a finished run directory, or of an adapter folder.
+
+    Raises:
+        RunError: neither, or damaged.
+    """
+    if (run_dir / "adapter_config.json").is_file():
+        return Predictor(run_dir)
+    run = RunDirectory.open(run_dir)
+    run.require_finished()
+    return Predictor(run.adapter)

@@ -1,0 +1,216 @@
+"""The run directory: configuration, environment, ledger and checkpoints; written so that a kill loses one round at most.
+
+    config.toml       the resolved configuration; enough to run it again
+    environment.json  versions, machine, fingerprints of data and model
+    rounds.jsonl      a line a round
+    checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
+    adapter/          the result, once the run is complete
+
+A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
+holds at least the committed rounds; what it holds beyond them is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from lora_a2.errors import RunError
+from lora_a2.files import write_atomic
+from lora_a2.rounds import RoundRecord
+from lora_a2.types import Adapter, Factors, FloatArray, Layout, ServerState
+
+
+class RunDirectory:
+    """A run's directory at `path`; see the module's docstring for what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / "rounds.jsonl"
+        self.checkpoint = path / "checkpoint"
+        self.adapter = path / "adapter"
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuses a path where something is already.
+
+        Raises:
+            RunError: there is.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            kind = "another run" if (path / "config.toml").exists() else "something else"
+            raise RunError(
+                f"Output directory {path} already holds {kind}: choose another --output-dir"
+                + (f", or continue that run with 'lora-a2 resume {path}'." if kind == "another run" else ".")
+            )
+
+    @classmethod
+    def create(cls, path: Path, config: str, environment: Mapping[str, Any]) -> RunDirectory:
+        """A new directory with its configuration and environment.
+
+        Raises:
+            RunError: something is there already, or it cannot be written.
+        """
+        cls.check_free(path)
+        run = cls(path)
+        try:
+            run.checkpoint.mkdir(parents=True)
+            write_atomic(path / "environment.json", _json(environment))
+            write_atomic(path / "config.toml", config.encode())
+        except OSError as error:
+            raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run directory.
+
+        Raises:
+            RunError: there is none at `path`.
+        """
+        for name in ("config.toml", "environment.json"):
+            if not (path / name).is_file():
+                what = "is not a run directory" if path.is_dir() else "does not exist"
+                raise RunError(f"{path} {what}: expected {path / name}.")
+        return cls(path)
+
+    def require_finished(self) -> None:
+        """Refuses a run that has no adapter yet.
+
+        Raises:
+            RunError: it has none.
+        """
+        if not (self.adapter / "adapter_config.json").is_file():
+            raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return _read_json(self.path / "environment.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from writing to the same run.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        descriptor = os.open(self.path / "config.toml", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{self.path} is in use by another process: wait for it, or stop it.") from error
+        else:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def commit(self, state: ServerState, record: RoundRecord) -> None:
+        """Writes a finished round: the ledger's line, the tensors, then the state that makes them count."""
+        with self.ledger.open("ab") as file:
+            file.write(json.dumps(record.to_json()).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        data = save_tensors(state_tensors(state))
+        name = f"round-{state.server_round:05d}.safetensors"
+        write_atomic(self.checkpoint / name, data)
+        summary = {
+            "server_round": state.server_round,
+            "lora_alpha": state.adapter.lora_alpha,
+            "tensors": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        write_atomic(self.checkpoint / "state.json", _json(summary))
+        for other in self.checkpoint.iterdir():
+            if other.name not in (name, "state.json"):
+                other.unlink()
+
+    def load_state(self, layout: Layout) -> ServerState | None:
+        """The last committed state; None where no round was finished.
+
+        Raises:
+            RunError: the checkpoint is damaged or belongs to another model.
+        """
+        commit = self.checkpoint / "state.json"
+        if not commit.exists():
+            return None
+        summary = _read_json(commit)
+        try:
+            data = (self.checkpoint / summary["tensors"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != summary["sha256"]:
+                raise RunError(
+                    f"{self.checkpoint / summary['tensors']} is damaged: its sha256 is not the recorded one."
+                )
+            adapter = _adapter(load_tensors(data), layout, float(summary["lora_alpha"]))
+            return ServerState(int(summary["server_round"]), adapter)
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise RunError(f"The checkpoint in {self.checkpoint} is damaged: {error}.") from error
+
+    def load_records(self, server_round: int) -> list[RoundRecord]:
+        """The records of the first `server_round` rounds.
+
+        Raises:
+            RunError: the ledger is damaged.
+        """
+        lines = self.ledger.read_bytes().split(b"\n")[:server_round] if self.ledger.exists() else []
+        try:
+            records = [RoundRecord.from_json(json.loads(line)) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.ledger} is damaged: {error}.") from error
+        if [r.server_round for r in records] != list(range(1, server_round + 1)):
+            raise RunError(f"{self.ledger} is damaged: expected a line for each of the rounds 1 to {server_round}.")
+        return records
+
+    def cut_ledger(self, server_round: int) -> None:
+        """Drops what the ledger holds of rounds after `server_round`, a line broken off by a kill included."""
+        if self.ledger.exists():
+            lines = self.ledger.read_bytes().split(b"\n")[:server_round]
+            write_atomic(self.ledger, b"".join(line + b"\n" for line in lines))
+
+
+def state_tensors(state: ServerState) -> dict[str, FloatArray]:
+    """A state's arrays by name: `factors/MODULE/A`, `factors/MODULE/B`, `head/NAME`."""
+    tensors = {}
+    for name, f in state.adapter.factors.items():
+        tensors[f"factors/{name}/A"] = np.ascontiguousarray(f.A)
+        tensors[f"factors/{name}/B"] = np.ascontiguousarray(f.B)
+    for name, value in state.adapter.head.items():
+        tensors[f"head/{name}"] = np.ascontiguousarray(value)
+    return tensors
+
+
+def _adapter(tensors: Mapping[str, FloatArray], layout: Layout, lora_alpha: float) -> Adapter:
+    factors = {m.name: Factors(tensors[f"factors/{m.name}/A"], tensors[f"factors/{m.name}/B"]) for m in layout.modules}
+    ranks = {f.rank for f in factors.values()} | {f.B.shape[1] for f in factors.values()}
+    shapes = [(factors[m.name].A.shape[1], factors[m.name].B.shape[0]) for m in layout.modules]
+    if len(ranks) != 1 or shapes != [(m.d_in, m.d_out) for m in layout.modules]:
+        raise ValueError("its shapes are not those of the model")
+    return Adapter(factors, lora_alpha, {name: tensors[f"head/{name}"] for name, _ in layout.head})
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}.") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: expected a JSON object.")
+    return values

@@ -1,0 +1,231 @@
+"""The in-process driver: every client of a federation in one process, over the same codec as a deployment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from lora_a2.algebra import initial_adapter
+from lora_a2.codec import ValueType
+from lora_a2.cohorts import choose_cohort
+from lora_a2.data.labelled import LabelledData
+from lora_a2.data.partition import Partition, partition
+from lora_a2.method import Method
+from lora_a2.methods import get_method
+from lora_a2.model.classifier import Classifier
+from lora_a2.model.pretrained import Model, layout_head
+from lora_a2.randomness import generator
+from lora_a2.rounds import Federation, RoundRecord, client_round, server_round
+from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.training.local import TokenizedExamples, TrainingSettings
+from lora_a2.types import Adapter, ClientProfile, ServerState
+
+
+@dataclass(frozen=True)
+class Client:
+    """A simulated client: its name and its tokenised training and test examples (the latter may be none)."""
+
+    id: int
+    name: str
+    train: TokenizedExamples
+    test: TokenizedExamples
+
+
+class Observer:
+    """Hears of a run's progress; each method does nothing unless overridden."""
+
+    def started(
+        self,
+        *,
+        output_dir: str,
+        num_clients: int,
+        cohort_size: int,
+        first_round: int,
+        num_server_rounds: int,
+        full_finetuning_bytes_per_round: int,
+        method: str,
+        model: str,
+        data: str,
+    ) -> None:
+        """Once, before the first round of this process."""
+
+    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
+        """After each client, or chunk of clients, of a round."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """After each round; on resuming also for each round that was done before."""
+
+    def note(self, text: str) -> None:
+        """A line that the user should see."""
+
+
+def make_clients(
+    data: LabelledData,
+    model: Model,
+    *,
+    partitioner: str = "dirichlet",
+    num_clients: int | None = 10,
+    alpha: float = 0.5,
+    min_client_examples: int = 1,
+    seed: int = 0,
+) -> tuple[Client, ...]:
+    """Splits training and test set alike over the clients and tokenises them.
+
+    Raises:
+        ConfigError: a split that the data do not allow.
+    """
+    split = split_data(
+        data,
+        partitioner=partitioner,
+        num_clients=num_clients,
+        alpha=alpha,
+        min_client_examples=min_client_examples,
+        seed=seed,
+    )
+    train, test = (TokenizedExamples(model.tokenize(part.texts), part.labels) for part in (data.train, data.test))
+    return tuple(
+        Client(i, name, train.take(rows), test.take(test_rows))
+        for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
+    )
+
+
+def split_data(
+    data: LabelledData, *, partitioner: str, num_clients: int | None, alpha: float, min_client_examples: int, seed: int
+) -> Partition:
+    """The seeded split of a data set over clients, train and test alike."""
+    return partition(
+        partitioner,
+        data.train.labels,
+        data.test.labels,
+        num_clients,
+        generator(seed, "partition"),
+        alpha=alpha,
+        train_clients=data.train.clients,
+        test_clients=data.test.clients,
+        min_examples=min_client_examples,
+    )
+
+
+def make_profiles(
+    method: Method, clients: Sequence[Client], r: int, rank_budgets: Sequence[int]
+) -> tuple[ClientProfile, ...]:
+    """A profile for each client. With selection a client holds all r ranks and uploads within its budget; without,
+    it holds as many ranks as its budget."""
+    return tuple(
+        ClientProfile(c.id, r if method.select else budget, budget, len(c.train))
+        for c, budget in zip(clients, rank_budgets, strict=True)
+    )
+
+
+def evaluate_clients(classifier: Classifier, adapter: Adapter | None, clients: Sequence[Client]) -> Evaluation:
+    """The merged model on the clients' test shares."""
+    sentences = [s for c in clients for s in c.test.input_ids]
+    labels = np.concatenate([c.test.labels for c in clients])
+    ends = np.cumsum([len(c.test) for c in clients])
+    rows = {c.name: np.arange(end - len(c.test), end) for c, end in zip(clients, ends, strict=True)}
+    return evaluate(classifier.predict(adapter, sentences).argmax(1), labels, rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A federation together with who takes part and for how long."""
+
+    federation: Federation
+    profiles: tuple[ClientProfile, ...]
+    num_server_rounds: int
+    fraction_train: float = 1.0
+    eval_every: int = 1
+    cohort_size: int = 1
+
+    def start(self) -> ServerState:
+        """The state before round 1."""
+        return ServerState(0, self.federation.initial)
+
+
+def make_plan(
+    model: Model,
+    clients: Sequence[Client],
+    method: str | Method = "lora-a2",
+    *,
+    num_server_rounds: int = 10,
+    local_epochs: int = 2,
+    batch_size: int = 16,
+    learning_rate: float = 5e-4,
+    learning_rate_ratio: float | None = None,
+    weight_decay: float = 0.01,
+    r: int = 16,
+    lora_alpha: float = 16.0,
+    rank_budget: int | Sequence[int] = 2,
+    fraction_train: float = 1.0,
+    wire_dtype: ValueType = "fp32",
+    eval_every: int = 1,
+    cohort_size: int = 1,
+    seed: int = 0,
+) -> Plan:
+    """Everything a run needs besides the model and the clients' data; names as on the command line."""
+    chosen = get_method(method) if isinstance(method, str) else method
+    budgets = [rank_budget] * len(clients) if isinstance(rank_budget, int) else list(rank_budget)
+    profiles = make_profiles(chosen, clients, r, budgets)
+    rank = max(p.rank for p in profiles)
+    federation = Federation(
+        method=chosen,
+        layout=model.layout,
+        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
+        seed=seed,
+        local_epochs=local_epochs,
+        training=TrainingSettings(
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_ratio=chosen.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
+            weight_decay=weight_decay,
+        ),
+        wire_dtype=wire_dtype,
+    )
+    return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size)
+
+
+def simulate(
+    model: Model,
+    clients: Sequence[Client],
+    plan: Plan,
+    *,
+    state: ServerState | None = None,
+    observer: Observer | None = None,
+) -> Iterator[tuple[ServerState, RoundRecord]]:
+    """Runs the rounds after `state` (None: from the start) and yields state and record after each."""
+    observer = observer or Observer()
+    state = state or plan.start()
+    by_id = {client.id: client for client in clients}
+    while state.server_round < plan.num_server_rounds:
+        number = state.server_round + 1
+        cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
+        train = _local_training(model, plan, by_id, partial(observer.clients_done, number, cohort=len(cohort)))
+        state, record = server_round(plan.federation, state, cohort, train)
+        if number % plan.eval_every == 0 or number == plan.num_server_rounds:
+            began = time.perf_counter()
+            found = evaluate_clients(model.classifier, state.adapter, clients)
+            record = replace(
+                record,
+                metrics=found.to_json(),
+                seconds={**record.seconds, "evaluate": time.perf_counter() - began},
+            )
+        observer.round_done(record)
+        yield state, record
+
+
+def _local_training(
+    model: Model, plan: Plan, clients: dict[int, Client], done: Callable[[int], None]
+) -> Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterator[tuple[ClientProfile, bytes]]]:
+    def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
+        for start in range(0, len(downloads), plan.cohort_size):
+            chunk = downloads[start : start + plan.cohort_size]
+            members = [(profile, clients[profile.id].train) for profile, _ in chunk]
+            uploads = client_round(plan.federation, model.classifier, members, [data for _, data in chunk])
+            done(start + len(chunk))
+            yield from zip((profile for profile, _ in chunk), uploads, strict=True)
+
+    return train

@@ -1,0 +1,178 @@
+"""The trained values of a cohort in one flat buffer, and the tensors that a forward pass reads from it.
+
+Shapes: K clients, P trained values, A (K, R, d_in), Bᵀ (K, R, d_out) a module, where R is the most rank slices that any
+client of the cohort holds there; a client with fewer is filled up with zeros, whose gradients are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_a2.model.classifier import Classifier
+from lora_a2.model.lora import Slot
+from lora_a2.types import Adapter, Factor, Factors, FloatArray
+
+if TYPE_CHECKING:
+    from lora_a2.training.local import Task, TrainingSettings
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A stretch of the flat buffer: a trained factor of a module, or a tensor of the head."""
+
+    kind: str
+    name: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + int(np.prod(self.shape))
+
+    def view(self, flat: Tensor) -> Tensor:
+        """(K, *shape) of a flat (K, P) buffer."""
+        return flat[:, self.start : self.end].view(flat.shape[0], *self.shape)
+
+
+class CohortParameters:
+    """Puts each task's trained rank slices into a flat buffer and back: the selected ones where the start is merged,
+    else all of them, those that a mask leaves out at learning rate zero.
+
+    Trained rank slices are rows: A (R, d_in) as it is, B as Bᵀ (R, d_out).
+
+    Args:
+        tasks: K clients.
+        trainable: the factors trained.
+        merged: the common start lies in the frozen weights, and only the change is to be added to it.
+        classifier: for device and compute dtype.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], trainable: frozenset[Factor], merged: bool, classifier: Classifier
+    ) -> None:
+        self.tasks, self.trainable, self.dtype = tasks, trainable, classifier.dtype
+        device = classifier.device
+        self.merged = merged
+        self.indices = [_selected(task, compact=merged) for task in tasks]
+        ranks = {name: max(len(i[name]) for i in self.indices) for name in tasks[0].start.factors}
+        self.modules = [name for name, rank in ranks.items() if rank]
+        self.segments = self._segments(ranks)
+        size = self.segments[-1].end if self.segments else 0
+        values = np.zeros((len(tasks), size), np.float32)
+        for k, task in enumerate(tasks):
+            for s in self.segments:
+                value = self._start(k, task, s)
+                values[k, s.start : s.start + value.size] = value.ravel()
+        self.values = torch.from_numpy(values).to(device)
+        self.origin = self.values.clone() if merged else None
+        self.frozen = {
+            (factor, name): self._frozen(factor, name, ranks[name]).to(device, self.dtype)
+            for name in self.modules
+            for factor in ("A", "B")
+            if factor not in trainable
+        }
+        scaling = [task.start.scaling for task in tasks]
+        self.scaling = torch.tensor(scaling, device=device, dtype=self.dtype).view(-1, 1, 1)
+
+    def _segments(self, ranks: dict[str, int]) -> list[_Segment]:
+        start = self.tasks[0].start
+        shapes: list[tuple[str, str, tuple[int, ...]]] = [
+            (factor, name, (ranks[name], start.factors[name].slices(factor).shape[1]))
+            for factor in sorted(self.trainable)
+            for name in self.modules
+        ]
+        shapes += [("head", name, value.shape) for name, value in start.head.items()]
+        segments, offset = [], 0
+        for kind, name, shape in shapes:
+            segments.append(_Segment(kind, name, offset, shape))
+            offset = segments[-1].end
+        return segments
+
+    def _start(self, k: int, task: Task, s: _Segment) -> FloatArray:
+        if s.kind == "head":
+            return task.start.head[s.name]
+        factor: Factor = "A" if s.kind == "A" else "B"
+        rows: FloatArray = task.start.factors[s.name].slices(factor)[self.indices[k][s.name]]
+        return rows
+
+    def _frozen(self, factor: Factor, name: str, rank: int) -> Tensor:
+        rows = [t.start.factors[name].slices(factor)[i[name]] for t, i in zip(self.tasks, self.indices, strict=True)]
+        full = np.zeros((len(rows), rank, rows[0].shape[1]), np.float32)
+        for k, r in enumerate(rows):
+            full[k, : len(r)] = r
+        return torch.from_numpy(full)
+
+    def rates(self, settings: TrainingSettings) -> Tensor:
+        """Learning rate of each value, (1, P) float32, or (K, P) where it is zero for slices that a mask leaves out."""
+        held = not self.merged and any(task.mask is not None for task in self.tasks)
+        rates = np.full((len(self.tasks) if held else 1, self.values.shape[1]), settings.learning_rate, np.float32)
+        for s in self.segments:
+            block = rates[:, s.start : s.end]
+            if s.kind == "B":
+                block *= settings.learning_rate_ratio
+            if held and s.kind != "head":
+                for row, task in zip(block, self.tasks, strict=True):
+                    if task.mask is not None:
+                        keep = np.zeros(s.shape[0], bool)
+                        keep[: len(task.mask[s.name])] = task.mask[s.name]
+                        row *= np.repeat(keep, s.shape[1])
+        return torch.from_numpy(rates).to(self.values.device)
+
+    def leaves(self, active: int) -> tuple[dict[str, Slot], list[Tensor], dict[str, Tensor]]:
+        """For the first `active` clients: slots for the forward pass, the leaves to differentiate by, the heads.
+
+        The leaves come in the order that `flatten` takes gradients in.
+        """
+        values = self.values[:active]
+        change = values if self.origin is None else values - self.origin[:active]
+        compute = change.to(self.dtype) if self.dtype != change.dtype else change
+        found: dict[tuple[str, str], Tensor] = {}
+        leaves: list[Tensor] = []
+        for s in self.segments:
+            source = values if s.kind == "head" else compute
+            leaf = s.view(source).detach().requires_grad_()
+            leaves.append(leaf)
+            found[s.kind, s.name] = leaf
+        slots = {}
+        for name in self.modules:
+            a, b = (found[f, name] if f in self.trainable else self.frozen[f, name][:active] for f in ("A", "B"))
+            slots[name] = Slot(A=a, Bt=b, scaling=self.scaling[:active])
+        return slots, leaves, {s.name: found["head", s.name] for s in self.segments if s.kind == "head"}
+
+    def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Gradients of the leaves → (K', P) float32."""
+        return torch.cat([g.reshape(g.shape[0], -1).float() for g in gradients], 1)
+
+    def adapter(self, k: int) -> Adapter:
+        """Client k's adapter: its start with the trained rank slices and the head replaced."""
+        start = self.tasks[k].start
+        values = self.values[k : k + 1].cpu()
+        new: dict[tuple[str, str], np.ndarray] = {}
+        for s in self.segments:
+            rows = s.view(values)[0].numpy()
+            if s.kind == "head":
+                new["head", s.name] = rows.copy()
+                continue
+            factor: Factor = "A" if s.kind == "A" else "B"
+            index = self.indices[k][s.name]
+            slices = start.factors[s.name].slices(factor).copy()
+            slices[index] = rows[: len(index)]
+            new[factor, s.name] = slices if factor == "A" else np.ascontiguousarray(slices.T)
+        factors = {
+            name: Factors(A=new.get(("A", name), f.A), B=new.get(("B", name), f.B)) for name, f in start.factors.items()
+        }
+        return Adapter(factors, start.lora_alpha, {name: new["head", name] for name in start.head})
+
+
+def _selected(task: Task, compact: bool) -> dict[str, np.ndarray]:
+    """Module → indices of the rank slices in the buffer: the selected ones, or all where the others are needed too."""
+    rank = task.start.rank
+    if task.mask is None or not compact:
+        return {name: np.arange(rank) for name in task.start.factors}
+    return {name: np.flatnonzero(task.mask[name]) for name in task.start.factors}

@@ -1,0 +1,95 @@
+"""Slow, obvious twins: the reference trainer and the paper's equations, written without the engine.
+
+One client, padded batches, float32, plain autograd over the whole adapter, `torch.optim.AdamW`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_a2.types import Adapter, Factor, Factors, Mask
+
+
+class ReferenceClassifier(nn.Module):
+    """A backbone with W x + s·B A x written as W + s·B A, mean pooling over the attention mask, and a linear head."""
+
+    def __init__(self, backbone: nn.Module, names: Sequence[str], pooling: str, head: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self.names = list(names)
+        self.pooling = pooling
+        self.head = {k: torch.tensor(v) for k, v in head.items()}
+
+    def forward(
+        self, sentences: Sequence[np.ndarray], weights: dict[str, torch.Tensor], head: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        longest = max(len(s) for s in sentences)
+        ids = torch.zeros(len(sentences), longest, dtype=torch.int64)
+        pad = getattr(self.backbone.config, "pad_token_id", None) or 0
+        ids.fill_(pad)
+        mask = torch.zeros_like(ids)
+        for i, s in enumerate(sentences):
+            ids[i, : len(s)] = torch.from_numpy(s)
+            mask[i, : len(s)] = 1
+        changed = {}
+        for name, delta in weights.items():
+            layer = self.backbone.get_submodule(name)
+            changed[f"{name}.weight"] = layer.weight + (delta.T if isinstance(layer, Conv1D) else delta)
+        hidden = torch.func.functional_call(self.backbone, changed, (ids,), {"attention_mask": mask}).last_hidden_state
+        if self.pooling == "mean":
+            vectors = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        elif self.pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            vectors = hidden[torch.arange(len(sentences)), mask.sum(1) - 1]
+        use = self.head if head is None else head
+        return vectors @ use["weight"].T + use["bias"]
+
+
+def train_reference(
+    model: ReferenceClassifier,
+    start: Adapter,
+    sentences: Sequence[np.ndarray],
+    labels: np.ndarray,
+    orders: Sequence[np.ndarray],
+    trainable: frozenset[Factor],
+    mask: Mask | None,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    ratio: float,
+    weight_decay: float,
+) -> Adapter:
+    """Trains one client; after every step unselected slices are put back, which is what the paper's mask means."""
+    origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in ("A", "B")}
+    values = {key: v.clone().requires_grad_(key[1] in trainable) for key, v in origin.items()}
+    head = {n: torch.tensor(v).requires_grad_() for n, v in start.head.items()}
+    groups = [
+        {"params": [v for (_, f), v in values.items() if f == "A" and f in trainable], "lr": learning_rate},
+        {"params": [v for (_, f), v in values.items() if f == "B" and f in trainable], "lr": learning_rate * ratio},
+        {"params": list(head.values()), "lr": learning_rate},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=weight_decay)
+    for order in orders:
+        for i in range(0, len(order), batch_size):
+            rows = order[i : i + batch_size]
+            weights = {n: start.scaling * values[n, "B"] @ values[n, "A"] for n in start.factors}
+            logits = model([sentences[j] for j in rows], weights, head or None)
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if mask is not None:
+                with torch.no_grad():
+                    for (name, factor), value in values.items():
+                        keep = torch.from_numpy(mask[name])
+                        keep = keep[:, None] if factor == "A" else keep[None, :]
+                        value.copy_(torch.where(keep, value, origin[name, factor]))
+    factors = {n: Factors(A=values[n, "A"].detach().numpy(), B=values[n, "B"].detach().numpy()) for n in start.factors}
+    return Adapter(factors, start.lora_alpha, {n: v.detach().numpy() for n, v in head.items()})

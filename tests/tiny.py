@@ -1,0 +1,94 @@
+"""Small random models of real architectures, and small random data, for tests of the engine."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from lora_a2.algebra import initial_adapter
+from lora_a2.model.classifier import Classifier
+from lora_a2.model.packing import Pooling
+from lora_a2.model.pretrained import random_head
+from lora_a2.model.targets import find_target_modules
+from lora_a2.randomness import generator
+from lora_a2.training.local import TokenizedExamples
+from lora_a2.types import Adapter, Factors, Layout
+
+VOCABULARY = 50
+CONFIGS = {
+    "bert": BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    ),
+    "roberta": RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    ),
+    "distilbert": DistilBertConfig(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=24),
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    ),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=64),
+}
+POOLING: dict[str, Pooling] = {
+    "bert": "mean",
+    "roberta": "cls",
+    "distilbert": "mean",
+    "llama": "last",
+    "gpt2": "last",
+}
+
+
+def backbone(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random backbone; spread weights, so that differences show."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModel.from_config(copy.deepcopy(CONFIGS[family]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.eval()
+
+
+def classifier(
+    model: PreTrainedModel, family: str, num_labels: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[Classifier, Layout]:
+    """A classifier on all linear layers of `model`, which it takes over, and the layout without a head."""
+    modules = find_target_modules(model)
+    head = random_head(num_labels, int(model.config.hidden_size), 4.0, seed=0)
+    return Classifier(model, modules, pooling=POOLING[family], head=head, dtype=dtype), Layout(modules)
+
+
+def random_adapter(layout: Layout, rank: int, seed: int = 0, scale: float = 0.2) -> Adapter:
+    """An adapter whose B is not zero."""
+    start = initial_adapter(layout, rank, 16.0, generator(seed, "adapter"))
+    rng = generator(seed, "test-b")
+    factors = {
+        name: Factors(A=f.A, B=scale / rank * rng.standard_normal(f.B.shape, np.float32))
+        for name, f in start.factors.items()
+    }
+    return Adapter(factors, start.lora_alpha)
+
+
+def examples(count: int, num_labels: int = 3, seed: int = 0, longest: int = 12) -> TokenizedExamples:
+    """Random token ids and labels."""
+    rng = generator(seed, "test-examples")
+    ids = tuple(rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)) for _ in range(count))
+    return TokenizedExamples(ids, rng.integers(0, num_labels, count))
