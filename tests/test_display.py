@@ -93,6 +93,16 @@ def test_replayed_rounds_count_but_are_not_shown_and_set_no_pace() -> None:
     assert display.progress.accuracies == [0.1, 0.2, 0.3]
 
 
+@pytest.mark.parametrize(
+    ("first_round", "ending"), [(1, "a round"), (5, "continued at round 5"), (6, "finished already")]
+)
+def test_the_title_tells_where_a_run_continues(first_round: int, ending: str) -> None:
+    display = SilentDisplay()
+    start(display, first_round)
+    assert display.progress is not None
+    assert display.progress.title.endswith(ending)
+
+
 def test_live_display_on_a_terminal() -> None:
     console, clock = terminal(), Clock()
     with LiveDisplay(console, clock) as display:
@@ -169,4 +179,4 @@ def test_time_and_trend_for_people() -> None:
 
 
 def test_a_saving_is_never_rounded_up_to_all() -> None:
-    assert [saving(v) for v in (99.934, 99.9971, 99.99995, -3.0)] == ["99.93 %", "99.997 %", "99.99995 %", "-3.00 %"]
+    assert [saving(v) for v in (99.934, 99.9971, 99.99991, -3.0)] == ["99.93 %", "99.997 %", "99.9999 %", "-3.00 %"]

@@ -76,8 +76,7 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-def _full_name(value: Any) -> Any:
-    """Short names of number types, as accelerators' tools use them."""
+def _full_dtype(value: Any) -> Any:
     return {"fp32": "float32", "bf16": "bfloat16"}.get(value, value) if isinstance(value, str) else value
 
 
@@ -157,7 +156,7 @@ class RunConfig(BaseModel):
         None, "Model", "Scale of the frozen head; the model's own default where left out.", gt=0
     )
     pooling: Literal["auto", "mean", "cls", "last"] = _option("auto", "Model", "How token vectors become one.")
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_full_name)] = _option(
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_full_dtype)] = _option(
         "auto", "Model", "Number type of the model's computation (fp32 and bf16 mean the same)."
     )
     device: str = _option("auto", "Model", "auto, cpu, cuda, cuda:1 and so on.")
@@ -237,9 +236,8 @@ def make_config(file_values: Mapping[str, Any], flag_values: Mapping[str, Any]) 
     Raises:
         ConfigError: as `RunConfig`.
     """
-    values = {kebab(key): value for key, value in file_values.items()}
-    values |= {kebab(key): value for key, value in flag_values.items() if value is not None}
-    return RunConfig.model_validate(values)
+    given = {key: value for key, value in flag_values.items() if value is not None}
+    return RunConfig.model_validate({kebab(key): value for key, value in [*file_values.items(), *given.items()]})
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -296,6 +294,6 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    known = [kebab(name) for name in RunConfig.model_fields]
+    known = list(map(kebab, RunConfig.model_fields))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"Unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}.")

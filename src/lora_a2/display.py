@@ -61,9 +61,11 @@ class Display(Observer):
         """Begins the progress."""
         clients = f"{num_clients} clients" if cohort_size == num_clients else f"{cohort_size} of {num_clients} clients"
         title = f"{method}: {model} on {data}, {clients} a round"
+        if first_round > 1:
+            title += f", continued at round {first_round}" if first_round <= num_server_rounds else ", finished already"
         self.output_dir = output_dir
         self.progress = Progress(
-            title if first_round == 1 else f"{title}, continued at round {first_round}",
+            title,
             first_round,
             num_server_rounds,
             cohort_size,

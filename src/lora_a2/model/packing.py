@@ -16,6 +16,9 @@ from torch import Tensor
 
 Pooling = Literal["mean", "cls", "last"]
 ATTENTION = "lora_a2_packed"
+ROWS_MULTIPLE = 16
+"""Rows of a client are filled up to a multiple of this: matrix libraries prepare a kernel for each new shape, which costs
+more than a small product itself, so that few different shapes must do."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def pack(
 ) -> PackedBatch:
     """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
     totals = [sum(len(s) for s in sentences) for sentences in cohort]
-    width = max(totals)
+    width = -(-max(totals) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     ids = np.full((len(cohort), width), pad_token_id, np.int64)
     positions = np.full((len(cohort), width), position_offset, np.int64)
     starts, lengths = [], []

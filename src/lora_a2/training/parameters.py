@@ -1,7 +1,7 @@
 """The trained values of a cohort in one flat buffer, and the tensors that a forward pass reads from it.
 
 Shapes: K clients, P trained values, A (K, R, d_in), Bᵀ (K, R, d_out) a module, where R is the most rank slices that any
-client of the cohort holds there; a client with fewer is filled up with zeros, whose gradients are zero.
+client of the cohort holds there, rounded up; a client with fewer is filled up with zeros, whose gradients are zero.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from lora_a2.types import Adapter, Factor, Factors, FloatArray
 
 if TYPE_CHECKING:
     from lora_a2.training.local import Task, TrainingSettings
+
+
+RANK_MULTIPLE = 8
+"""Rank slices of a module are filled up to a multiple of this: few shapes for matrix libraries to prepare kernels for, and
+aligned rows on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class CohortParameters:
         device = classifier.device
         self.merged = merged
         self.indices = [_selected(task, compact=merged) for task in tasks]
-        ranks = {name: max(len(i[name]) for i in self.indices) for name in tasks[0].start.factors}
+        ranks = {name: _rounded(max(len(i[name]) for i in self.indices)) for name in tasks[0].start.factors}
         self.modules = [name for name, rank in ranks.items() if rank]
         self.segments = self._segments(ranks)
         size = self.segments[-1].end if self.segments else 0
@@ -168,6 +173,10 @@ class CohortParameters:
             name: Factors(A=new.get(("A", name), f.A), B=new.get(("B", name), f.B)) for name, f in start.factors.items()
         }
         return Adapter(factors, start.lora_alpha, {name: new["head", name] for name in start.head})
+
+
+def _rounded(rank: int) -> int:
+    return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
 
 
 def _selected(task: Task, compact: bool) -> dict[str, np.ndarray]:
