@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ReferenceClassifier, train_reference
-from tiny import CONFIGS, POOLING, backbone, classifier, examples, random_adapter
 
 from lora_a2.model.packing import pack
 from lora_a2.model.pretrained import random_head
 from lora_a2.randomness import generator
 from lora_a2.training.local import Task, TrainingSettings, epoch_orders, train_cohort
 from lora_a2.types import Adapter, Factor, Mask
+from reference import ReferenceClassifier, train_reference
+from tiny import CONFIGS, POOLING, backbone, classifier, examples, random_adapter
 
 SETTINGS = TrainingSettings(batch_size=4, learning_rate=2e-3, learning_rate_ratio=5.0, weight_decay=0.1)
 WAYS: list[frozenset[Factor]] = [frozenset({"A"}), frozenset({"B"}), frozenset({"A", "B"})]

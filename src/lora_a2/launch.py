@@ -32,7 +32,6 @@ from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
 from lora_a2.simulate import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
 from lora_a2.training.evaluate import Evaluation, evaluate
-from lora_a2.types import FloatArray
 
 
 @dataclass(frozen=True)
