@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails
 
 from lora_a2.budgets import DISTRIBUTIONS, RankBudget, budget_values, check_budgets, check_length, parse_budget
 from lora_a2.errors import ConfigError
-from lora_a2.methods import METHODS, get_method
+from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 
 Partitioner = Literal["iid", "dirichlet", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
@@ -162,7 +162,7 @@ class RunConfig(BaseModel):
     device: str = _option("auto", "Model", "auto, cpu, cuda, cuda:1 and so on.")
 
     method: Annotated[str, AfterValidator(_known_method)] = _option(
-        next(iter(METHODS)), "Method", f"The algorithm: {', '.join(METHODS)}."
+        DEFAULT_METHOD, "Method", f"The algorithm: {', '.join(METHODS)}."
     )
     r: Int = _option(16, "Method", "Rank of the server's adapter.", ge=1, le=65535)
     lora_alpha: Float = _option(16.0, "Method", "The adapter is scaled by lora-alpha / r.", gt=0)
@@ -190,7 +190,10 @@ class RunConfig(BaseModel):
 
     eval_every: Int = _option(1, "Run", "Evaluate after every so many rounds, and after the last.", ge=1)
     cohort_size: Int | None = _option(
-        None, "Run", "Clients trained at once; where left out, one on a CPU and all of the round on a GPU.", ge=1
+        None, "Run", "Clients in one forward pass; where left out, one on a CPU and all of the round on a GPU.", ge=1
+    )
+    num_workers: Int | None = _option(
+        None, "Run", "Forward passes side by side; one a core on a CPU where left out. Changes no result.", ge=1
     )
     output_dir: str | None = _option(
         None,

@@ -22,7 +22,7 @@ from lora_a2.data.labelled import LabelledData
 from lora_a2.data.sources import load_data, load_examples
 from lora_a2.errors import RunError
 from lora_a2.methods import get_method
-from lora_a2.model.defaults import default_head_scale, default_learning_rate
+from lora_a2.model.defaults import model_defaults
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
@@ -32,6 +32,7 @@ from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
 from lora_a2.simulate import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
 from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.training.pool import Pool, usual_workers
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,6 @@ def resume(run_dir: Path, observer: Observer) -> RunSummary:
     """
     run = RunDirectory.open(run_dir)
     environment = run.environment()
-    torch.set_num_threads(int(environment["threads"]))
     setup = _set_up(_config_of(run))
     if setup.data.fingerprint() != environment["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
@@ -122,8 +122,11 @@ def evaluate_run(
     if data is None:
         setup = _set_up(_config_of(run))
         state = run.load_state(setup.model.layout)
-        assert state is not None, "a finished run has a checkpoint"
-        return evaluate_clients(setup.model.classifier, state.adapter, setup.clients)
+        if state is None:
+            raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
+        classifier = setup.model.classifier
+        with Pool(classifier, setup.plan.num_workers or usual_workers(classifier.device)) as pool:
+            return evaluate_clients(pool, state.adapter, setup.clients)
     predictor = load_predictor(run_dir)
     examples = load_examples(
         data,
@@ -145,7 +148,7 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
     with run.locked():
         state = run.load_state(setup.model.layout) or setup.plan.start()
         records = run.load_records(state.server_round)
-        run.cut_ledger(state.server_round)
+        run.discard_uncommitted(state.server_round)
         earlier = sum(sum(record.seconds.values()) for record in records)
         size = cohort_size(len(setup.clients), setup.plan.fraction_train)
         observer.started(
@@ -215,13 +218,13 @@ def _set_up(config: RunConfig) -> _Setup:
         seed=config.seed,
         strip_newsgroups=config.strip_newsgroups,
     )
-    method = get_method(config.method)
+    method, defaults = get_method(config.method), model_defaults(config.model)
     model = load_model(
         config.model,
         labels=data.label_names,
         target_modules=config.target_modules,
         head=config.head,
-        head_scale=config.head_scale or default_head_scale(config.model),
+        head_scale=config.head_scale or defaults.head_scale,
         pooling=config.pooling,
         dtype=config.dtype,
         device=config.device,
@@ -240,11 +243,11 @@ def _set_up(config: RunConfig) -> _Setup:
     config = config.model_copy(
         update={
             "num_clients": len(clients),
-            "head_scale": config.head_scale or default_head_scale(config.model),
+            "head_scale": config.head_scale or defaults.head_scale,
             "pooling": model.classifier.pooling,
             "dtype": dtype_name(model.classifier.dtype),
             "device": str(model.classifier.device),
-            "learning_rate": config.learning_rate or default_learning_rate(config.model, config.method),
+            "learning_rate": config.learning_rate or defaults.learning_rate,
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
         }
@@ -278,6 +281,7 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
         wire_dtype=config.wire_dtype,
         eval_every=config.eval_every,
         cohort_size=config.cohort_size,
+        num_workers=config.num_workers,
         seed=config.seed,
     )
 
@@ -289,7 +293,6 @@ def _environment(setup: _Setup) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "device": str(setup.model.classifier.device),
         "dtype": dtype_name(setup.model.classifier.dtype),
         "data_sha256": setup.data.fingerprint(),

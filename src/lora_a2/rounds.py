@@ -184,7 +184,8 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
     if selected > allowed:
         raise ReplyError(f"Client {profile.id} sent {selected} rank slices; its budget allows {allowed}.")
     arrays = [f.get(x) for f in upload.update.factors.values() for x in upload.trainable]
-    if not all(np.isfinite(a).all() for a in [*arrays, *upload.update.head.values()]):
+    finite = all(np.isfinite(a).all() for a in [*arrays, *upload.update.head.values()])
+    if not (finite and np.isfinite(upload.train_loss)):
         raise ReplyError(f"Client {profile.id} sent values that are not finite.")
     return upload
 

@@ -43,12 +43,12 @@ class RunDirectory:
 
     @staticmethod
     def check_free(path: Path) -> None:
-        """Refuses a path where something is already.
+        """Refuses a path where something is already; what a kill inside `create` leaves behind is nothing.
 
         Raises:
             RunError: there is.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and _barely_begun(path)):
             kind = "another run" if (path / "config.toml").exists() else "something else"
             raise RunError(
                 f"Output directory {path} already holds {kind}: choose another --output-dir"
@@ -65,7 +65,7 @@ class RunDirectory:
         cls.check_free(path)
         run = cls(path)
         try:
-            run.checkpoint.mkdir(parents=True)
+            run.checkpoint.mkdir(parents=True, exist_ok=True)
             write_atomic(path / "environment.json", _json(environment))
             write_atomic(path / "config.toml", config.encode())
         except OSError as error:
@@ -95,12 +95,15 @@ class RunDirectory:
             raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
 
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` says.
+        """What `environment.json` says; `threads` and `data_sha256` are among it.
 
         Raises:
             RunError: it is damaged.
         """
-        return _read_json(self.path / "environment.json")
+        values = _read_json(self.path / "environment.json")
+        if not isinstance(values.get("threads"), int) or not isinstance(values.get("data_sha256"), str):
+            raise RunError(f"{self.path / 'environment.json'} is damaged: expected threads and data_sha256 in it.")
+        return values
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,7 +129,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         data = save_tensors(state_tensors(state))
-        name = f"round-{state.server_round:05d}.safetensors"
+        name = _tensor_file(state.server_round)
         write_atomic(self.checkpoint / name, data)
         summary = {
             "server_round": state.server_round,
@@ -135,9 +138,7 @@ class RunDirectory:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         write_atomic(self.checkpoint / "state.json", _json(summary))
-        for other in self.checkpoint.iterdir():
-            if other.name not in (name, "state.json"):
-                other.unlink()
+        self._drop_other_checkpoints(state.server_round)
 
     def load_state(self, layout: Layout) -> ServerState | None:
         """The last committed state; None where no round was finished.
@@ -175,11 +176,27 @@ class RunDirectory:
             raise RunError(f"{self.ledger} is damaged: expected a line for each of the rounds 1 to {server_round}.")
         return records
 
-    def cut_ledger(self, server_round: int) -> None:
-        """Drops what the ledger holds of rounds after `server_round`, a line broken off by a kill included."""
+    def discard_uncommitted(self, server_round: int) -> None:
+        """Drops what a kill left beside the first `server_round` rounds: later or broken ledger lines, stray files."""
+        self._drop_other_checkpoints(server_round)
         if self.ledger.exists():
             lines = self.ledger.read_bytes().split(b"\n")[:server_round]
             write_atomic(self.ledger, b"".join(line + b"\n" for line in lines))
+
+    def _drop_other_checkpoints(self, server_round: int) -> None:
+        for other in self.checkpoint.iterdir():
+            if other.name not in (_tensor_file(server_round), "state.json"):
+                other.unlink()
+
+
+def _tensor_file(server_round: int) -> str:
+    return f"round-{server_round:05d}.safetensors"
+
+
+def _barely_begun(path: Path) -> bool:
+    """Whether a directory is empty, or holds only what `create` writes before the configuration."""
+    early = {"checkpoint", "environment.json", ".environment.json.partial", ".config.toml.partial"}
+    return {p.name for p in path.iterdir()} <= early and not any(path.glob("checkpoint/*"))
 
 
 def state_tensors(state: ServerState) -> dict[str, FloatArray]:

@@ -15,13 +15,15 @@ from lora_a2.cohorts import choose_cohort
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import Partition, partition
 from lora_a2.method import Method
-from lora_a2.methods import get_method
+from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.model.classifier import Classifier
+from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.randomness import generator
 from lora_a2.rounds import Federation, RoundRecord, client_round, server_round
-from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
+from lora_a2.training.pool import Pool, usual_workers
 from lora_a2.types import Adapter, ClientProfile, ServerState
 
 
@@ -121,18 +123,23 @@ def make_profiles(
     )
 
 
-def evaluate_clients(classifier: Classifier, adapter: Adapter | None, clients: Sequence[Client]) -> Evaluation:
+def evaluate_clients(pool: Pool, adapter: Adapter | None, clients: Sequence[Client]) -> Evaluation:
     """The merged model on the clients' test shares."""
     sentences = [s for c in clients for s in c.test.input_ids]
+    logits = predict(pool, adapter, sentences)
     labels = np.concatenate([c.test.labels for c in clients])
     ends = np.cumsum([len(c.test) for c in clients])
     rows = {c.name: np.arange(end - len(c.test), end) for c, end in zip(clients, ends, strict=True)}
-    return evaluate(classifier.predict(adapter, sentences).argmax(1), labels, rows)
+    return evaluate(logits.argmax(1), labels, rows)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A federation together with who takes part and for how long."""
+    """A federation together with who takes part, for how long, and how this machine goes about it.
+
+    `cohort_size` clients go through one forward and backward; `num_workers` such groups are computed side by side
+    (None: one a core on a CPU, one in all on an accelerator).
+    """
 
     federation: Federation
     profiles: tuple[ClientProfile, ...]
@@ -140,6 +147,7 @@ class Plan:
     fraction_train: float = 1.0
     eval_every: int = 1
     cohort_size: int = 1
+    num_workers: int | None = None
 
     def start(self) -> ServerState:
         """The state before round 1."""
@@ -149,12 +157,12 @@ class Plan:
 def make_plan(
     model: Model,
     clients: Sequence[Client],
-    method: str | Method = "lora-a2",
+    method: str | Method = DEFAULT_METHOD,
     *,
     num_server_rounds: int = 10,
     local_epochs: int = 2,
     batch_size: int = 16,
-    learning_rate: float = 5e-4,
+    learning_rate: float | None = None,
     learning_rate_ratio: float | None = None,
     weight_decay: float = 0.01,
     r: int = 16,
@@ -164,6 +172,7 @@ def make_plan(
     wire_dtype: ValueType = "fp32",
     eval_every: int = 1,
     cohort_size: int = 1,
+    num_workers: int | None = None,
     seed: int = 0,
 ) -> Plan:
     """Everything a run needs besides the model and the clients' data; names as on the command line."""
@@ -179,13 +188,13 @@ def make_plan(
         local_epochs=local_epochs,
         training=TrainingSettings(
             batch_size=batch_size,
-            learning_rate=learning_rate,
+            learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
             learning_rate_ratio=chosen.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
         ),
         wire_dtype=wire_dtype,
     )
-    return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size)
+    return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
 
 
 def simulate(
@@ -200,32 +209,39 @@ def simulate(
     observer = observer or Observer()
     state = state or plan.start()
     by_id = {client.id: client for client in clients}
-    while state.server_round < plan.num_server_rounds:
-        number = state.server_round + 1
-        cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
-        train = _local_training(model, plan, by_id, partial(observer.clients_done, number, cohort=len(cohort)))
-        state, record = server_round(plan.federation, state, cohort, train)
-        if number % plan.eval_every == 0 or number == plan.num_server_rounds:
-            began = time.perf_counter()
-            found = evaluate_clients(model.classifier, state.adapter, clients)
-            record = replace(
-                record,
-                metrics=found.to_json(),
-                seconds={**record.seconds, "evaluate": time.perf_counter() - began},
-            )
-        observer.round_done(record)
-        yield state, record
+    with Pool(model.classifier, plan.num_workers or usual_workers(model.classifier.device)) as pool:
+        while state.server_round < plan.num_server_rounds:
+            number = state.server_round + 1
+            cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
+            done = partial(observer.clients_done, number, cohort=len(cohort))
+            state, record = server_round(plan.federation, state, cohort, _local_training(pool, plan, by_id, done))
+            if number % plan.eval_every == 0 or number == plan.num_server_rounds:
+                record = _evaluated(record, pool, state, clients)
+            observer.round_done(record)
+            yield state, record
+
+
+def _evaluated(record: RoundRecord, pool: Pool, state: ServerState, clients: Sequence[Client]) -> RoundRecord:
+    began = time.perf_counter()
+    metrics = evaluate_clients(pool, state.adapter, clients).to_json()
+    seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
+    return replace(record, metrics=metrics, seconds=seconds)
 
 
 def _local_training(
-    model: Model, plan: Plan, clients: dict[int, Client], done: Callable[[int], None]
+    pool: Pool, plan: Plan, clients: dict[int, Client], done: Callable[[int], None]
 ) -> Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterator[tuple[ClientProfile, bytes]]]:
+    def work(classifier: Classifier, chunk: Sequence[tuple[ClientProfile, bytes]]) -> list[bytes]:
+        members = [(profile, clients[profile.id].train) for profile, _ in chunk]
+        return client_round(plan.federation, classifier, members, [data for _, data in chunk])
+
     def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
-        for start in range(0, len(downloads), plan.cohort_size):
-            chunk = downloads[start : start + plan.cohort_size]
-            members = [(profile, clients[profile.id].train) for profile, _ in chunk]
-            uploads = client_round(plan.federation, model.classifier, members, [data for _, data in chunk])
-            done(start + len(chunk))
+        size = plan.cohort_size
+        chunks = [downloads[start : start + size] for start in range(0, len(downloads), size)]
+        finished = 0
+        for chunk, uploads in zip(chunks, pool.map(work, chunks), strict=True):
+            finished += len(chunk)
+            done(finished)
             yield from zip((profile for profile, _ in chunk), uploads, strict=True)
 
     return train

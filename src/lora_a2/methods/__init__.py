@@ -10,6 +10,9 @@ from lora_a2.methods import ffa_lora, fl_lora, lora_a2
 
 METHODS: dict[str, Method] = {m.name: m for m in (lora_a2.METHOD, fl_lora.METHOD, ffa_lora.METHOD)}
 
+DEFAULT_METHOD = next(iter(METHODS))
+"""The first row's name."""
+
 
 def get_method(name: str) -> Method:
     """The method called `name`.

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import load_backbone
 from lora_a2.model.catalog import full_parameters
 from lora_a2.model.classifier import Classifier
+from lora_a2.model.defaults import model_defaults
 from lora_a2.model.packing import Pooling
 from lora_a2.model.precision import pick_device, pick_dtype
 from lora_a2.model.targets import find_target_modules
 from lora_a2.randomness import generator
 from lora_a2.types import FloatArray, Layout
-
-HEAD_SCALE = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def load_model(
         labels: the class names.
         target_modules: as in PEFT; None: all linear layers of the transformer blocks.
         head: "frozen" keeps the seeded head for ever (as the paper does), "trained" lets clients train it too.
-        head_scale: standard deviation of the head's weights times √H; None: the default.
+        head_scale: standard deviation of the head's weights times √H; None: the model's default.
         head_values: a head to use instead of the seeded one.
         pooling: "mean", "cls", "last", or "auto": the model's usual one.
         dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
@@ -94,7 +92,10 @@ def load_model(
     modules = find_target_modules(backbone.module, target_modules)
     config = backbone.module.config
     values = head_values or random_head(
-        len(labels), int(config.hidden_size), HEAD_SCALE if head_scale is None else head_scale, seed
+        len(labels),
+        int(config.hidden_size),
+        model_defaults(name).head_scale if head_scale is None else head_scale,
+        seed,
     )
     if values["weight"].shape != (len(labels), config.hidden_size):
         raise ModelError(
@@ -135,8 +136,3 @@ def layout_head(model: Model) -> dict[str, FloatArray]:
     if not model.layout.head:
         return {}
     return {name: value.cpu().numpy().copy() for name, value in model.classifier.head.items()}
-
-
-def thread_count() -> int:
-    """Threads that PyTorch computes with; part of what makes a run repeatable byte for byte."""
-    return torch.get_num_threads()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from lora_a2.data.partition import IntArray
+from lora_a2.model.classifier import Classifier
+from lora_a2.training.pool import Pool
+from lora_a2.types import Adapter, FloatArray
+
+_CHUNK = 256
+"""Sentences of one piece of work; fixed, so that results do not depend on the number of workers."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,20 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
         return asdict(self)
+
+
+def predict(pool: Pool, adapter: Adapter | None, sentences: Sequence[np.ndarray]) -> FloatArray:
+    """Logits (n, C) float32 of the merged model for n tokenised sentences, in their order."""
+    order = np.argsort([len(s) for s in sentences], kind="stable")
+    chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
+
+    def work(classifier: Classifier, rows: IntArray) -> FloatArray:
+        return classifier.predict(adapter, [sentences[i] for i in rows])
+
+    logits = np.concatenate(list(pool.map(work, chunks)))
+    result = np.empty_like(logits)
+    result[order] = logits
+    return result
 
 
 def evaluate(predicted: IntArray, labels: IntArray, clients: dict[str, IntArray] | None = None) -> Evaluation:
