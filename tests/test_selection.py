@@ -27,9 +27,7 @@ def random_adapter(layout: Layout, rank: int, seed: int) -> Adapter:
 
 @settings(max_examples=100, deadline=None)
 @given(layouts, st.integers(1, 6), ways, seeds)
-def test_scores_are_norms_of_outer_products(
-    layout: Layout, rank: int, trainable: frozenset[Factor], seed: int
-) -> None:
+def test_scores_are_norms_of_outer_products(layout: Layout, rank: int, trainable: frozenset[Factor], seed: int) -> None:
     start, probed = random_adapter(layout, rank, seed), random_adapter(layout, rank, seed + 1)
     scores = contribution(start, probed, trainable)
     assert list(scores) == [m.name for m in layout.modules]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lora_a2.errors import RunError
 from lora_a2.model.peft_io import read_adapter
 from lora_a2.model.pretrained import load_model
 from lora_a2.runs import RunDirectory
@@ -28,6 +29,13 @@ class Predictor:
             dtype="float32",
             max_length=saved.max_length,
         )
+        for m in self._model.layout.modules:
+            f = saved.adapter.factors[m.name]
+            if f.A.shape != (saved.adapter.rank, m.d_in) or f.B.shape != (m.d_out, saved.adapter.rank):
+                raise RunError(
+                    f"{folder} is damaged or not for {saved.model}: {m.name} has A {f.A.shape} and B {f.B.shape}; "
+                    f"expected {(saved.adapter.rank, m.d_in)} and {(m.d_out, saved.adapter.rank)}."
+                )
         self._adapter = saved.adapter
 
     def logits(self, texts: Sequence[str]) -> FloatArray:

@@ -95,14 +95,14 @@ class RunDirectory:
             raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
 
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` says; `threads` and `data_sha256` are among it.
+        """What `environment.json` says; `data_sha256` is among it.
 
         Raises:
             RunError: it is damaged.
         """
         values = _read_json(self.path / "environment.json")
-        if not isinstance(values.get("threads"), int) or not isinstance(values.get("data_sha256"), str):
-            raise RunError(f"{self.path / 'environment.json'} is damaged: expected threads and data_sha256 in it.")
+        if not isinstance(values.get("data_sha256"), str):
+            raise RunError(f"{self.path / 'environment.json'} is damaged: expected data_sha256 in it.")
         return values
 
     @contextmanager

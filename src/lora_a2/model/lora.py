@@ -153,12 +153,15 @@ class LinearGroup:
     def _compute(self, x: Tensor) -> dict[int, Tensor]:
         assert self._weight is not None, "weights are loaded before the first forward pass"
         slots = [m.slot for m in self.members]
-        ab = [t for s in slots for t in ((None, None) if s is None else (s.A, s.Bt))]
         widths = [m.d_out for m in self.members]
-        y: Tensor = _LoraProducts.apply(  # type: ignore[no-untyped-call]
-            x.reshape(-1, x.shape[-1]), self._weight, self._bias, widths, slots, *ab
-        )
-        y = y.view(*x.shape[:-1], -1)
+        if not any(slots):
+            y = torch.nn.functional.linear(x, self._weight, self._bias)
+        else:
+            ab = [t for s in slots for t in ((None, None) if s is None else (s.A, s.Bt))]
+            flat: Tensor = _LoraProducts.apply(  # type: ignore[no-untyped-call]
+                x.reshape(-1, x.shape[-1]), self._weight, self._bias, widths, slots, *ab
+            )
+            y = flat.view(*x.shape[:-1], -1)
         outputs = torch.split(y, widths, -1) if len(widths) > 1 else (y,)
         return {id(m): out for m, out in zip(self.members, outputs, strict=True)}
 

@@ -7,7 +7,7 @@ longest sentence of a group, h heads, d a head's width. Rows of a batch are numb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ class Group:
     """Sentences of similar length: a rectangle of N × L places cut out of the packed rows.
 
     Attributes:
-        rows: (N, L) int64, the packed row of each place; places past a sentence's end repeat its first row.
+        rows: (N, L) int64, the packed row of each place; places past a sentence's end point at a filler row.
         mask: (N, L) bool, the places that hold a token.
     """
 
@@ -35,15 +35,34 @@ class Group:
 
 
 @dataclass(frozen=True)
+class HeadIndex:
+    """The groups once more, for attention with h heads on rows (K·T·h, d): one gather pads and moves heads to the front.
+
+    Attributes:
+        index: per group (h·N·L,) int64, the row of each place, heads first.
+        bias: per group (h·N, L, L), 0 where a query may look and −inf where not.
+        back: (K·T·h,) int64, for each row its place in the groups' blocks laid end to end.
+        filler: rows of no sentence.
+    """
+
+    index: tuple[Tensor, ...]
+    bias: tuple[Tensor, ...]
+    back: Tensor
+    filler: Tensor
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """The sentences of K clients' batches, ready for one forward pass.
+
+    Every client has at least one filler row at its end. All gathers read zeros there or something that nothing else reads,
+    so no gradient passes through them.
 
     Attributes:
         input_ids, position_ids: (1, K·T) int64.
         groups: every sentence once, longest first.
-        places: (K·T,) int64, for each packed row its place in the groups' rectangles laid end to end.
-        filler: the packed rows that only fill a client up; they hold place 0, and are kept at zero in every gather, so
-            that no gradient passes through them. None where there are none.
+        places: (K·T,) int64, for each packed row its place in the groups' rectangles laid end to end; 0 for filler.
+        filler: the rows of no sentence.
         pool: per group (N, 1, L) float32, the weights that make a sentence's vector of its tokens' vectors.
         sentences: (N_total,) int64, position of each pooled row's sentence in the order given to `pack`.
         clients: K.
@@ -53,10 +72,18 @@ class PackedBatch:
     position_ids: Tensor
     groups: tuple[Group, ...]
     places: Tensor
-    filler: Tensor | None
+    filler: Tensor
     pool: tuple[Tensor, ...]
     sentences: Tensor
     clients: int
+    _heads: dict[tuple[int, bool, torch.dtype], HeadIndex] = field(default_factory=dict, repr=False)
+
+    def heads(self, count: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
+        """The index for `count` heads, made once for all layers."""
+        key = (count, causal, dtype)
+        if key not in self._heads:
+            self._heads[key] = _head_index(self, *key)
+        return self._heads[key]
 
 
 def pack(
@@ -69,7 +96,7 @@ def pack(
 ) -> PackedBatch:
     """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
     totals = [sum(len(s) for s in sentences) for sentences in cohort]
-    width = -(-max(totals) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    width = -(-(max(totals) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     ids = np.full((len(cohort), width), pad_token_id, np.int64)
     positions = np.full((len(cohort), width), position_offset, np.int64)
     starts, lengths = [], []
@@ -86,7 +113,7 @@ def pack(
     places = np.zeros(len(cohort) * width, np.int64)
     groups, pool, offset = [], [], 0
     for members in _split(order, length):
-        rows, mask = _rectangle(start[members], length[members])
+        rows, mask = _rectangle(start[members], length[members], int(filler[0]))
         places[rows[mask]] = offset + np.flatnonzero(mask)
         offset += mask.size
         groups.append(Group(torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)))
@@ -96,7 +123,7 @@ def pack(
         position_ids=torch.from_numpy(positions).view(1, -1).to(device),
         groups=tuple(groups),
         places=torch.from_numpy(places).to(device),
-        filler=torch.from_numpy(filler).to(device) if len(filler) else None,
+        filler=torch.from_numpy(filler).to(device),
         pool=tuple(pool),
         sentences=torch.from_numpy(order).to(device),
         clients=len(cohort),
@@ -117,10 +144,10 @@ def _split(order: np.ndarray, length: np.ndarray) -> list[np.ndarray]:
     return [order[: cuts[best]], order[cuts[best] :]]
 
 
-def _rectangle(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rectangle(start: np.ndarray, length: np.ndarray, filler: int) -> tuple[np.ndarray, np.ndarray]:
     along = np.arange(int(length.max()))
     mask = along < length[:, None]
-    return start[:, None] + np.where(mask, along, 0), mask
+    return np.where(mask, start[:, None] + along, filler), mask
 
 
 def _pool_weights(mask: np.ndarray, length: np.ndarray, pooling: Pooling) -> np.ndarray:
@@ -145,10 +172,9 @@ class _Take(torch.autograd.Function):
         return _put_back(grad, ctx.batch.places, ctx.batch.filler), None
 
 
-def _put_back(places: Tensor, back: Tensor, filler: Tensor | None) -> Tensor:
-    """Packed rows (…, width) from places of rectangles; rows that only fill a client up are zero."""
-    rows = places.index_select(0, back)
-    return rows if filler is None else rows.index_fill_(0, filler, 0)
+def _put_back(places: Tensor, back: Tensor, filler: Tensor) -> Tensor:
+    """Packed rows (…, width) from places of rectangles; filler rows are zero."""
+    return places.index_select(0, back).index_fill_(0, filler, 0)
 
 
 def pooled(hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -163,86 +189,64 @@ def pooled(hidden: Tensor, batch: PackedBatch) -> Tensor:
     return torch.cat(vectors)
 
 
+def _head_index(batch: PackedBatch, heads: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
+    head = torch.arange(heads, device=batch.places.device)
+    index, bias = [], []
+    back = torch.empty(len(batch.places), heads, dtype=torch.int64, device=head.device)
+    start = 0
+    for group in batch.groups:
+        n, longest = group.rows.shape
+        index.append((group.rows * heads + head[:, None, None]).reshape(-1))
+        hidden = ~group.mask[:, None, :].expand(n, longest, longest)
+        if causal:
+            hidden = hidden | torch.ones(longest, longest, dtype=torch.bool, device=head.device).triu(1)
+        block = torch.zeros(n, longest, longest, dtype=dtype, device=head.device)
+        bias.append(block.masked_fill_(hidden, float("-inf")).repeat(heads, 1, 1))
+        inside = batch.places - start
+        here = (inside >= 0) & (inside < n * longest)
+        place = start * heads + head * n * longest + inside[:, None]
+        back = torch.where(here[:, None], place, back)
+        start += n * longest
+    filler = (batch.filler[:, None] * heads + head).reshape(-1)
+    return HeadIndex(tuple(index), tuple(bias), back.reshape(-1), filler)
+
+
 class _PackedAttention(torch.autograd.Function):
     """softmax(q kᵀ · scaling) v for every sentence alone, on packed rows; q, k, v (K·T, h, d).
 
     Written out, forward and backward, so that padding lives only in the small score matrices, and so that each gather's
-    gradient is another gather rather than a scatter.
+    gradient is another gather rather than a scatter. Padded queries read a filler row, whose gradient is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, scaling: float, causal: bool) -> Tensor:
-        heads, width = q.shape[1:]
-        rows_q, rows_k, rows_v = (t.reshape(-1, width) for t in (q, k, v))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: HeadIndex, scaling: float) -> Tensor:
+        width = q.shape[-1]
+        rows = [t.reshape(-1, width) for t in (q, k, v)]
         saved: list[Tensor] = []
         outputs = []
-        for group in batch.groups:
-            index = _head_rows(group.rows, heads)
-            gq, gk, gv = (
-                t.index_select(0, index).view(-1, group.rows.shape[1], width) for t in (rows_q, rows_k, rows_v)
-            )
-            probs = _probabilities(gq, gk, group, heads, scaling, causal)
+        for index, bias in zip(heads.index, heads.bias, strict=True):
+            gq, gk, gv = (t.index_select(0, index).view(len(bias), -1, width) for t in rows)
+            probs = torch.softmax(torch.baddbmm(bias, gq, gk.transpose(1, 2), alpha=scaling), -1)
             outputs.append(torch.bmm(probs, gv).view(-1, width))
-            saved += [index, gq, gk, gv, probs]
-        back = _head_places(batch, heads)
-        filler = None if batch.filler is None else _head_rows(batch.filler[:, None], heads)
-        ctx.save_for_backward(back, *saved)
-        ctx.scaling, ctx.shape, ctx.filler = scaling, q.shape, filler
-        return _put_back(torch.cat(outputs), back, filler).view(q.shape)
+            saved += [gq, gk, gv, probs]
+        ctx.save_for_backward(*saved)
+        ctx.heads, ctx.scaling = heads, scaling
+        return _put_back(torch.cat(outputs), heads.back, heads.filler).view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        back, *saved = ctx.saved_tensors
-        shape = ctx.shape
-        rows = grad.reshape(-1, shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1])
         parts: tuple[list[Tensor], ...] = ([], [], [])
-        for i in range(0, len(saved), 5):
-            index, gq, gk, gv, probs = saved[i : i + 5]
+        for i, index in enumerate(ctx.heads.index):
+            gq, gk, gv, probs = ctx.saved_tensors[4 * i : 4 * i + 4]
             g = rows.index_select(0, index).view(gq.shape)
             gp = torch.bmm(g, gv.transpose(1, 2))
             scores = torch._softmax_backward_data(gp, probs, -1, probs.dtype).mul_(ctx.scaling)
-            for part, value in zip(
-                parts,
-                (torch.bmm(scores, gk), torch.bmm(scores.transpose(1, 2), gq), torch.bmm(probs.transpose(1, 2), g)),
-                strict=True,
-            ):
-                part.append(value.view(-1, shape[-1]))
-        dq, dk, dv = (_put_back(torch.cat(p), back, ctx.filler).view(shape) for p in parts)
-        return dq, dk, dv, None, None, None
-
-
-def _head_rows(rows: Tensor, heads: int) -> Tensor:
-    """(N, L) packed rows → (N·h·L,) rows of the (K·T·h, d) view."""
-    return (rows[:, None, :] * heads + torch.arange(heads, device=rows.device)[:, None]).reshape(-1)
-
-
-def _head_places(batch: PackedBatch, heads: int) -> Tensor:
-    """For each row of the (K·T·h, d) view its place in the groups' (N, h, L) blocks laid end to end."""
-    places = torch.empty(batch.places.shape[0], heads, dtype=torch.int64, device=batch.places.device)
-    start = 0
-    arange = torch.arange(heads, device=places.device)
-    for group in batch.groups:
-        n, longest = group.rows.shape
-        inside = batch.places - start
-        sentence, position = inside // longest, inside % longest
-        here = (inside >= 0) & (inside < n * longest)
-        value = start * heads + (sentence[:, None] * heads + arange) * longest + position[:, None]
-        places = torch.where(here[:, None], value, places)
-        start += n * longest
-    return places.reshape(-1)
-
-
-def _probabilities(gq: Tensor, gk: Tensor, group: Group, heads: int, scaling: float, causal: bool) -> Tensor:
-    """Attention weights (N·h, L, L); rows past a sentence's end are zero, so that nothing flows back through them."""
-    n, longest = group.rows.shape
-    hidden = ~group.mask[:, None, :]
-    if causal:
-        future = torch.ones(longest, longest, dtype=torch.bool, device=gq.device).triu(1)
-        hidden = hidden | future
-    scores = torch.bmm(gq, gk.transpose(1, 2)).mul_(scaling).view(n, heads, longest, longest)
-    probs = torch.softmax(scores.masked_fill_(hidden[:, None], float("-inf")), -1)
-    probs.mul_(group.mask[:, None, :, None])
-    return probs.view(n * heads, longest, longest)
+            found = (torch.bmm(scores, gk), torch.bmm(scores.transpose(1, 2), gq), torch.bmm(probs.transpose(1, 2), g))
+            for part, value in zip(parts, found, strict=True):
+                part.append(value.view(-1, grad.shape[-1]))
+        dq, dk, dv = (_put_back(torch.cat(p), ctx.heads.back, ctx.heads.filler).view(grad.shape) for p in parts)
+        return dq, dk, dv, None, None
 
 
 def packed_attention(
@@ -265,5 +269,7 @@ def packed_attention(
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _PackedAttention.apply(q, k, v, packed, scale, causal)  # type: ignore[no-untyped-call]
+    output: Tensor = _PackedAttention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, packed.heads(q.shape[1], causal, q.dtype), scale
+    )
     return output[None], None
