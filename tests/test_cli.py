@@ -42,6 +42,7 @@ class Summary:
     accuracy, uploaded_parameters, uploaded_bytes, downloaded_bytes = 0.8125, 1_234_567, 4_938_268, 9_900_000
     full_finetuning_parameters, reduction_percent = 2_240_000_000, 99.94
     server_rounds, seconds, output_dir = 10, 75.2, "runs/my run"
+    client_worst_tenth, peak_memory_bytes = 0.5, 900_000_000
 
     def to_json(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "output_dir": self.output_dir}

@@ -180,12 +180,17 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     console = console or stdout_console()
     rows = [
         ("Test accuracy", percent(summary.accuracy)),
+        (
+            "Worst tenth of clients",
+            percent(summary.client_worst_tenth) if summary.client_worst_tenth is not None else "-",
+        ),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
         ("Saved", saving(summary.reduction_percent)),
         ("Server rounds", f"{summary.server_rounds}"),
         ("Time", human_time(summary.seconds)),
+        ("Peak memory", human_bytes(summary.peak_memory_bytes)),
         ("Run directory", summary.output_dir),
     ]
     print_table(rows, console)
