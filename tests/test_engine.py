@@ -107,6 +107,26 @@ def test_trained_head_equals_the_reference(cohort: int) -> None:
     _compare("bert", [_task(start, 5 + 3 * k, k, None) for k in range(cohort)], frozenset({"B"}))
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("cohort", [1, 2])
+def test_activations_below_the_lowest_module_are_reused(family: str, cohort: int) -> None:
+    """Masks that leave the first block alone: the reused activations lead to the reference's adapter."""
+    engine, layout = classifier(backbone(family), family)
+    start = random_adapter(layout, rank=4)
+    tasks = []
+    for k in range(cohort):
+        mask = {name: keep & (".1." in name) for name, keep in _mask(start, k).items()}
+        tasks.append(_task(start, 7 + 3 * k, k, mask))
+    engine.load(start)
+    modules = [name for name in start.factors if any(t.mask is not None and t.mask[name].any() for t in tasks)]
+    prefix = engine.prefix(modules, [t.examples.input_ids for t in tasks])
+    assert prefix is not None
+    assert prefix.block == 1
+    assert engine.prefix(modules, [t.examples.input_ids for t in tasks], limit=10) is None
+    assert engine.prefix(list(start.factors), [t.examples.input_ids for t in tasks]) is None
+    _compare(family, tasks, frozenset({"B"}))
+
+
 def test_unselected_slices_do_not_move_at_all() -> None:
     model, layout = classifier(backbone("bert"), "bert", dtype=torch.bfloat16)
     start = random_adapter(layout, rank=4)

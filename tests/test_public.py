@@ -35,6 +35,12 @@ def test_the_public_names_are_these() -> None:
         lora_a2.no_such  # noqa: B018
 
 
+def test_a_submodule_never_takes_a_public_name_s_place() -> None:
+    """Importing `lora_a2.x` sets the attribute x of the package, so a public name must not be a module's name too."""
+    modules = {path.stem for path in Path(lora_a2.__file__).parent.iterdir()}
+    assert not PUBLIC & modules, f"both a name and a module: {sorted(PUBLIC & modules)}"
+
+
 def test_star_import_and_type_checkers_see_the_same_names() -> None:
     """The lazy table, `__all__` and the imports that a type checker reads name the same."""
     block = Path(lora_a2.__file__).read_text().split("if TYPE_CHECKING:")[1].split("\n_HOMES")[0]

@@ -90,13 +90,13 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     return _finish(run, setup, observer)
 
 
-def resume(run_dir: Path, observer: Observer) -> RunSummary:
+def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
     Raises:
         RunError: no run directory, a damaged one, or the data are no longer what they were.
     """
-    run = RunDirectory.open(run_dir)
+    run = RunDirectory.open(Path(run_dir))
     environment = run.environment()
     setup = _set_up(_config_of(run))
     if setup.data.fingerprint() != environment["data_sha256"]:
@@ -105,7 +105,7 @@ def resume(run_dir: Path, observer: Observer) -> RunSummary:
 
 
 def evaluate_run(
-    run_dir: Path,
+    run_dir: str | Path,
     data: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -117,7 +117,7 @@ def evaluate_run(
         RunError: the run is not finished or damaged.
         DataError: the data cannot be read, or have labels that the model does not know.
     """
-    run = RunDirectory.open(run_dir)
+    run = RunDirectory.open(Path(run_dir))
     run.require_finished()
     if data is None:
         setup = _set_up(_config_of(run))

@@ -17,8 +17,8 @@ from lora_a2.types import FloatArray
 class Predictor:
     """A fine-tuned classifier read from an adapter folder, in float32."""
 
-    def __init__(self, folder: Path) -> None:
-        saved = read_adapter(folder)
+    def __init__(self, folder: str | Path) -> None:
+        saved = read_adapter(Path(folder))
         self.label_names = saved.label_names
         self._model = load_model(
             saved.model,
@@ -48,12 +48,13 @@ class Predictor:
         return probabilities
 
 
-def load_predictor(run_dir: Path) -> Predictor:
+def load_predictor(run_dir: str | Path) -> Predictor:
     """The classifier of a finished run directory, or of an adapter folder.
 
     Raises:
         RunError: neither, or damaged.
     """
+    run_dir = Path(run_dir)
     if (run_dir / "adapter_config.json").is_file():
         return Predictor(run_dir)
     run = RunDirectory.open(run_dir)

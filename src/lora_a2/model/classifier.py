@@ -17,9 +17,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from lora_a2.errors import ModelError
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
 from lora_a2.model.packing import ATTENTION, PackedBatch, Pooling, pack, packed_attention, pooled
+from lora_a2.model.prefix import Blocks, Prefix, chunks
+from lora_a2.model.targets import block_lists
 from lora_a2.types import Adapter, FloatArray, ModuleShape
 
 AttentionInterface.register(ATTENTION, packed_attention)
+
+PREFIX_LIMIT = 2**30
+"""Bytes of activations that a classifier may keep for a round."""
 
 Head = Mapping[str, FloatArray]
 """`weight` (C, H) and `bias` (C,)."""
@@ -58,6 +63,8 @@ class Classifier:
         self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
         self._groups = [layer.group for layer in self.layers.values()]
         self._loaded: Adapter | None = None
+        lists = block_lists(backbone)
+        self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
         self._cast_rest()
         self.load(None)
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
@@ -152,9 +159,41 @@ class Classifier:
         ).last_hidden_state
         return hidden
 
-    def encode(self, batch: PackedBatch) -> Tensor:
-        """Sentence vectors (N, H) float32, in the order of `batch.sentences`."""
-        return pooled(self._hidden(batch), batch)
+    def encode(self, batch: PackedBatch, entry: tuple[int, Tensor] | None = None) -> Tensor:
+        """Sentence vectors (N, H) float32, in the order of `batch.sentences`.
+
+        `entry`: a block and the hidden states (1, K·T, H) that enter it; the blocks below are not computed.
+        """
+        if entry is None or self._blocks is None:
+            return pooled(self._hidden(batch), batch)
+        with self._blocks.entering(*entry):
+            return pooled(self._hidden(batch), batch)
+
+    @torch.no_grad()
+    def prefix(
+        self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]], limit: int = PREFIX_LIMIT
+    ) -> Prefix | None:
+        """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
+
+        None where that is the first block, or where they would take more than `limit` bytes.
+        """
+        block = 0 if self._blocks is None else self._blocks.lowest(modules)
+        sentences = [s for client in cohort for s in client]
+        lengths = np.array([len(s) for s in sentences])
+        width = int(self.head["weight"].shape[1])
+        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > limit:
+            return None
+        starts = np.cumsum(lengths) - lengths
+        hidden = torch.empty(int(lengths.sum()), width, dtype=self.dtype, device=self.device)
+        for chosen in chunks(lengths):
+            batch = self.pack([[sentences[i] for i in chosen]])
+            found: list[Tensor] = []
+            with self._blocks.reading(block, found):
+                self._hidden(batch)
+            rows = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in chosen])
+            hidden[torch.from_numpy(rows).to(self.device)] = found[0][0, : len(rows)]
+        ends = np.cumsum([len(client) for client in cohort])
+        return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
 
     def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""

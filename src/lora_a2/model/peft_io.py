@@ -36,10 +36,11 @@ class SavedAdapter:
     max_length: int
 
 
-def save_adapter(folder: Path, model: Model, adapter: Adapter) -> None:
+def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
     """Writes an adapter folder; the same adapter gives the same bytes."""
     from peft import LoraConfig, TaskType
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = [m.name for m in model.layout.modules]
     config = LoraConfig(

@@ -65,13 +65,19 @@ def _linear_layers(backbone: torch.nn.Module) -> dict[str, ModuleShape]:
     return layers
 
 
-def _inside_blocks(backbone: torch.nn.Module, linear: Mapping[str, ModuleShape]) -> list[str]:
-    """Layers below the longest list of modules; lists inside another (a block's experts) are no lists of blocks."""
+def block_lists(backbone: torch.nn.Module) -> list[str]:
+    """Names of the longest lists of modules; lists inside another (a block's experts) are no lists of blocks.
+
+    An encoder and a decoder of the same depth are two such lists.
+    """
     lists = {name: module for name, module in backbone.named_modules() if isinstance(module, torch.nn.ModuleList)}
     outer = {n: len(m) for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
     longest = max(outer.values(), default=0)
-    # An encoder and a decoder of the same depth are two such lists.
-    blocks = [name for name, length in outer.items() if length == longest]
+    return [name for name, length in outer.items() if length == longest]
+
+
+def _inside_blocks(backbone: torch.nn.Module, linear: Mapping[str, ModuleShape]) -> list[str]:
+    blocks = block_lists(backbone)
     chosen = [name for name in linear if any(name.startswith(f"{block}.") for block in blocks)]
     if not chosen:
         raise ModelError(f"No linear layers inside transformer blocks were found. {_available(linear)}")

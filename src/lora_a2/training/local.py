@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_a2.model.classifier import Classifier
+from lora_a2.model.prefix import Prefix
 from lora_a2.training.adamw import AdamW
 from lora_a2.training.parameters import CohortParameters
 from lora_a2.types import Adapter, Factor, Mask
@@ -80,7 +81,7 @@ def train_cohort(
     The loss is the sum of the clients' means, so that no client feels another's batch; a client that has gone through its epochs
     leaves. Unselected rank slices are not parameters at all, so nothing moves them. Where one
     factor is trained and all start from one adapter, that start is merged into the frozen weights and only the
-    trained slices' change is computed beside them.
+    trained slices' change is computed beside them. What lies below the lowest trained module is computed once.
     """
     schedule = [list(_batches(task, settings.batch_size)) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda k: -len(schedule[k]))
@@ -89,11 +90,12 @@ def train_cohort(
     classifier.load(cohort[0].start if merged else None)
     parameters = CohortParameters(cohort, trainable, merged, classifier)
     optimizer = AdamW(parameters.values, parameters.rates(settings), settings.weight_decay)
+    prefix = classifier.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
     losses = torch.zeros(len(cohort), dtype=torch.float64, device=classifier.device)
     for step in range(len(schedule[order[0]])):
         active = sum(len(schedule[k]) > step for k in order)
         batches = [schedule[k][step] for k in order[:active]]
-        gradient, loss = _step(classifier, parameters, cohort[:active], batches)
+        gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
         optimizer.step(gradient)
         losses[:active] += loss
     seen = [sum(len(b) for b in schedule[k]) for k in order]
@@ -108,16 +110,24 @@ def _batches(task: Task, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def _step(
-    classifier: Classifier, parameters: CohortParameters, cohort: Sequence[Task], batches: Sequence[np.ndarray]
+    classifier: Classifier,
+    parameters: CohortParameters,
+    prefix: Prefix | None,
+    cohort: Sequence[Task],
+    batches: Sequence[np.ndarray],
 ) -> tuple[Tensor, Tensor]:
     """One forward and backward: gradient (K, P) float32, and each client's summed loss (K,)."""
-    batch = classifier.pack([[t.examples.input_ids[i] for i in b] for t, b in zip(cohort, batches, strict=True)])
+    sentences = [[t.examples.input_ids[i] for i in b] for t, b in zip(cohort, batches, strict=True)]
+    batch = classifier.pack(sentences)
+    entry = None
+    if prefix is not None:
+        entry = prefix.block, prefix.rows(batches, [[len(s) for s in client] for client in sentences], batch)
     sizes = np.array([len(b) for b in batches])
     client = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(classifier.device)[batch.sentences]
     labels = np.concatenate([t.examples.labels[b] for t, b in zip(cohort, batches, strict=True)])
     slots, leaves, head = parameters.leaves(len(cohort))
     with classifier.slots(slots):
-        vectors = classifier.encode(batch)
+        vectors = classifier.encode(batch, entry)
     logits = _logits(classifier, vectors, client, head)
     target = torch.from_numpy(labels).to(classifier.device)[batch.sentences]
     loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")

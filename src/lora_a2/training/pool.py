@@ -44,7 +44,7 @@ class Pool:
     def __enter__(self) -> Pool:
         if self._single:
             torch.set_num_threads(1)
-        self._executor = ThreadPoolExecutor(self.workers, "lora-a2", initializer=self._start)
+        self._executor = ThreadPoolExecutor(self.workers, "lora-a2-worker", initializer=self._start)
         return self
 
     def __exit__(self, *error: object) -> None:
