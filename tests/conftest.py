@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+# Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

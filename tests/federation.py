@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_a2.model.pretrained import Model
 from lora_a2.randomness import generator
-from lora_a2.simulate import Client
+from lora_a2.simulation import Client
 from lora_a2.types import Layout
 from tiny import VOCABULARY, backbone, classifier, examples
 

@@ -22,7 +22,7 @@ from lora_a2.methods import METHODS, get_method
 from lora_a2.model.pretrained import random_head
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord, Train, client_round, server_round
-from lora_a2.simulate import Client, Plan, make_plan, simulate
+from lora_a2.simulation import Client, Plan, make_plan, simulate
 from lora_a2.types import (
     Adapter,
     ClientProfile,

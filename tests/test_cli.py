@@ -57,7 +57,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(config)
         return Summary()
 
-    fake(monkeypatch, "lora_a2.launch", launch=launch, resume=launch)
+    fake(monkeypatch, "lora_a2.jobs", launch=launch, resume=launch)
     return calls
 
 
@@ -200,7 +200,7 @@ def interrupting(started: bool) -> Callable[..., None]:
 def test_an_interrupted_run_tells_how_to_continue(
     started: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake(monkeypatch, "lora_a2.launch", launch=interrupting(started))
+    fake(monkeypatch, "lora_a2.jobs", launch=interrupting(started))
     assert main(["run", "--quiet"]) == 130
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -221,7 +221,7 @@ def test_an_error_below_is_one_line(
     def launch(config: RunConfig, observer: Any) -> None:
         raise error
 
-    fake(monkeypatch, "lora_a2.launch", launch=launch)
+    fake(monkeypatch, "lora_a2.jobs", launch=launch)
     assert main(["run", "--quiet"]) == 2
     assert one_error(capsys) == expected
 

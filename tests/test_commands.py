@@ -50,7 +50,7 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         calls.append((run_dir, options))
         return Found()
 
-    fake(monkeypatch, "lora_a2.launch", evaluate_run=evaluate_run)
+    fake(monkeypatch, "lora_a2.jobs", evaluate_run=evaluate_run)
     assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
     options = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
     assert calls == [(tmp_path, options)]

@@ -24,9 +24,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("rounds",),
     ("runs", "progress"),
-    ("simulate", "predict", "flower", "report"),
+    ("simulation", "predict", "flower", "report"),
     ("config",),
-    ("launch",),
+    ("jobs",),
     ("display",),
     ("commands", "cli"),
     ("__init__",),
@@ -38,7 +38,7 @@ Imports go to strictly lower rows, under TYPE_CHECKING and inside functions too.
 NO_TORCH_UP_TO = 4
 """The rows below this one are pure: NumPy, no torch."""
 
-PROGRAM = {"cli.py", "__init__.py", "launch.py"}
+PROGRAM = {"cli.py", "__init__.py", "jobs.py"}
 """Where "lora-a2" is the name of the program or the distribution, not of the method."""
 
 

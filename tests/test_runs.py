@@ -22,9 +22,9 @@ import lora_a2.runs
 from federation import save_data, save_model, tiny_clients, tiny_model
 from lora_a2.config import RunConfig
 from lora_a2.errors import RunError
-from lora_a2.launch import launch, resume
+from lora_a2.jobs import launch, resume
 from lora_a2.runs import RunDirectory
-from lora_a2.simulate import Observer, make_plan, simulate
+from lora_a2.simulation import Observer, make_plan, simulate
 from lora_a2.types import Layout
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")

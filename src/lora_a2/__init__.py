@@ -20,14 +20,14 @@ if TYPE_CHECKING:
         ReplyError,
         RunError,
     )
-    from lora_a2.launch import RunSummary, evaluate_run, launch, resume
+    from lora_a2.jobs import RunSummary, evaluate_run, launch, resume
     from lora_a2.method import Method
     from lora_a2.methods import METHODS, get_method
     from lora_a2.model.peft_io import save_adapter
     from lora_a2.model.pretrained import Model, load_model
     from lora_a2.predict import Predictor, load_predictor
     from lora_a2.rounds import RoundRecord
-    from lora_a2.simulate import Client, Observer, Plan, make_clients, make_plan, simulate
+    from lora_a2.simulation import Client, Observer, Plan, make_clients, make_plan, simulate
     from lora_a2.types import Adapter, Factors, ServerState
 
 _HOMES = {
@@ -41,14 +41,14 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.launch": ("RunSummary", "evaluate_run", "launch", "resume"),
+    "lora_a2.jobs": ("RunSummary", "evaluate_run", "launch", "resume"),
     "lora_a2.method": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
     "lora_a2.model.peft_io": ("save_adapter",),
     "lora_a2.model.pretrained": ("Model", "load_model"),
     "lora_a2.predict": ("Predictor", "load_predictor"),
     "lora_a2.rounds": ("RoundRecord",),
-    "lora_a2.simulate": ("Client", "Observer", "Plan", "make_clients", "make_plan", "simulate"),
+    "lora_a2.simulation": ("Client", "Observer", "Plan", "make_clients", "make_plan", "simulate"),
     "lora_a2.types": ("Adapter", "Factors", "ServerState"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_a2.progress import Clock, Progress, human_bytes, human_time, percent, saving, sparkline
-from lora_a2.simulate import Observer
+from lora_a2.simulation import Observer
 
 if TYPE_CHECKING:
-    from lora_a2.launch import RunSummary
+    from lora_a2.jobs import RunSummary
     from lora_a2.rounds import RoundRecord
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lora_a2.launch import RunSummary
-    from lora_a2.simulate import Observer
+    from lora_a2.jobs import RunSummary
+    from lora_a2.simulation import Observer
 
 run_dir_argument = click.argument(
     "run_dir", metavar="RUN_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)

@@ -32,7 +32,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure a finished run: accuracy, macro-F1, and accuracy client by client."""
-    from lora_a2.launch import evaluate_run
+    from lora_a2.jobs import evaluate_run
 
     found = evaluate_run(
         run_dir, data=data, text_column=text_column, label_column=label_column, client_column=client_column

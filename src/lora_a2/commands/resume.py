@@ -24,6 +24,6 @@ def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
-    from lora_a2.launch import resume
+    from lora_a2.jobs import resume
 
     train(lambda observer: resume(run_dir, observer), quiet=quiet, as_json=as_json)

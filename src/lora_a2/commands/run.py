@@ -34,6 +34,6 @@ def command(config_file: Path | None, as_json: bool, quiet: bool, **flags: Any) 
 
     config = make_config(load_config(config_file) if config_file else {}, flags)
 
-    from lora_a2.launch import launch
+    from lora_a2.jobs import launch
 
     train(lambda observer: launch(config, observer), quiet=quiet, as_json=as_json)

@@ -30,7 +30,7 @@ from lora_a2.predict import load_predictor
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
-from lora_a2.simulate import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
+from lora_a2.simulation import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
 from lora_a2.training.evaluate import Evaluation, evaluate
 from lora_a2.training.pool import Pool, usual_workers
 
