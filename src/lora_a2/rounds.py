@@ -129,7 +129,13 @@ def client_round(
     if method.select is not None:
         probed = train_cohort(classifier, tasks("probe", 1, masks), trainable, settings)
         masks = [
-            method.select(download.adapter, result.adapter, trainable, profile.rank_budget)
+            method.select(
+                download.adapter,
+                result.adapter,
+                trainable,
+                profile.rank_budget,
+                generator(federation.seed, "select", server_round, profile.id),
+            )
             for (profile, _), download, result in zip(clients, received, probed, strict=True)
         ]
     trained = train_cohort(classifier, tasks("train", federation.local_epochs, masks), trainable, settings)
