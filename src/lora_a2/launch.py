@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lora_a2.algebra import moved_base
 from lora_a2.budgets import rank_budgets
+from lora_a2.clients import personal
 from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig, dump_config, load_config, make_config
 from lora_a2.data.labelled import LabelledData
@@ -30,8 +32,9 @@ from lora_a2.predict import load_predictor
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
-from lora_a2.simulate import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
+from lora_a2.simulate import Client, Memories, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
 from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.types import ServerState
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class RunSummary:
     """What a finished run comes to.
 
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
-    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round.
+    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
+    `personal_accuracy` is that of the clients' own models on their own examples, where the method makes such.
     """
 
     accuracy: float
@@ -58,6 +62,7 @@ class RunSummary:
     peak_memory_bytes: int
     method: str
     output_dir: str
+    personal_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -123,6 +128,7 @@ def evaluate_run(
         setup = _set_up(_config_of(run))
         state = run.load_state(setup.model.layout)
         assert state is not None, "a finished run has a checkpoint"
+        setup.model.classifier.set_base(moved_base(state.base, state.base_update))
         return evaluate_clients(setup.model.classifier, state.adapter, setup.clients)
     predictor = load_predictor(run_dir)
     examples = load_examples(
@@ -161,12 +167,23 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
         )
         for record in records:
             observer.round_done(record)
-        for new, record in simulate(setup.model, setup.clients, setup.plan, state=state, observer=observer):
+        memories = run.load_memories()
+        for new, record in simulate(
+            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer
+        ):
             state = new
-            run.commit(state, record)
+            run.commit(state, record, memories)
             records.append(record)
-        save_adapter(run.adapter, setup.model, state.adapter)
+        _save(run, setup, state, memories)
     return _summary(run, setup, records, earlier + time.perf_counter() - began)
+
+
+def _save(run: RunDirectory, setup: _Setup, state: ServerState, memories: Memories) -> None:
+    """The global model, and the clients' own ones where they have some."""
+    base = moved_base(state.base, state.base_update)
+    save_adapter(run.adapter, setup.model, state.adapter, base)
+    for client, memory in memories.items():
+        save_adapter(run.personal / str(client), setup.model, personal(state.adapter, memory), base)
 
 
 def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], seconds: float) -> RunSummary:
@@ -190,6 +207,7 @@ def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], s
         peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         method=setup.config.method,
         output_dir=str(run.path),
+        personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
     )
 
 

@@ -28,6 +28,7 @@ class Predictor:
             dtype="float32",
             max_length=saved.max_length,
         )
+        self._model.classifier.set_base(saved.base)
         self._adapter = saved.adapter
 
     def logits(self, texts: Sequence[str]) -> FloatArray:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from lora_a2.algebra import initial_adapter
+from lora_a2.algebra import initial_adapter, moved_base
+from lora_a2.clients import ClientMemory, Federation, client_round, personal
 from lora_a2.codec import ValueType
 from lora_a2.cohorts import choose_cohort
 from lora_a2.data.labelled import LabelledData
@@ -19,8 +21,9 @@ from lora_a2.methods import get_method
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.randomness import generator
-from lora_a2.rounds import Federation, RoundRecord, client_round, server_round
+from lora_a2.rounds import RoundRecord, server_round
 from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.training.full import weight_shapes
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
 from lora_a2.types import Adapter, ClientProfile, ServerState
 
@@ -33,6 +36,11 @@ class Client:
     name: str
     train: TokenizedExamples
     test: TokenizedExamples
+
+
+Memories = dict[int, ClientMemory]
+"""Client id → what it keeps from round to round. Base weights are not in it: those who took part in the last round hold
+the server's `base`, bit for bit, and the others are sent all of it."""
 
 
 class Observer:
@@ -130,6 +138,30 @@ def evaluate_clients(classifier: Classifier, adapter: Adapter | None, clients: S
     return evaluate(classifier.predict(adapter, sentences).argmax(1), labels, rows)
 
 
+def evaluate_personal(
+    classifier: Classifier, adapter: Adapter, clients: Sequence[Client], memories: Memories
+) -> Evaluation:
+    """Each client's own model, with its private factors, on its own test share."""
+    predicted = [
+        classifier.predict(personal(adapter, memories.get(c.id, ClientMemory())), c.test.input_ids).argmax(1)
+        for c in clients
+    ]
+    ends = np.cumsum([len(c.test) for c in clients])
+    rows = {c.name: np.arange(end - len(c.test), end) for c, end in zip(clients, ends, strict=True)}
+    return evaluate(np.concatenate(predicted), np.concatenate([c.test.labels for c in clients]), rows)
+
+
+def evaluate_state(
+    model: Model, method: Method, state: ServerState, clients: Sequence[Client], memories: Memories
+) -> dict[str, Any]:
+    """A round's metrics: the global model's, and under "personal" those of the clients' own models where they have some."""
+    model.classifier.set_base(moved_base(state.base, state.base_update))
+    found = evaluate_clients(model.classifier, state.adapter, clients).to_json()
+    if method.private:
+        found["personal"] = evaluate_personal(model.classifier, state.adapter, clients, memories).to_json()
+    return found
+
+
 @dataclass(frozen=True)
 class Plan:
     """A federation together with who takes part and for how long."""
@@ -143,7 +175,7 @@ class Plan:
 
     def start(self) -> ServerState:
         """The state before round 1."""
-        return ServerState(0, self.federation.initial)
+        return ServerState(0, self.federation.initial, self.federation.seed)
 
 
 def make_plan(
@@ -173,7 +205,7 @@ def make_plan(
     rank = max(p.rank for p in profiles)
     federation = Federation(
         method=chosen,
-        layout=model.layout,
+        layout=replace(model.layout, dense=weight_shapes(model.classifier)) if chosen.full else model.layout,
         initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
         seed=seed,
         local_epochs=local_epochs,
@@ -182,6 +214,7 @@ def make_plan(
             learning_rate=learning_rate,
             learning_rate_ratio=chosen.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
+            penalty=chosen.penalty,
         ),
         wire_dtype=wire_dtype,
     )
@@ -194,23 +227,28 @@ def simulate(
     plan: Plan,
     *,
     state: ServerState | None = None,
+    memories: Memories | None = None,
     observer: Observer | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """Runs the rounds after `state` (None: from the start) and yields state and record after each."""
+    """Runs the rounds after `state` (None: from the start) and yields state and record after each.
+
+    `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
+    """
     observer = observer or Observer()
     state = state or plan.start()
+    memories = {} if memories is None else memories
     by_id = {client.id: client for client in clients}
     while state.server_round < plan.num_server_rounds:
         number = state.server_round + 1
         cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
-        train = _local_training(model, plan, by_id, partial(observer.clients_done, number, cohort=len(cohort)))
+        done = partial(observer.clients_done, number, cohort=len(cohort))
+        train = _local_training(model, plan, by_id, state, memories, done)
         state, record = server_round(plan.federation, state, cohort, train)
         if number % plan.eval_every == 0 or number == plan.num_server_rounds:
             began = time.perf_counter()
-            found = evaluate_clients(model.classifier, state.adapter, clients)
             record = replace(
                 record,
-                metrics=found.to_json(),
+                metrics=evaluate_state(model, plan.federation.method, state, clients, memories),
                 seconds={**record.seconds, "evaluate": time.perf_counter() - began},
             )
         observer.round_done(record)
@@ -218,14 +256,29 @@ def simulate(
 
 
 def _local_training(
-    model: Model, plan: Plan, clients: dict[int, Client], done: Callable[[int], None]
+    model: Model,
+    plan: Plan,
+    clients: dict[int, Client],
+    state: ServerState,
+    memories: Memories,
+    done: Callable[[int], None],
 ) -> Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterator[tuple[ClientProfile, bytes]]]:
     def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
         for start in range(0, len(downloads), plan.cohort_size):
             chunk = downloads[start : start + plan.cohort_size]
             members = [(profile, clients[profile.id].train) for profile, _ in chunk]
-            uploads = client_round(plan.federation, model.classifier, members, [data for _, data in chunk])
+            held = [_memory(profile, state, memories) for profile, _ in chunk]
+            uploads = client_round(plan.federation, model.classifier, members, [data for _, data in chunk], held)
+            for (profile, _), memory in zip(chunk, held, strict=True):
+                if memory.private:
+                    memories[profile.id] = ClientMemory(private=memory.private)
             done(start + len(chunk))
             yield from zip((profile for profile, _ in chunk), uploads, strict=True)
 
     return train
+
+
+def _memory(profile: ClientProfile, state: ServerState, memories: Memories) -> ClientMemory:
+    """What a client holds when the round after `state` begins."""
+    private = memories[profile.id].private if profile.id in memories else {}
+    return ClientMemory(state.base if profile.id in state.synced else {}, private)

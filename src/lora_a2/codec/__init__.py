@@ -17,7 +17,7 @@ is compared with the bytes given before anything is allocated. A message has exa
 from lora_a2.codec.base import BaseMessage, attach_base, base_parameters, base_size, detach_frame, read_base
 from lora_a2.codec.frame import VALUE_TYPES, ValueType
 from lora_a2.codec.messages import decode_download, decode_upload, encode_download, encode_upload
-from lora_a2.codec.sizes import download_parameters, download_size, upload_parameters, upload_size
+from lora_a2.codec.sizes import download_parameters, download_size, upload_parameters, upload_size, zero_entries
 
 __all__ = [
     "VALUE_TYPES",
@@ -36,4 +36,5 @@ __all__ = [
     "read_base",
     "upload_parameters",
     "upload_size",
+    "zero_entries",
 ]
