@@ -282,7 +282,7 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
     return make_plan(
         model,
         clients,
-        config.method,
+        config.chosen_method(),
         num_server_rounds=config.num_server_rounds,
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,

@@ -163,6 +163,11 @@ def decode_upload(
     )
 
 
+def frame_factors(data: bytes, layout: Layout) -> frozenset[Factor]:
+    """The factors that a download's frame carries."""
+    return read_header(data, "download", layout.digest).present
+
+
 def _write(header: Header, bitmap: bytes, values: list[FloatArray], layout: Layout) -> bytes:
     """The frame of all `values`, or of those that are not zero once cast to the value type."""
     if not header.sparse:

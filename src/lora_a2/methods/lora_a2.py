@@ -21,7 +21,7 @@ def lora_a2(criterion: str = "contribution", alternating: bool = True) -> Method
         name="lora-a2",
         reference="Koo, Jang, Ok: Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous "
         "Clients. ACL 2025. https://arxiv.org/abs/2410.22815",
-        uploads="selected slices of B or A",
+        uploads="selected slices of B, then A" if alternating else "selected slices of B",
         downloads="A and B" if alternating else "B",
         trainable=alternate("B", "A") if alternating else always("B"),
         select=select_top(CRITERIA[criterion]),

@@ -13,7 +13,7 @@ METHOD = Method(
     name="rolora",
     reference="Chen et al.: Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA. NeurIPS 2025. "
     "https://arxiv.org/abs/2502.01755",
-    uploads="B or A",
+    uploads="B, then A",
     downloads="A and B",
     trainable=alternate("B", "A"),
     exact=True,
