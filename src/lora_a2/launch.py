@@ -262,7 +262,8 @@ def _set_up(config: RunConfig) -> _Setup:
             "pooling": model.classifier.pooling,
             "dtype": dtype_name(model.classifier.dtype),
             "device": str(model.classifier.device),
-            "learning_rate": config.learning_rate or default_learning_rate(config.model, config.method),
+            "learning_rate": config.learning_rate
+            or default_learning_rate(config.model, config.method) * method.learning_rate_scale,
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
         }

@@ -168,6 +168,7 @@ class Method:
         server_moves: factors that the server changes though no client trains them.
         full: clients train every weight of the backbone instead of an adapter.
         learning_rate_ratio: default η_B / η_A.
+        learning_rate_scale: default η over the model's default for adapters.
         linear: the new state is linear in the updates.
         exact: the new effective weights are the weighted mean of the clients' effective weights.
         mixed_ranks: clients may hold adapters of, or upload, different ranks.
@@ -189,6 +190,7 @@ class Method:
     server_moves: frozenset[Factor] = frozenset()
     full: bool = False
     learning_rate_ratio: float = 1.0
+    learning_rate_scale: float = 1.0
     linear: bool = True
     exact: bool = False
     mixed_ranks: bool = False

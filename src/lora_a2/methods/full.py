@@ -5,7 +5,7 @@ Data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
 
 Uploads a difference for every weight; downloads what changed since the client's last round, every weight too. In round 1
 nothing, since everyone has the pre-trained model. Exact and linear. The head is trained only with `--head trained`, as
-for the other methods. There is no adapter: A and B stay at their start, B zero, and never travel.
+for the other methods. By default at a tenth of an adapter's learning rate. There is no adapter: A and B stay at their start, B zero, and never travel.
 """
 
 from collections.abc import Iterable
@@ -49,5 +49,6 @@ METHOD = Method(
     trainable=always(),
     aggregate=average,
     full=True,
+    learning_rate_scale=0.1,
     exact=True,
 )
