@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lora_a2 import codec
 from lora_a2.algebra import add, dense, factored_svd, initial_adapter, moved_base
 from lora_a2.clients import ClientMemory, Federation, receive, received_base
+from lora_a2.cost import estimate_cost
 from lora_a2.errors import ReplyError
 from lora_a2.method import Method
 from lora_a2.methods import METHODS, get_method
@@ -288,6 +289,25 @@ def test_what_is_counted_is_what_travels(method: Method) -> None:
             assert values < client.uploaded_bytes <= values + 64 + 64 + 40
             assert 4 * client.downloaded_parameters < client.downloaded_bytes <= 4 * client.downloaded_parameters + 168
     assert cohort.seen.keys() == {2, 3}
+
+
+@ALL
+@pytest.mark.parametrize("cohorts", [[[0, 1, 2, 3]] * 3, [[0, 1, 2, 3]]])
+def test_the_estimate_of_cost_is_what_travels(method: Method, cohorts: list[list[int]]) -> None:
+    examples = [5, 9, 2, 7]
+    _, records, _, cohort = run(method, examples, cohorts)
+    layout = cohort.federation.layout
+    full = sum(int(np.prod(shape)) for _, shape in layout.base)
+    budgets = [p.rank_budget for p in population(method, examples)]
+    cost = estimate_cost(
+        layout, method, r=RANK, rank_budgets=budgets, num_server_rounds=len(cohorts), full_parameters=full
+    )
+    assert sum(r.downloaded_bytes for r in records) == cost.downloaded_bytes
+    assert sum(r.downloaded_parameters for r in records) == cost.downloaded_parameters
+    for name in ("uploaded_bytes", "uploaded_parameters"):
+        least, greatest = getattr(cost, f"{name}_min"), getattr(cost, f"{name}_max")
+        assert least <= sum(getattr(r, name) for r in records) <= greatest
+        assert least == greatest or method.select
 
 
 @ALL

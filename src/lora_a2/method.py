@@ -164,6 +164,9 @@ class Method:
         penalty: a term of the local loss.
         dispatch: (state, profile) → the adapter that this client starts from.
         aggregate: (state, replies) → the new state. `server_round` and `base` are advanced by the caller.
+        density: the share of the entries that `compress` leaves, up and down; for estimates of cost.
+        base_rank: (sum of the ranks in a cohort, the server's rank) → the rank of the round's `base_update`; None: the
+            method moves no base weights. For estimates of cost.
         private: trained factors that stay on the client; it keeps them from round to round.
         server_moves: factors that the server changes though no client trains them.
         full: clients train every weight of the backbone instead of an adapter.
@@ -186,6 +189,8 @@ class Method:
     penalty: TailPenalty | None = None
     dispatch: Dispatch = broadcast
     aggregate: Aggregate = weighted_mean
+    density: float = 1.0
+    base_rank: Callable[[int, int], int] | None = None
     private: frozenset[Factor] = frozenset()
     server_moves: frozenset[Factor] = frozenset()
     full: bool = False

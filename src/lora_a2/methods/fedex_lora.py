@@ -37,6 +37,7 @@ METHOD = Method(
     downloads="A, B and the residual",
     trainable=always("A", "B"),
     aggregate=mean_and_residual,
+    base_rank=lambda clients, server: clients + server,
     linear=False,
     exact=True,
 )

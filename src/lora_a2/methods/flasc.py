@@ -35,5 +35,6 @@ METHOD = Method(
     downloads="a quarter of A and B",
     trainable=always("A", "B"),
     compress=largest,
+    density=DENSITY,
     dispatch=dispatch,
 )

@@ -38,6 +38,7 @@ METHOD = Method(
     trainable=always("A", "B"),
     dispatch=truncate_ranks,
     aggregate=stack,
+    base_rank=lambda clients, server: clients,
     linear=False,
     exact=True,
     mixed_ranks=True,
