@@ -6,7 +6,7 @@ One client, padded batches, float32, plain autograd over the whole adapter, `tor
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,8 +65,14 @@ def train_reference(
     learning_rate: float,
     ratio: float,
     weight_decay: float,
+    base: dict[str, np.ndarray] | None = None,
+    penalty: Callable[[dict[tuple[str, str], torch.Tensor]], torch.Tensor] | None = None,
 ) -> Adapter:
-    """Trains one client; after every step unselected slices are put back, which is what the paper's mask means."""
+    """Trains one client; after every step unselected slices are put back, which is what the paper's mask means.
+
+    `base` is added to the frozen weights of its modules; `penalty` maps (module, factor) → tensor to a term of the loss.
+    """
+    moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
     origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in ("A", "B")}
     values = {key: v.clone().requires_grad_(key[1] in trainable) for key, v in origin.items()}
     head = {n: torch.tensor(v).requires_grad_() for n, v in start.head.items()}
@@ -80,8 +86,11 @@ def train_reference(
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
             weights = {n: start.scaling * values[n, "B"] @ values[n, "A"] for n in start.factors}
+            weights = {n: w + moved[n] if n in moved else w for n, w in weights.items()}
             logits = model([sentences[j] for j in rows], weights, head or None)
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+            if penalty is not None:
+                loss = loss + penalty(values)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

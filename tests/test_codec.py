@@ -256,7 +256,7 @@ def test_a_claimed_rank_allocates_nothing() -> None:
         (32, "B", 1, "carries {B}, but trained {A}"),
         (32, "B", 6, "factor bits 0x06"),
         (34, "B", 7, "value type 7"),
-        (35, "B", 3, "flags 0x03"),
+        (35, "B", 4, "flags 0x04"),
         (36, "d", float("nan"), "lora_alpha nan"),
         (36, "d", float("inf"), "lora_alpha inf"),
         (36, "d", -1.0, "lora_alpha -1"),

@@ -165,7 +165,9 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "B, then A" in printed
     assert "A and B" in printed
+    assert "AISTATS 2017" in printed
     assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows["lora-a2"]["odd_rounds"] == ["B"]
     assert rows["fl-lora"]["exact"] is False
+    assert rows["fedsa-lora"]["personal"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from transformers import (
 from lora_a2.algebra import initial_adapter
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.packing import Pooling
-from lora_a2.model.pretrained import random_head
+from lora_a2.model.pretrained import Model, random_head
 from lora_a2.model.targets import find_target_modules
 from lora_a2.randomness import generator
+from lora_a2.simulation import Client
 from lora_a2.training.local import TokenizedExamples
 from lora_a2.types import Adapter, Factors, Layout
 
@@ -92,3 +94,19 @@ def examples(count: int, num_labels: int = 3, seed: int = 0, longest: int = 12) 
     rng = generator(seed, "test-examples")
     ids = tuple(rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)) for _ in range(count))
     return TokenizedExamples(ids, rng.integers(0, num_labels, count))
+
+
+def model_of(network: PreTrainedModel, family: str, num_labels: int = 3, dtype: torch.dtype = torch.float32) -> Model:
+    """A model without a tokenizer, for clients that are tokenised already."""
+    engine, layout = classifier(network, family, num_labels, dtype)
+    names = tuple(f"label {i}" for i in range(num_labels))
+    size = sum(p.numel() for p in network.parameters())
+    return Model(family, engine, None, layout, names, 64, size)  # type: ignore[arg-type]
+
+
+def clients(sizes: Sequence[int], num_labels: int = 3) -> tuple[Client, ...]:
+    """Clients with so many random training examples each, and half as many to test with."""
+    return tuple(
+        Client(k, f"client {k}", examples(n, num_labels, seed=k), examples(n // 2 + 1, num_labels, seed=100 + k))
+        for k, n in enumerate(sizes)
+    )

@@ -18,6 +18,7 @@ from lora_a2.errors import LoraA2Error
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
     "resume": "Continue a run that was interrupted.",
+    "compare": "Run several methods on the same data and print one table.",
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
     "cost": "Tell what a run will send, without running it.",

@@ -6,7 +6,6 @@ Keys are kebab-case in TOML, snake_case is understood too. Whatever is wrong is 
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,20 +22,17 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from lora_a2.budgets import DISTRIBUTIONS, RankBudget, budget_values, check_budgets, check_length, parse_budget
+from lora_a2.config_errors import kebab, one_line
 from lora_a2.errors import ConfigError
+from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
+from lora_a2.selection import CRITERIA
 
 Partitioner = Literal["iid", "dirichlet", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
 DEFAULT_RANK_BUDGET = 2
-
-
-def kebab(name: str) -> str:
-    """`num_clients` → `num-clients`."""
-    return name.replace("_", "-")
 
 
 def _option(
@@ -173,6 +169,16 @@ class RunConfig(BaseModel):
         metavar=f"N|N,N,...|{'|'.join(DISTRIBUTIONS)}",
         shown=f"{DEFAULT_RANK_BUDGET} for methods that select ranks, else r",
     )
+    criterion: Literal["contribution", "magnitude", "sensitivity", "random"] | None = _option(
+        None,
+        "Method",
+        "What ranks are selected by, for methods that select them.",
+        metavar="|".join(CRITERIA),
+        shown="contribution",
+    )
+    alternating: bool | None = _option(
+        None, "Method", "Whether B and A take turns, for methods with this switch; off, A is frozen.", shown="on"
+    )
     wire_dtype: Literal["fp32", "fp16"] = _option("fp32", "Method", "Number type of what is sent.")
 
     num_server_rounds: Int = _option(10, "Training", "Number of server rounds.", ge=1)
@@ -217,6 +223,7 @@ class RunConfig(BaseModel):
         check_budgets(self.rank_budget, self.r)
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":
             check_length(self.rank_budget, self.num_clients)
+        self.chosen_method()
         if not get_method(self.method).mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:
             mixed = ", ".join(m.name for m in METHODS.values() if m.mixed_ranks)
             raise ConfigError(
@@ -224,13 +231,21 @@ class RunConfig(BaseModel):
             )
         return self
 
+    def chosen_method(self) -> Method:
+        """The method with its switches.
+
+        Raises:
+            ConfigError: it has no such switch.
+        """
+        return get_method(self.method, criterion=self.criterion, alternating=self.alternating)
+
     @model_validator(mode="wrap")  # last, so that it is outermost
     @classmethod
     def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(values)
         except ValidationError as error:
-            raise ConfigError(_one_line(error)) from None
+            raise ConfigError(one_line(error, list(map(kebab, RunConfig.model_fields)))) from None
 
 
 def make_config(file_values: Mapping[str, Any], flag_values: Mapping[str, Any]) -> RunConfig:
@@ -273,30 +288,3 @@ def dump_config(config: RunConfig) -> str:
     for key, value in config.model_dump(by_alias=True, exclude_none=True).items():
         document.add(key, list(value) if isinstance(value, tuple) else value)
     return tomlkit.dumps(document)
-
-
-def _one_line(error: ValidationError) -> str:
-    # The default of one field is not computed where the field it depends on is wrong; that one is reported already.
-    details = [d for d in error.errors() if not d["type"].startswith("default_factory")]
-    return " ".join(dict.fromkeys(map(_sentence, details)))
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    key = kebab(str(detail["loc"][0])) if detail["loc"] else ""
-    kind, given, message = detail["type"], detail["input"], detail["msg"]
-    if kind == "extra_forbidden":
-        return _unknown_key(key)
-    if kind == "value_error":
-        message = message.removeprefix("Value error, ")
-        return f"{key}: {message}" if key else message
-    if kind == "literal_error":
-        choices = detail["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
-        return f"{key}: {given!r} is not one of {choices}."
-    shown = given if kind.startswith(("greater_", "less_", "finite_")) else repr(given)  # a flag's "0" is the number 0
-    return f"{key}: {shown} {message[:1].lower()}{message[1:]}.".replace(" input should ", " should ")
-
-
-def _unknown_key(key: str) -> str:
-    known = list(map(kebab, RunConfig.model_fields))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"Unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}.")

@@ -1,17 +1,18 @@
 """What a run will send, before it runs: parameters and bytes up and down, from the layout alone.
 
 Which rank slices a method with `select` uploads depends on the data. The estimate is the expected value under uniformly
-chosen slices; the bounds hold whatever is chosen.
+chosen slices; the bounds hold whatever is chosen. Ranks that clients prune on their own are counted as if they kept them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lora_a2.codec import ValueType, download_parameters, download_size, upload_parameters, upload_size
+from lora_a2.codec import ValueType, base_size, download_parameters, download_size, upload_parameters, upload_size
 from lora_a2.cohorts import cohort_size
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
@@ -99,15 +100,14 @@ def estimate_cost(
     _check(method, r, rank_budgets, num_server_rounds, fraction_train)
     cohort = cohort_size(len(rank_budgets), fraction_train)
     parameters, size = _Total(), _Total()
-    for trainable, rounds in Counter(map(method.trainable, range(1, num_server_rounds + 1))).items():
-        each = {budget: _uploads(layout, method, r, budget, trainable, dtype) for budget in set(rank_budgets)}
+    for shared, rounds in Counter(map(method.shared, range(1, num_server_rounds + 1))).items():
+        each = {b: _uploads(layout, method, r, b, shared, dtype, full_parameters) for b in set(rank_budgets)}
         parameters = parameters.plus(rounds, cohort, [each[budget][0] for budget in rank_budgets])
         size = size.plus(rounds, cohort, [each[budget][1] for budget in rank_budgets])
 
     ranks = [r if method.select else budget for budget in rank_budgets]
-    travels = method.ever_trained
-    downloads = [download_parameters(layout, rank, travels) for rank in ranks]
-    download_sizes = [download_size(layout, rank, travels, dtype) for rank in ranks]
+    down = [_adapter(layout, method, rank, method.travels, dtype) for rank in ranks]
+    base = _base_downloads(layout, method, ranks, cohort, num_server_rounds, full_parameters)
     messages = num_server_rounds * cohort
     return Cost(
         clients_per_round=cohort,
@@ -117,29 +117,66 @@ def estimate_cost(
         uploaded_bytes=round(size.expected),
         uploaded_bytes_min=size.least,
         uploaded_bytes_max=size.greatest,
-        downloaded_parameters=round(Fraction(messages * sum(downloads), len(ranks))),
-        downloaded_bytes=round(Fraction(messages * sum(download_sizes), len(ranks))),
+        downloaded_parameters=round(Fraction(messages * sum(d[0] for d in down), len(ranks)) + base[0]),
+        downloaded_bytes=round(Fraction(messages * sum(d[1] for d in down), len(ranks)) + base[1]),
         full_finetuning_parameters=messages * full_parameters,
     )
 
 
 def _uploads(
-    layout: Layout, method: Method, r: int, budget: int, trainable: frozenset[Factor], dtype: ValueType
+    layout: Layout, method: Method, r: int, budget: int, shared: frozenset[Factor], dtype: ValueType, full: int
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Parameters and bytes of one client's upload, each (expected, least, greatest)."""
-    rank, choices = (r, _choices(layout, r, budget, trainable)) if method.select else (budget, (None, None, None))
-    expected, least, greatest = choices
+    if not method.select:
+        parameters, size = _adapter(layout, method, budget, shared, dtype)
+        extra = full if method.full else 0
+        parameters, size = parameters + extra, size + base_size(extra, layout, dtype)
+        return (parameters,) * 3, (size,) * 3
+    expected, least, greatest = _choices(layout, r, budget, shared)
     return (
         (
-            upload_parameters(layout, rank, expected, trainable),
-            upload_parameters(layout, rank, least, trainable),
-            upload_parameters(layout, rank, greatest, trainable),
+            upload_parameters(layout, r, expected, shared),
+            upload_parameters(layout, r, least, shared),
+            upload_parameters(layout, r, greatest, shared),
         ),
         (
-            upload_size(layout, rank, expected, trainable, dtype),
-            upload_size(layout, rank, least, trainable, dtype),
-            upload_size(layout, rank, greatest, trainable, dtype),
+            upload_size(layout, r, expected, shared, dtype),
+            upload_size(layout, r, least, shared, dtype),
+            upload_size(layout, r, greatest, shared, dtype),
         ),
+    )
+
+
+def _adapter(
+    layout: Layout, method: Method, rank: int, factors: frozenset[Factor], dtype: ValueType
+) -> tuple[int, int]:
+    """Parameters and bytes of whole factors, or of the entries that `compress` leaves."""
+    parameters, size = download_parameters(layout, rank, factors), download_size(layout, rank, factors, dtype)
+    if method.compress is None:
+        return parameters, size
+    entries = parameters - sum(math.prod(shape) for _, shape in layout.head)
+    left_out = entries - math.ceil(method.density * entries)
+    width = 2 if dtype == "fp16" else 4
+    return parameters - left_out, size - width * left_out + (entries + 7) // 8
+
+
+def _base_downloads(
+    layout: Layout, method: Method, ranks: Sequence[int], cohort: int, rounds: int, full: int
+) -> tuple[Fraction, Fraction]:
+    """Parameters and bytes of base weights sent in a run, expected: nothing in round 1, then the last round's change to
+    those who took part in it, and all that changed to the others. They travel in float32."""
+    if method.base_rank is None and not method.full:
+        return Fraction(0), Fraction(0)
+    whole = change = full
+    if method.base_rank is not None:
+        rank = method.base_rank(round(cohort * sum(ranks) / len(ranks)), max(ranks))
+        whole = sum(m.d_out * m.d_in for m in layout.modules)
+        change = sum(min(rank * (m.d_out + m.d_in), m.d_out * m.d_in) for m in layout.modules)
+    messages, share = (rounds - 1) * cohort, Fraction(cohort, len(ranks))
+    sizes = (base_size(change, layout, "fp32"), base_size(whole, layout, "fp32"))
+    return (
+        messages * (share * change + (1 - share) * whole),
+        messages * (share * sizes[0] + (1 - share) * sizes[1]),
     )
 
 

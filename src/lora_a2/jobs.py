@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lora_a2.algebra import moved_base
 from lora_a2.budgets import rank_budgets
+from lora_a2.clients import personal
 from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig, dump_config, load_config, make_config
 from lora_a2.data.labelled import LabelledData
@@ -30,9 +32,19 @@ from lora_a2.predict import load_predictor
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
-from lora_a2.simulation import Client, Observer, Plan, evaluate_clients, make_clients, make_plan, simulate
+from lora_a2.simulation import (
+    Client,
+    Memories,
+    Observer,
+    Plan,
+    evaluate_clients,
+    make_clients,
+    make_plan,
+    make_pool,
+    simulate,
+)
 from lora_a2.training.evaluate import Evaluation, evaluate
-from lora_a2.training.pool import Pool, usual_workers
+from lora_a2.types import ServerState
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,8 @@ class RunSummary:
     """What a finished run comes to.
 
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
-    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round.
+    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
+    `personal_accuracy` is that of the clients' own models on their own examples, where the method makes such.
     """
 
     accuracy: float
@@ -59,6 +72,7 @@ class RunSummary:
     peak_memory_bytes: int
     method: str
     output_dir: str
+    personal_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -124,9 +138,8 @@ def evaluate_run(
         state = run.load_state(setup.model.layout)
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
-        classifier = setup.model.classifier
-        with Pool(classifier, setup.plan.num_workers or usual_workers(classifier.device)) as pool:
-            return evaluate_clients(pool, state.adapter, setup.clients)
+        with make_pool(setup.model, setup.plan) as pool:
+            return evaluate_clients(pool, state, setup.clients)
     predictor = load_predictor(run_dir)
     examples = load_examples(
         data,
@@ -164,12 +177,23 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
         )
         for record in records:
             observer.round_done(record)
-        for new, record in simulate(setup.model, setup.clients, setup.plan, state=state, observer=observer):
+        memories = run.load_memories()
+        for new, record in simulate(
+            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer
+        ):
             state = new
-            run.commit(state, record)
+            run.commit(state, record, memories)
             records.append(record)
-        save_adapter(run.adapter, setup.model, state.adapter)
+        _save(run, setup, state, memories)
     return _summary(run, setup, records, earlier + time.perf_counter() - began)
+
+
+def _save(run: RunDirectory, setup: _Setup, state: ServerState, memories: Memories) -> None:
+    """The global model, and the clients' own ones where they have some."""
+    base = moved_base(state.base, state.base_update)
+    save_adapter(run.adapter, setup.model, state.adapter, base)
+    for client, memory in memories.items():
+        save_adapter(run.personal / str(client), setup.model, personal(state.adapter, memory), base)
 
 
 def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], seconds: float) -> RunSummary:
@@ -193,6 +217,7 @@ def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], s
         peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         method=setup.config.method,
         output_dir=str(run.path),
+        personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
     )
 
 
@@ -247,7 +272,7 @@ def _set_up(config: RunConfig) -> _Setup:
             "pooling": model.classifier.pooling,
             "dtype": dtype_name(model.classifier.dtype),
             "device": str(model.classifier.device),
-            "learning_rate": config.learning_rate or defaults.learning_rate,
+            "learning_rate": config.learning_rate or defaults.learning_rate * method.learning_rate_scale,
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
         }
@@ -267,7 +292,7 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
     return make_plan(
         model,
         clients,
-        config.method,
+        config.chosen_method(),
         num_server_rounds=config.num_server_rounds,
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,

@@ -6,11 +6,12 @@ A method is a frozen record; the combinators below make a new one a few lines lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lora_a2.algebra import add, truncate
 from lora_a2.errors import ReplyError
 from lora_a2.types import (
     FACTORS,
@@ -18,13 +19,16 @@ from lora_a2.types import (
     ClientProfile,
     Factor,
     Factors,
+    FloatArray,
     Mask,
     Reply,
     ServerState,
 )
 
 Schedule = Callable[[int], frozenset[Factor]]
-Select = Callable[[Adapter, Adapter, frozenset[Factor], int], Mask]
+Select = Callable[[Adapter, Adapter, frozenset[Factor], int, np.random.Generator], Mask]
+Prune = Callable[[Adapter, Adapter], "Mask | None"]
+Compress = Callable[[Adapter], Adapter]
 Dispatch = Callable[[ServerState, ClientProfile], Adapter]
 Aggregate = Callable[[ServerState, Iterable[Reply]], ServerState]
 
@@ -44,6 +48,15 @@ def alternate(first: Factor, second: Factor) -> Schedule:
 def broadcast(state: ServerState, profile: ClientProfile) -> Adapter:
     """Every client receives the server's adapter."""
     return state.adapter
+
+
+def truncate_ranks(state: ServerState, profile: ClientProfile) -> Adapter:
+    """Every client receives the first rank slices, as many as it holds, at the server's scaling.
+
+    A client of rank r_k then has lora_alpha_k = lora_alpha · r_k / r. With one lora_alpha for all, the scaling
+    lora_alpha / r_k would change what the same slices mean from client to client.
+    """
+    return truncate(state.adapter, min(state.client_ranks.get(profile.id, profile.rank), state.adapter.rank))
 
 
 def weighted_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
@@ -79,10 +92,61 @@ def weighted_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
     return replace(state, adapter=replace(adapter, factors=factors, head=head))
 
 
+def example_weights(replies: Sequence[Reply]) -> list[float]:
+    """w_k = n_k / Σ n_j.
+
+    Raises:
+        ReplyError: there is no reply, or the examples add up to zero.
+    """
+    total = sum(reply.upload.num_examples for reply in replies)
+    if total <= 0:
+        raise ReplyError("No examples to weigh the replies by: the round had no usable reply.")
+    return [reply.upload.num_examples / total for reply in replies]
+
+
+def trained_adapter(reply: Reply) -> Adapter:
+    """What the client ended with, as far as it sent it: download + update."""
+    return add(reply.download.adapter, reply.upload.update)
+
+
+def mean_head(state: ServerState, replies: Sequence[Reply]) -> dict[str, FloatArray]:
+    """The trained head, moved by the weighted mean of the clients' changes; for methods that aggregate factors otherwise."""
+    weights = example_weights(replies)
+    head = {}
+    for name, values in state.adapter.head.items():
+        total = np.zeros(values.shape, np.float64)
+        for weight, reply in zip(weights, replies, strict=True):
+            total += weight * reply.upload.update.head[name]
+        head[name] = (values + total).astype(np.float32)
+    return head
+
+
+def scaled_products(replies: Sequence[Reply]) -> dict[str, list[tuple[float, Factors]]]:
+    """Module → the clients' terms (w_k · s_k, factors) of Σ_k w_k s_k B_k A_k, ready for `algebra.stacked`."""
+    terms: dict[str, list[tuple[float, Factors]]] = {}
+    for weight, reply in zip(example_weights(replies), replies, strict=True):
+        trained = trained_adapter(reply)
+        for name, factors in trained.factors.items():
+            terms.setdefault(name, []).append((weight * trained.scaling, factors))
+    return terms
+
+
 def _accumulate(sums: dict[tuple[str, str], np.ndarray], key: tuple[str, str], values: np.ndarray, n: int) -> None:
     if key not in sums:
         sums[key] = np.zeros(values.shape, np.float64)
     sums[key] += np.float64(n) * values
+
+
+@dataclass(frozen=True, slots=True)
+class TailPenalty:
+    """A term of the local loss that lets the last rank slices shrink: weight · Σ_modules ‖B[:, t:]‖ · ‖A[t:]‖, t = ⌊decay · r⌋."""
+
+    weight: float
+    decay: float
+
+    def kept(self, rank: int) -> int:
+        """How many of `rank` slices come before the tail; at least one."""
+        return max(1, int(self.decay * rank))
 
 
 @dataclass(frozen=True)
@@ -92,26 +156,50 @@ class Method:
     Attributes:
         name: as typed on the command line.
         reference: authors, title, venue, link.
-        trainable: server round (1-based) → the factors trained in it; the other factor is frozen.
-        select: (start, probed, trainable, rank budget) → Mask, on the client after a probe epoch; None: all ranks.
+        uploads, downloads: what travels, in a few words.
+        trainable: server round (1-based) → the factors that clients train in it; the other factor is frozen.
+        select: (start, probed, trainable, rank budget, rng) → Mask, on the client after a probe epoch; None: all ranks.
+        prune: (start, trained) → Mask of the rank slices that a client keeps after training, or None; on the client.
+        compress: (update) → what is sent of it, on the client; entries that are zero do not travel, up or down.
+        penalty: a term of the local loss.
         dispatch: (state, profile) → the adapter that this client starts from.
-        aggregate: (state, replies) → the new state. `server_round` is advanced by the caller.
+        aggregate: (state, replies) → the new state. `server_round` and `base` are advanced by the caller.
+        density: the share of the entries that `compress` leaves, up and down; for estimates of cost.
+        base_rank: (sum of the ranks in a cohort, the server's rank) → the rank of the round's `base_update`; None: the
+            method moves no base weights. For estimates of cost.
+        private: trained factors that stay on the client; it keeps them from round to round.
+        server_moves: factors that the server changes though no client trains them.
+        full: clients train every weight of the backbone instead of an adapter.
         learning_rate_ratio: default η_B / η_A.
+        learning_rate_scale: default η over the model's default for adapters.
         linear: the new state is linear in the updates.
         exact: the new effective weights are the weighted mean of the clients' effective weights.
         mixed_ranks: clients may hold adapters of, or upload, different ranks.
+        variant: builds the method with other switches, given by keyword; None: it has none.
     """
 
     name: str
     reference: str
+    uploads: str
+    downloads: str
     trainable: Schedule
     select: Select | None = None
+    prune: Prune | None = None
+    compress: Compress | None = None
+    penalty: TailPenalty | None = None
     dispatch: Dispatch = broadcast
     aggregate: Aggregate = weighted_mean
+    density: float = 1.0
+    base_rank: Callable[[int, int], int] | None = None
+    private: frozenset[Factor] = frozenset()
+    server_moves: frozenset[Factor] = frozenset()
+    full: bool = False
     learning_rate_ratio: float = 1.0
+    learning_rate_scale: float = 1.0
     linear: bool = True
     exact: bool = False
     mixed_ranks: bool = False
+    variant: Callable[..., Method] | None = None
 
     @property
     def ever_trained(self) -> frozenset[Factor]:
@@ -120,5 +208,14 @@ class Method:
 
     @property
     def frozen(self) -> frozenset[Factor]:
-        """The factors that no round trains."""
-        return frozenset(FACTORS) - self.ever_trained
+        """The factors that nobody changes."""
+        return frozenset(FACTORS) - self.ever_trained - self.server_moves
+
+    @property
+    def travels(self) -> frozenset[Factor]:
+        """The factors in a download; a client derives a frozen one from the seed and keeps a private one."""
+        return (self.ever_trained | self.server_moves) - self.private
+
+    def shared(self, server_round: int) -> frozenset[Factor]:
+        """The factors in an upload of that round."""
+        return self.trainable(server_round) - self.private

@@ -36,6 +36,7 @@ class Predictor:
                     f"{folder} is damaged or not for {saved.model}: {m.name} has A {f.A.shape} and B {f.B.shape}; "
                     f"expected {(saved.adapter.rank, m.d_in)} and {(m.d_out, saved.adapter.rank)}."
                 )
+        self._model.classifier.set_base(saved.base)
         self._adapter = saved.adapter
 
     def logits(self, texts: Sequence[str]) -> FloatArray:

@@ -1,7 +1,4 @@
-"""One round, whoever drives it: dispatch, train, screen, aggregate, record. Every payload crosses the codec.
-
-The simulator calls `client_round` itself; a deployment calls it on the node. Both call `server_round` on the server.
-"""
+"""The server half of a round, whoever drives it: dispatch, screen, aggregate, record. Every payload crosses the codec."""
 
 from __future__ import annotations
 
@@ -13,36 +10,12 @@ from typing import Any
 import numpy as np
 
 from lora_a2 import codec
-from lora_a2.algebra import difference
+from lora_a2.algebra import dense, moved_base
+from lora_a2.clients import ClientMemory, Federation, client_round, receive
 from lora_a2.errors import CodecError, ReplyError
-from lora_a2.method import Method
-from lora_a2.model.classifier import Classifier
-from lora_a2.randomness import generator
-from lora_a2.training.local import Task, TokenizedExamples, TrainingSettings, epoch_orders, train_cohort
-from lora_a2.types import Adapter, ClientProfile, Download, Layout, Reply, ServerState, Upload
+from lora_a2.types import BaseUpdate, ClientProfile, Download, Reply, ServerState, Upload
 
-
-@dataclass(frozen=True)
-class Federation:
-    """What both ends of a federation agree on before the first round.
-
-    Attributes:
-        method: the algorithm.
-        layout: modules and head of the adapter.
-        initial: the seeded start at the server's rank; supplies factors that never travel.
-        seed: of every random number.
-        local_epochs: E.
-        training: hyperparameters of local training.
-        wire_dtype: value type of payloads.
-    """
-
-    method: Method
-    layout: Layout
-    initial: Adapter
-    seed: int
-    local_epochs: int
-    training: TrainingSettings
-    wire_dtype: codec.ValueType
+__all__ = ["ClientMemory", "ClientRecord", "Federation", "RoundRecord", "client_round", "dispatch", "receive", "screen"]
 
 
 @dataclass(frozen=True)
@@ -92,70 +65,20 @@ class RoundRecord:
 
 
 def dispatch(federation: Federation, state: ServerState, profile: ClientProfile) -> bytes:
-    """The encoded download of one client for the round after `state`."""
-    server_round = state.server_round + 1
-    method = federation.method
-    download = Download(server_round, profile.id, method.trainable(server_round), method.dispatch(state, profile))
-    return codec.encode_download(download, federation.layout, federation.wire_dtype, method.ever_trained)
+    """The encoded download of one client for the round after `state`.
 
-
-def receive(federation: Federation, data: bytes) -> Download:
-    """The download that both ends see: decoded, with the factors that never travel filled in."""
-    return codec.decode_download(data, federation.layout, federation.initial)
-
-
-def client_round(
-    federation: Federation,
-    classifier: Classifier,
-    clients: Sequence[tuple[ClientProfile, TokenizedExamples]],
-    downloads: Sequence[bytes],
-) -> list[bytes]:
-    """The client half of a round for K clients at once: probe, select, train, upload.
-
-    Returns the encoded uploads, in the order of the clients.
+    Base weights that moved travel in float32 whatever the value type, since rounding errors would add up in them: the
+    last round's change to clients that took part in it, all that changed to the others.
     """
-    method, settings = federation.method, federation.training
-    received = _share_starts([receive(federation, data) for data in downloads])
-    trainable, server_round = received[0].trainable, received[0].server_round
-
-    def tasks(purpose: str, epochs: int, masks: Sequence[Any]) -> list[Task]:
-        result = []
-        for (profile, examples), download, mask in zip(clients, received, masks, strict=True):
-            rng = generator(federation.seed, purpose, server_round, profile.id)
-            result.append(Task(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
-        return result
-
-    masks: list[Any] = [None] * len(clients)
-    if method.select is not None:
-        probed = train_cohort(classifier, tasks("probe", 1, masks), trainable, settings)
-        masks = [
-            method.select(download.adapter, result.adapter, trainable, profile.rank_budget)
-            for (profile, _), download, result in zip(clients, received, probed, strict=True)
-        ]
-    trained = train_cohort(classifier, tasks("train", federation.local_epochs, masks), trainable, settings)
-    uploads = []
-    for (profile, examples), download, result, mask in zip(clients, received, trained, masks, strict=True):
-        update = difference(result.adapter, download.adapter, trainable, mask)
-        upload = Upload(server_round, profile.id, trainable, len(examples), result.train_loss, mask, update)
-        uploads.append(codec.encode_upload(upload, federation.layout, federation.wire_dtype))
-    return uploads
-
-
-def _share_starts(downloads: list[Download]) -> list[Download]:
-    """Gives downloads of equal content one adapter object, so that a cohort's common start is seen as common."""
-    first = downloads[0].adapter
-
-    def same(other: Adapter) -> bool:
-        return (
-            other.rank == first.rank
-            and all(
-                np.array_equal(f.A, other.factors[name].A) and np.array_equal(f.B, other.factors[name].B)
-                for name, f in first.factors.items()
-            )
-            and all(np.array_equal(v, other.head[name]) for name, v in first.head.items())
-        )
-
-    return [downloads[0], *(replace(d, adapter=first) if same(d.adapter) else d for d in downloads[1:])]
+    server_round = state.server_round + 1
+    method, layout = federation.method, federation.layout
+    download = Download(server_round, profile.id, method.shared(server_round), method.dispatch(state, profile))
+    frame = codec.encode_download(
+        download, layout, federation.wire_dtype, method.travels, sparse=method.compress is not None
+    )
+    whole = profile.id not in state.synced
+    update = moved_base(state.base, state.base_update) if whole else state.base_update
+    return codec.attach_base(frame, codec.BaseMessage(update, whole), layout, "fp32")
 
 
 def screen(federation: Federation, profile: ClientProfile, download: Download, data: bytes) -> Upload:
@@ -166,7 +89,9 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
         ReplyError: another round or client, other factors, more examples than the client's profile states, more
             rank slices than its budget, or values that are not finite.
     """
-    upload = codec.decode_upload(data, federation.layout, download.adapter.rank, download.adapter.lora_alpha)
+    start = download.adapter
+    upload = codec.decode_upload(codec.detach_frame(data), federation.layout, start.rank, start.lora_alpha)
+    upload = replace(upload, base_update=_full_update(federation, data))
     expected = (download.server_round, profile.id, download.trainable)
     given = (upload.server_round, upload.client, upload.trainable)
     if given != expected:
@@ -184,10 +109,20 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
     if selected > allowed:
         raise ReplyError(f"Client {profile.id} sent {selected} rank slices; its budget allows {allowed}.")
     arrays = [f.get(x) for f in upload.update.factors.values() for x in upload.trainable]
-    finite = all(np.isfinite(a).all() for a in [*arrays, *upload.update.head.values()])
+    weights = [dense(change) for change in upload.base_update.values()]
+    finite = all(np.isfinite(a).all() for a in [*arrays, *weights, *upload.update.head.values()])
     if not (finite and np.isfinite(upload.train_loss)):
         raise ReplyError(f"Client {profile.id} sent values that are not finite.")
     return upload
+
+
+def _full_update(federation: Federation, data: bytes) -> BaseUpdate:
+    """The change of every weight, where the method trains them; else the upload must have none."""
+    update = codec.read_base(data, federation.layout).update
+    wanted = {name for name, _ in federation.layout.base} if federation.method.full else set()
+    if update.keys() != wanted:
+        raise ReplyError(f"The upload changes {len(update)} base weights; expected {len(wanted)}.")
+    return update
 
 
 Train = Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
@@ -227,11 +162,16 @@ def server_round(
             except (CodecError, ReplyError) as error:
                 refused[profile.id] = str(error)
                 continue
-            records.append(_client_record(federation, profile, download, upload, len(sent[profile.id]), len(data)))
+            records.append(_client_record(federation, profile, download, upload, sent[profile.id], data))
             yield Reply(profile, download, upload)
 
-    new = federation.method.aggregate(state, replies())
-    new = replace(new, server_round=state.server_round + 1)
+    new = federation.method.aggregate(replace(state, base_update={}), replies())
+    new = replace(
+        new,
+        server_round=state.server_round + 1,
+        base=moved_base(state.base, state.base_update),
+        synced=frozenset(r.id for r in records),
+    )
     total = sum(r.num_examples for r in records)
     record = RoundRecord(
         server_round=new.server_round,
@@ -249,20 +189,23 @@ def server_round(
 
 
 def _client_record(
-    federation: Federation, profile: ClientProfile, download: Download, upload: Upload, down: int, up: int
+    federation: Federation, profile: ClientProfile, download: Download, upload: Upload, down: bytes, up: bytes
 ) -> ClientRecord:
-    rank = download.adapter.rank
-    counts = {
-        m.name: rank if upload.mask is None else int(upload.mask[m.name].sum()) for m in federation.layout.modules
-    }
+    layout, rank, method = federation.layout, download.adapter.rank, federation.method
+    counts = {m.name: rank if upload.mask is None else int(upload.mask[m.name].sum()) for m in layout.modules}
+    sent = codec.upload_parameters(layout, rank, list(counts.values()), upload.trainable)
+    received = codec.download_parameters(layout, rank, method.travels)
+    if method.compress is not None:
+        sent -= codec.zero_entries(upload.update, upload.trainable)
+        received -= codec.zero_entries(download.adapter, method.travels)
     return ClientRecord(
         id=profile.id,
         num_examples=upload.num_examples,
         rank_budget=profile.rank_budget,
-        uploaded_bytes=up,
-        uploaded_parameters=codec.upload_parameters(federation.layout, rank, list(counts.values()), upload.trainable),
-        downloaded_bytes=down,
-        downloaded_parameters=codec.download_parameters(federation.layout, rank, federation.method.ever_trained),
+        uploaded_bytes=len(up),
+        uploaded_parameters=sent + codec.base_parameters(upload.base_update),
+        downloaded_bytes=len(down),
+        downloaded_parameters=received + codec.base_parameters(codec.read_base(down, layout).update),
         train_loss=upload.train_loss,
         selected={name: n for name, n in counts.items() if n},
     )

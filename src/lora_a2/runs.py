@@ -5,6 +5,7 @@
     rounds.jsonl      a line a round
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
     adapter/          the result, once the run is complete
+    personal/N/       client N's own model, for methods that make such
 
 A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
 holds at least the committed rounds; what it holds beyond them is cut off.
@@ -26,10 +27,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import write_atomic
 from lora_a2.rounds import RoundRecord
-from lora_a2.types import Adapter, Factors, FloatArray, Layout, ServerState
+from lora_a2.types import Adapter, Factor, Factors, FloatArray, Layout, ServerState
 
 
 class RunDirectory:
@@ -40,6 +42,7 @@ class RunDirectory:
         self.ledger = path / "rounds.jsonl"
         self.checkpoint = path / "checkpoint"
         self.adapter = path / "adapter"
+        self.personal = path / "personal"
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -122,13 +125,15 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
-    def commit(self, state: ServerState, record: RoundRecord) -> None:
+    def commit(
+        self, state: ServerState, record: RoundRecord, memories: Mapping[int, ClientMemory] | None = None
+    ) -> None:
         """Writes a finished round: the ledger's line, the tensors, then the state that makes them count."""
         with self.ledger.open("ab") as file:
             file.write(json.dumps(record.to_json()).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        data = save_tensors(state_tensors(state))
+        data = save_tensors({**state_tensors(state), **memory_tensors(memories or {})})
         name = _tensor_file(state.server_round)
         write_atomic(self.checkpoint / name, data)
         summary = {
@@ -136,6 +141,9 @@ class RunDirectory:
             "lora_alpha": state.adapter.lora_alpha,
             "tensors": name,
             "sha256": hashlib.sha256(data).hexdigest(),
+            "seed": state.seed,
+            "synced": sorted(state.synced),
+            "client_ranks": {str(client): rank for client, rank in sorted(state.client_ranks.items())},
         }
         write_atomic(self.checkpoint / "state.json", _json(summary))
         self._drop_other_checkpoints(state.server_round)
@@ -156,10 +164,23 @@ class RunDirectory:
                 raise RunError(
                     f"{self.checkpoint / summary['tensors']} is damaged: its sha256 is not the recorded one."
                 )
-            adapter = _adapter(load_tensors(data), layout, float(summary["lora_alpha"]))
-            return ServerState(int(summary["server_round"]), adapter)
+            return _state(load_tensors(data), layout, summary)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise RunError(f"The checkpoint in {self.checkpoint} is damaged: {error}.") from error
+
+    def load_memories(self) -> dict[int, ClientMemory]:
+        """What the clients kept at the last committed round; call after `load_state`, which checks the file."""
+        commit = self.checkpoint / "state.json"
+        if not commit.exists():
+            return {}
+        tensors = load_tensors((self.checkpoint / _read_json(commit)["tensors"]).read_bytes())
+        found: dict[int, dict[tuple[Factor, str], FloatArray]] = {}
+        for key in sorted(tensors):
+            kind, _, rest = key.partition("/")
+            if kind == "private":
+                client, factor, name = rest.split("/", 2)
+                found.setdefault(int(client), {})["A" if factor == "A" else "B", name] = tensors[key]
+        return {client: ClientMemory(private=private) for client, private in found.items()}
 
     def load_records(self, server_round: int) -> list[RoundRecord]:
         """The records of the first `server_round` rounds.
@@ -200,14 +221,50 @@ def _barely_begun(path: Path) -> bool:
 
 
 def state_tensors(state: ServerState) -> dict[str, FloatArray]:
-    """A state's arrays by name: `factors/MODULE/A`, `factors/MODULE/B`, `head/NAME`."""
+    """A state's arrays by name: `factors/MODULE/A`, `factors/MODULE/B`, `head/NAME`, `base/WEIGHT`, `update/WEIGHT` (a
+    difference), `update_A/WEIGHT` and `update_B/WEIGHT` (its factors)."""
     tensors = {}
     for name, f in state.adapter.factors.items():
         tensors[f"factors/{name}/A"] = np.ascontiguousarray(f.A)
         tensors[f"factors/{name}/B"] = np.ascontiguousarray(f.B)
     for name, value in state.adapter.head.items():
         tensors[f"head/{name}"] = np.ascontiguousarray(value)
+    for name, value in state.base.items():
+        tensors[f"base/{name}"] = np.ascontiguousarray(value)
+    for name, change in state.base_update.items():
+        if isinstance(change, Factors):
+            tensors[f"update_A/{name}"] = np.ascontiguousarray(change.A)
+            tensors[f"update_B/{name}"] = np.ascontiguousarray(change.B)
+        else:
+            tensors[f"update/{name}"] = np.ascontiguousarray(change)
     return tensors
+
+
+def memory_tensors(memories: Mapping[int, ClientMemory]) -> dict[str, FloatArray]:
+    """What clients keep, by name: `private/CLIENT/FACTOR/MODULE`."""
+    return {
+        f"private/{client}/{factor}/{name}": np.ascontiguousarray(value)
+        for client, memory in sorted(memories.items())
+        for (factor, name), value in sorted(memory.private.items())
+    }
+
+
+def _state(tensors: Mapping[str, FloatArray], layout: Layout, summary: Mapping[str, Any]) -> ServerState:
+    def named(kind: str) -> dict[str, FloatArray]:
+        return {key.partition("/")[2]: v for key, v in sorted(tensors.items()) if key.partition("/")[0] == kind}
+
+    rows, columns = named("update_A"), named("update_B")
+    update: dict[str, FloatArray | Factors] = {**named("update")}
+    update |= {name: Factors(A=rows[name], B=columns[name]) for name in rows}
+    return ServerState(
+        server_round=int(summary["server_round"]),
+        adapter=_adapter(tensors, layout, float(summary["lora_alpha"])),
+        seed=int(summary["seed"]),
+        base=named("base"),
+        base_update=update,
+        synced=frozenset(int(client) for client in summary["synced"]),
+        client_ranks={int(client): int(rank) for client, rank in summary["client_ranks"].items()},
+    )
 
 
 def _adapter(tensors: Mapping[str, FloatArray], layout: Layout, lora_alpha: float) -> Adapter:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from lora_a2.algebra import initial_adapter
+from lora_a2.algebra import initial_adapter, moved_base
+from lora_a2.clients import ClientMemory, Federation, client_round, personal
 from lora_a2.codec import ValueType
 from lora_a2.cohorts import choose_cohort
 from lora_a2.data.labelled import LabelledData
@@ -20,11 +22,12 @@ from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.randomness import generator
-from lora_a2.rounds import Federation, RoundRecord, client_round, server_round
+from lora_a2.rounds import RoundRecord, server_round
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
+from lora_a2.training.full import weight_shapes
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
 from lora_a2.training.pool import Pool, usual_workers
-from lora_a2.types import Adapter, ClientProfile, ServerState
+from lora_a2.types import ClientProfile, ServerState
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Client:
     name: str
     train: TokenizedExamples
     test: TokenizedExamples
+
+
+Memories = dict[int, ClientMemory]
+"""Client id → what it keeps from round to round. Base weights are not in it: those who took part in the last round hold
+the server's `base`, bit for bit, and the others are sent all of it."""
 
 
 class Observer:
@@ -123,14 +131,41 @@ def make_profiles(
     )
 
 
-def evaluate_clients(pool: Pool, adapter: Adapter | None, clients: Sequence[Client]) -> Evaluation:
-    """The merged model on the clients' test shares."""
+def evaluate_clients(pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:
+    """The global model on the clients' test shares."""
     sentences = [s for c in clients for s in c.test.input_ids]
-    logits = predict(pool, adapter, sentences)
+    logits = predict(pool, state.adapter, moved_base(state.base, state.base_update), sentences)
+    return _evaluate(logits.argmax(1), clients)
+
+
+def evaluate_personal(pool: Pool, state: ServerState, clients: Sequence[Client], memories: Memories) -> Evaluation:
+    """Each client's own model, with its private factors, on its own test share."""
+    base = moved_base(state.base, state.base_update)
+
+    def work(classifier: Classifier, client: Client) -> np.ndarray:
+        classifier.set_base(base)
+        own = personal(state.adapter, memories.get(client.id, ClientMemory()))
+        predicted: np.ndarray = classifier.predict(own, client.test.input_ids).argmax(1)
+        return predicted
+
+    return _evaluate(np.concatenate(list(pool.map(work, clients))), clients)
+
+
+def _evaluate(predicted: np.ndarray, clients: Sequence[Client]) -> Evaluation:
     labels = np.concatenate([c.test.labels for c in clients])
     ends = np.cumsum([len(c.test) for c in clients])
     rows = {c.name: np.arange(end - len(c.test), end) for c, end in zip(clients, ends, strict=True)}
-    return evaluate(logits.argmax(1), labels, rows)
+    return evaluate(predicted, labels, rows)
+
+
+def evaluate_state(
+    pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], memories: Memories
+) -> dict[str, Any]:
+    """A round's metrics: the global model's, and under "personal" those of the clients' own models where they have some."""
+    found = evaluate_clients(pool, state, clients).to_json()
+    if method.private:
+        found["personal"] = evaluate_personal(pool, state, clients, memories).to_json()
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,7 +186,7 @@ class Plan:
 
     def start(self) -> ServerState:
         """The state before round 1."""
-        return ServerState(0, self.federation.initial)
+        return ServerState(0, self.federation.initial, self.federation.seed)
 
 
 def make_plan(
@@ -182,7 +217,7 @@ def make_plan(
     rank = max(p.rank for p in profiles)
     federation = Federation(
         method=chosen,
-        layout=model.layout,
+        layout=replace(model.layout, dense=weight_shapes(model.classifier)) if chosen.full else model.layout,
         initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
         seed=seed,
         local_epochs=local_epochs,
@@ -191,10 +226,17 @@ def make_plan(
             learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
             learning_rate_ratio=chosen.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
+            penalty=chosen.penalty,
         ),
         wire_dtype=wire_dtype,
     )
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
+
+
+def make_pool(model: Model, plan: Plan) -> Pool:
+    """The workers of a plan; one where whole backbones are trained, since the workers share what is not adapted."""
+    workers = plan.num_workers or usual_workers(model.classifier.device)
+    return Pool(model.classifier, 1 if plan.federation.method.full else workers)
 
 
 def simulate(
@@ -203,45 +245,66 @@ def simulate(
     plan: Plan,
     *,
     state: ServerState | None = None,
+    memories: Memories | None = None,
     observer: Observer | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """Runs the rounds after `state` (None: from the start) and yields state and record after each."""
+    """Runs the rounds after `state` (None: from the start) and yields state and record after each.
+
+    `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
+    """
     observer = observer or Observer()
     state = state or plan.start()
+    memories = {} if memories is None else memories
     by_id = {client.id: client for client in clients}
-    with Pool(model.classifier, plan.num_workers or usual_workers(model.classifier.device)) as pool:
+    with make_pool(model, plan) as pool:
         while state.server_round < plan.num_server_rounds:
             number = state.server_round + 1
             cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
             done = partial(observer.clients_done, number, cohort=len(cohort))
-            state, record = server_round(plan.federation, state, cohort, _local_training(pool, plan, by_id, done))
+            train = _local_training(pool, plan, by_id, state, memories, done)
+            state, record = server_round(plan.federation, state, cohort, train)
             if number % plan.eval_every == 0 or number == plan.num_server_rounds:
-                record = _evaluated(record, pool, state, clients)
+                began = time.perf_counter()
+                record = replace(
+                    record,
+                    metrics=evaluate_state(pool, plan.federation.method, state, clients, memories),
+                    seconds={**record.seconds, "evaluate": time.perf_counter() - began},
+                )
             observer.round_done(record)
             yield state, record
 
 
-def _evaluated(record: RoundRecord, pool: Pool, state: ServerState, clients: Sequence[Client]) -> RoundRecord:
-    began = time.perf_counter()
-    metrics = evaluate_clients(pool, state.adapter, clients).to_json()
-    seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
-    return replace(record, metrics=metrics, seconds=seconds)
-
-
 def _local_training(
-    pool: Pool, plan: Plan, clients: dict[int, Client], done: Callable[[int], None]
+    pool: Pool,
+    plan: Plan,
+    clients: dict[int, Client],
+    state: ServerState,
+    memories: Memories,
+    done: Callable[[int], None],
 ) -> Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterator[tuple[ClientProfile, bytes]]]:
-    def work(classifier: Classifier, chunk: Sequence[tuple[ClientProfile, bytes]]) -> list[bytes]:
+    def work(
+        classifier: Classifier, chunk: Sequence[tuple[ClientProfile, bytes]]
+    ) -> tuple[list[bytes], list[ClientMemory]]:
         members = [(profile, clients[profile.id].train) for profile, _ in chunk]
-        return client_round(plan.federation, classifier, members, [data for _, data in chunk])
+        held = [_memory(profile, state, memories) for profile, _ in chunk]
+        return client_round(plan.federation, classifier, members, [data for _, data in chunk], held), held
 
     def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
         size = plan.cohort_size
         chunks = [downloads[start : start + size] for start in range(0, len(downloads), size)]
         finished = 0
-        for chunk, uploads in zip(chunks, pool.map(work, chunks), strict=True):
+        for chunk, (uploads, held) in zip(chunks, pool.map(work, chunks), strict=True):
+            for (profile, _), memory in zip(chunk, held, strict=True):
+                if memory.private:
+                    memories[profile.id] = ClientMemory(private=memory.private)
             finished += len(chunk)
             done(finished)
             yield from zip((profile for profile, _ in chunk), uploads, strict=True)
 
     return train
+
+
+def _memory(profile: ClientProfile, state: ServerState, memories: Memories) -> ClientMemory:
+    """What a client holds when the round after `state` begins."""
+    private = memories[profile.id].private if profile.id in memories else {}
+    return ClientMemory(state.base if profile.id in state.synced else {}, private)

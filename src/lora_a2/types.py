@@ -38,21 +38,36 @@ class ModuleShape:
         return self.d_in if factor == "A" else self.d_out
 
 
+def weight_name(module: str) -> str:
+    """The name of a module's weight in the backbone, by which `Base` and `BaseUpdate` know it."""
+    return f"{module}.weight"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The ordered modules of an adapter and the tensors of a trained head; both ends derive it from the model.
 
-    `head` is empty where the head is frozen.
+    `head` is empty where the head is frozen. `dense` names the weights that full fine-tuning moves, with their shapes;
+    empty for methods that train an adapter.
     """
 
     modules: tuple[ModuleShape, ...]
     head: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    dense: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def base(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The frozen weights that a method may move, with their shapes: `dense`, else those of the target modules."""
+        return self.dense or tuple((weight_name(m.name), (m.d_out, m.d_in)) for m in self.modules)
 
     @cached_property
     def digest(self) -> bytes:
         """16 bytes that stand for this layout on the wire."""
         rows = [[m.name, m.d_out, m.d_in] for m in self.modules]
-        text = json.dumps([rows, [[name, list(shape)] for name, shape in self.head]])
+        parts = [rows, [[name, list(shape)] for name, shape in self.head]]
+        if self.dense:
+            parts.append([[name, list(shape)] for name, shape in self.dense])
+        text = json.dumps(parts)
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -99,6 +114,13 @@ class Adapter:
         return self.lora_alpha / self.rank
 
 
+Base = Mapping[str, FloatArray]
+"""Name of a weight → how far it is from the pre-trained one, (d_out, d_in) for a module's; what is missing has not moved."""
+
+BaseUpdate = Mapping[str, FloatArray | Factors]
+"""A change of `Base`, weight by weight: the difference itself, or factors whose product B @ A (unscaled) it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientProfile:
     """What the server knows of a client: a description, not an actor.
@@ -127,7 +149,8 @@ class Upload:
     """What one client sends back: differences only.
 
     `update` holds, in every trained factor, the difference to the download in the selected rank slices and zero
-    elsewhere; in a factor that was not trained it is zero. `mask` None stands for all slices.
+    elsewhere; in a factor that was not trained it is zero. `mask` None stands for all slices. `base_update` holds what
+    full fine-tuning changed.
     """
 
     server_round: int
@@ -137,6 +160,7 @@ class Upload:
     train_loss: float
     mask: Mask | None
     update: Adapter
+    base_update: BaseUpdate = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +174,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server carries from one round to the next; `server_round` rounds are done."""
+    """All that the server carries from one round to the next; `server_round` rounds are done.
+
+    The effective weight of a module is W + base + base_update + scaling · B @ A. `base` is what the clients in `synced`
+    hold, `base_update` what they have not received yet.
+
+    Attributes:
+        seed: of the run, for methods whose server draws random numbers.
+        base: how far the frozen weights had moved when the last round began; only some methods move them.
+        base_update: how the last round moved them.
+        synced: ids of the clients that took part in the last round.
+        client_ranks: ids of clients that changed their rank → the rank they hold now.
+    """
 
     server_round: int
     adapter: Adapter
+    seed: int = 0
+    base: Base = field(default_factory=dict)
+    base_update: BaseUpdate = field(default_factory=dict)
+    synced: frozenset[int] = frozenset()
+    client_ranks: Mapping[int, int] = field(default_factory=dict)

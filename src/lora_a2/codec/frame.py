@@ -23,7 +23,7 @@ _DTYPES: dict[ValueType, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.d
 _VALUE_CODES: dict[ValueType, int] = {"fp32": 0, "fp16": 1}
 _KIND_CODES: dict[Kind, int] = {"download": 0, "upload": 1}
 _FACTOR_BITS: dict[Factor, int] = {"A": 1, "B": 2}
-_HAS_MASK = 1
+_HAS_MASK, _SPARSE = 1, 2
 
 _MAGIC, _VERSION = b"LoA2", 1
 _PREFIX = struct.Struct("<4sB")
@@ -50,6 +50,7 @@ class Header:
     lora_alpha: float
     num_examples: int = 0
     train_loss: float = 0.0
+    sparse: bool = False
 
 
 def write_frame(header: Header, bitmap: bytes, values: Sequence[FloatArray]) -> bytes:
@@ -59,7 +60,7 @@ def write_frame(header: Header, bitmap: bytes, values: Sequence[FloatArray]) -> 
         CodecError: the header does not add up or a finite value overflows the value type.
     """
     _check(header)
-    body = _pack(header) + bitmap + _pack_values(values, header.value_type)
+    body = _pack(header) + bitmap + packed(values, header.value_type)
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -123,6 +124,8 @@ def _check(header: Header) -> None:
     """What holds in every frame, whoever writes or reads it."""
     if header.server_round < 1:
         raise CodecError(f"The frame is of server round {header.server_round}; they count from 1.")
+    if header.has_mask and header.sparse:
+        raise CodecError("The frame has a mask and is sparse; expected one of the two at most.")
     if header.rank < 1:
         raise CodecError(f"The frame has rank {header.rank}; expected at least 1.")
     if not (math.isfinite(header.lora_alpha) and header.lora_alpha > 0):
@@ -144,7 +147,8 @@ def _check(header: Header) -> None:
 
 
 def _pack(header: Header) -> bytes:
-    codes = _KIND_CODES[header.kind], _VALUE_CODES[header.value_type], _HAS_MASK * header.has_mask
+    flags = _HAS_MASK * header.has_mask | _SPARSE * header.sparse
+    codes = _KIND_CODES[header.kind], _VALUE_CODES[header.value_type], flags
     try:
         return _HEADER.pack(
             *(_MAGIC, _VERSION, codes[0], header.layout_digest, header.server_round, header.client, header.rank),
@@ -165,11 +169,26 @@ def _unpack(data: bytes) -> Header:
         raise CodecError(f"The frame has kind {kind_code}; known are {list(_KIND_CODES.values())}.")
     if value_type is None:
         raise CodecError(f"The frame has value type {value_code}; known are {list(_VALUE_CODES.values())}.")
-    if flags & ~_HAS_MASK:
-        raise CodecError(f"The frame has flags {flags:#04x}; known is {_HAS_MASK:#04x}.")
+    if flags & ~(_HAS_MASK | _SPARSE):
+        raise CodecError(f"The frame has flags {flags:#04x}; known are {_HAS_MASK:#04x} and {_SPARSE:#04x}.")
     trained, present = _factors(trained_bits), _factors(present_bits)
-    has_mask = flags == _HAS_MASK
-    return Header(kind, digest, server_round, client, rank, trained, present, value_type, has_mask, *fields[11:])
+    has_mask, sparse = bool(flags & _HAS_MASK), bool(flags & _SPARSE)
+    alpha, examples, loss = fields[11:]
+    return Header(
+        kind=kind,
+        layout_digest=digest,
+        server_round=server_round,
+        client=client,
+        rank=rank,
+        trainable=trained,
+        present=present,
+        value_type=value_type,
+        has_mask=has_mask,
+        lora_alpha=alpha,
+        num_examples=examples,
+        train_loss=loss,
+        sparse=sparse,
+    )
 
 
 def _bits(factors: Iterable[Factor]) -> int:
@@ -182,7 +201,18 @@ def _factors(bits: int) -> frozenset[Factor]:
     return frozenset(factor for factor in FACTORS if bits & _FACTOR_BITS[factor])
 
 
-def _pack_values(values: Sequence[FloatArray], value_type: ValueType) -> bytes:
+def as_sent(values: FloatArray, value_type: ValueType) -> FloatArray:
+    """`values` as the receiver will see them, in float32; what overflows is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(_DTYPES[value_type]).astype(np.float32)
+
+
+def packed(values: Sequence[FloatArray], value_type: ValueType) -> bytes:
+    """Values one after the other, each in C order.
+
+    Raises:
+        CodecError: a finite value overflows the value type.
+    """
     flat = np.concatenate([v.ravel() for v in values]) if values else np.empty(0, np.float32)
     with np.errstate(over="ignore"):  # an overflow is looked for below
         packed = flat.astype(_DTYPES[value_type])
@@ -193,3 +223,15 @@ def _pack_values(values: Sequence[FloatArray], value_type: ValueType) -> bytes:
             f"{int(lost.sum())} of {flat.size} values overflow {value_type}, the largest is {worst:g}: use fp32."
         )
     return packed.tobytes()
+
+
+def unpacked(data: bytes, value_type: ValueType, count: int) -> FloatArray:
+    """The inverse of `packed`, (count,) float32.
+
+    Raises:
+        CodecError: `data` has not the bytes of `count` values.
+    """
+    expected = count * _DTYPES[value_type].itemsize
+    if len(data) != expected:
+        raise CodecError(f"The message has {len(data)} bytes of values; expected {expected}: it was cut or extended.")
+    return np.frombuffer(data, _DTYPES[value_type]).astype(np.float32)

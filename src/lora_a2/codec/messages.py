@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lora_a2.codec.frame import HEADER_SIZE, Header, ValueType, read_header, read_values, write_frame
+from lora_a2.codec.frame import HEADER_SIZE, Header, ValueType, as_sent, read_header, read_values, write_frame
 from lora_a2.codec.sizes import bitmap_size, download_parameters, upload_parameters
 from lora_a2.errors import CodecError
 from lora_a2.types import (
@@ -25,8 +25,12 @@ from lora_a2.types import (
 )
 
 
-def encode_download(download: Download, layout: Layout, dtype: ValueType, factors: frozenset[Factor]) -> bytes:
+def encode_download(
+    download: Download, layout: Layout, dtype: ValueType, factors: frozenset[Factor], *, sparse: bool = False
+) -> bytes:
     """The frame of `download`; only `factors` travel, the receiver derives the other from the seed.
+
+    In a sparse frame entries of A and B that are zero do not travel.
 
     Raises:
         CodecError: the adapter does not fit `layout`, a trained factor does not travel, a number does not fit its
@@ -44,14 +48,16 @@ def encode_download(download: Download, layout: Layout, dtype: ValueType, factor
         value_type=dtype,
         has_mask=False,
         lora_alpha=adapter.lora_alpha,
+        sparse=sparse,
     )
-    return write_frame(header, b"", _wire_values(adapter, layout, factors, None))
+    return _write(header, b"", _wire_values(adapter, layout, factors, None), layout)
 
 
-def encode_upload(upload: Upload, layout: Layout, dtype: ValueType) -> bytes:
+def encode_upload(upload: Upload, layout: Layout, dtype: ValueType, *, sparse: bool = False) -> bytes:
     """The frame of `upload`: the slices of the trained factors that its mask selects (None: all), and the head.
 
-    What `update` holds outside of them does not travel; by `Upload`'s contract it is zero.
+    What `update` holds outside of them does not travel; by `Upload`'s contract it is zero. In a sparse frame, which goes
+    without a mask, entries of A and B that are zero do not travel.
 
     Raises:
         CodecError: update or mask do not fit `layout`, a number does not fit its field, or a value overflows fp16.
@@ -70,9 +76,10 @@ def encode_upload(upload: Upload, layout: Layout, dtype: ValueType) -> bytes:
         lora_alpha=update.lora_alpha,
         num_examples=upload.num_examples,
         train_loss=upload.train_loss,
+        sparse=sparse,
     )
     bitmap = b"" if mask is None else _pack_mask(mask, layout, header.rank)
-    return write_frame(header, bitmap, _wire_values(update, layout, upload.trainable, mask))
+    return _write(header, bitmap, _wire_values(update, layout, upload.trainable, mask), layout)
 
 
 def decode_download(
@@ -99,7 +106,7 @@ def decode_download(
     rank = header.rank
     if max_rank is not None and rank > max_rank:
         raise CodecError(f"The frame has rank {rank}; expected at most {max_rank}.")
-    values = read_values(data, header, 0, download_parameters(layout, rank, header.present))
+    values = _read(data, header, layout, 0, download_parameters(layout, rank, header.present))
 
     def room(module: ModuleShape, factor: Factor) -> FloatArray:
         if factor in header.present:
@@ -138,7 +145,7 @@ def decode_upload(
         )
     size = bitmap_size(layout, rank) if header.has_mask else 0
     mask = _unpack_mask(data[HEADER_SIZE : HEADER_SIZE + size], layout, rank) if header.has_mask else None
-    values = read_values(data, header, size, upload_parameters(layout, rank, mask, header.present))
+    values = _read(data, header, layout, size, upload_parameters(layout, rank, mask, header.present))
 
     def zeros(module: ModuleShape, factor: Factor) -> FloatArray:
         return np.zeros(_shape(module, factor, rank), np.float32)
@@ -154,6 +161,41 @@ def decode_upload(
         mask=mask,
         update=Adapter(factors, lora_alpha, head),
     )
+
+
+def frame_factors(data: bytes, layout: Layout) -> frozenset[Factor]:
+    """The factors that a download's frame carries."""
+    return read_header(data, "download", layout.digest).present
+
+
+def _write(header: Header, bitmap: bytes, values: list[FloatArray], layout: Layout) -> bytes:
+    """The frame of all `values`, or of those that are not zero once cast to the value type."""
+    if not header.sparse:
+        return write_frame(header, bitmap, values)
+    blocks = values[: len(values) - len(layout.head)]
+    flat = np.concatenate([v.ravel() for v in blocks]) if blocks else np.empty(0, np.float32)
+    sent = as_sent(flat, header.value_type) != 0
+    return write_frame(header, np.packbits(sent).tobytes(), [flat[sent], *values[len(blocks) :]])
+
+
+def _read(data: bytes, header: Header, layout: Layout, bitmap: int, count: int) -> FloatArray:
+    """The frame's `count` values (count,), those that did not travel in a sparse frame as zeros."""
+    if not header.sparse:
+        return read_values(data, header, bitmap, count)
+    entries = count - sum(math.prod(shape) for _, shape in layout.head)
+    size = (entries + 7) // 8
+    bits = np.unpackbits(np.frombuffer(data[HEADER_SIZE : HEADER_SIZE + size], np.uint8)).astype(np.bool_)
+    if len(bits) < entries or bits[entries:].any():
+        raise CodecError(f"The bitmap of entries is cut off, or has bits set beyond its {entries} entries.")
+    sent = bits[:entries]
+    held = int(sent.sum())
+    values = read_values(data, header, size, held + count - entries)
+    if not values[:held].all():
+        raise CodecError("The sparse frame carries zeros; expected a value other than zero for each bit set.")
+    full = np.zeros(count, np.float32)
+    full[:entries][sent] = values[:held]
+    full[entries:] = values[held:]
+    return full
 
 
 def _wire_values(adapter: Adapter, layout: Layout, present: frozenset[Factor], mask: Mask | None) -> list[FloatArray]:

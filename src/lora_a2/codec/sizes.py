@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lora_a2.codec.frame import ValueType, frame_size
-from lora_a2.types import Factor, Layout, Mask
+from lora_a2.types import Adapter, Factor, Layout, Mask
 
 
 def download_parameters(layout: Layout, rank: int, factors: frozenset[Factor]) -> int:
@@ -44,6 +44,12 @@ def upload_size(
     """`len(encode_upload(...))`, exactly; arguments as for `upload_parameters`. Only None goes without a bitmap."""
     bitmap = 0 if selected is None else bitmap_size(layout, rank)
     return frame_size(bitmap, upload_parameters(layout, rank, selected, trainable), dtype)
+
+
+def zero_entries(adapter: Adapter, factors: frozenset[Factor]) -> int:
+    """Number of entries of `factors` that a sparse frame leaves out."""
+    parts = [f.get(factor) for f in adapter.factors.values() for factor in factors]
+    return sum(part.size - int(np.count_nonzero(part)) for part in parts)
 
 
 def bitmap_size(layout: Layout, rank: int) -> int:

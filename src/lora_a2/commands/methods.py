@@ -15,36 +15,41 @@ if TYPE_CHECKING:
 @click.command("methods", epilog=examples("lora-a2 methods", "lora-a2 methods --json"))
 @json_option
 def command(as_json: bool) -> None:
-    """List the algorithms that --method takes."""
+    """List the algorithms that --method takes.
+
+    Exact: aggregation gives the weighted mean of the clients' models. Personal: each client ends with its own model.
+    """
     from lora_a2.methods import METHODS
 
     if as_json:
         print_json({m.name: _row(m) for m in METHODS.values()})
         return
 
-    from rich.table import Table
+    from rich.box import SIMPLE
+    from rich.table import Column, Table
 
-    from lora_a2.display import stdout_console
+    from lora_a2.display import print_table, stdout_console
 
-    table = Table("Method", "Trained factors", "Exact", "Mixed ranks", show_lines=True)
-    table.add_column("Reference", overflow="fold")
+    headers = ("Uploads", "Downloads", "Exact", "Personal", "Mixed ranks")
+    table = Table(Column("Method", no_wrap=True), *headers, box=SIMPLE)
+    references = []
     for method in METHODS.values():
-        row = _row(method)
-        flags = ("yes" if row[key] else "no" for key in ("exact", "mixed_ranks"))
-        table.add_row(method.name, _trained(method), *flags, method.reference)
-    stdout_console().print(table)
+        flags = ("yes" if flag else "no" for flag in (method.exact, method.private, method.mixed_ranks))
+        table.add_row(method.name, method.uploads, method.downloads, *flags)
+        references.append((method.name, method.reference))
+    console = stdout_console()
+    console.print(table)
+    print_table(references, console)
 
 
 def _row(method: Method) -> dict[str, object]:
     return {
         "odd_rounds": sorted(method.trainable(1)),
         "even_rounds": sorted(method.trainable(2)),
+        "uploads": method.uploads,
+        "downloads": method.downloads,
         "exact": method.exact,
+        "personal": bool(method.private),
         "mixed_ranks": method.mixed_ranks,
         "reference": method.reference,
     }
-
-
-def _trained(method: Method) -> str:
-    odd, even = (" and ".join(sorted(method.trainable(server_round))) for server_round in (1, 2))
-    return odd if odd == even else f"{odd}, then {even}"

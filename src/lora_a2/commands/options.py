@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from lora_a2.config import RunConfig, kebab
+from lora_a2.config import RunConfig
+from lora_a2.config_errors import kebab
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

@@ -20,10 +20,18 @@ from lora_a2.commands.common import examples, json_option, quiet_option, run_dir
 @json_option
 @quiet_option
 def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
-    """Continue a run that was interrupted, from its last finished round.
+    """Continue a run, or a comparison, that was interrupted, from its last finished round.
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
+    from lora_a2.compare import is_comparison
+
+    if is_comparison(run_dir):
+        from lora_a2.commands.compare import finish
+
+        finish(run_dir, quiet=quiet, as_json=as_json)
+        return
+
     from lora_a2.jobs import resume
 
     train(lambda observer: resume(run_dir, observer), quiet=quiet, as_json=as_json)

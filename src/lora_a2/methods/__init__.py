@@ -3,25 +3,60 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
-from lora_a2.methods import ffa_lora, fl_lora, lora_a2
+from lora_a2.methods import (
+    fedex_lora,
+    fedsa_lora,
+    fedsvd,
+    ffa_lora,
+    fl_lora,
+    flasc,
+    flexlora,
+    flora,
+    full,
+    hetlora,
+    lora_a2,
+    rolora,
+)
 
-METHODS: dict[str, Method] = {m.name: m for m in (lora_a2.METHOD, fl_lora.METHOD, ffa_lora.METHOD)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        lora_a2,
+        fl_lora,
+        ffa_lora,
+        rolora,
+        flexlora,
+        hetlora,
+        flora,
+        fedex_lora,
+        fedsa_lora,
+        fedsvd,
+        flasc,
+        full,
+    )
+}
 
 DEFAULT_METHOD = next(iter(METHODS))
 """The first row's name."""
 
 
-def get_method(name: str) -> Method:
-    """The method called `name`.
+def get_method(name: str, **switches: Any) -> Method:
+    """The method called `name`, with the given switches; a switch that is None was not given.
 
     Raises:
-        ConfigError: there is none; the message names the nearest.
+        ConfigError: there is none (the message names the nearest), or it has no such switch.
     """
+    given = {key: value for key, value in switches.items() if value is not None}
     if name in METHODS:
-        return METHODS[name]
+        variant = METHODS[name].variant
+        if given and variant is None:
+            having = ", ".join(m.name for m in METHODS.values() if m.variant)
+            raise ConfigError(f"{next(iter(given))}: {name} has no such switch; use {having}.")
+        return variant(**given) if given and variant else METHODS[name]
     near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"Unknown method {name!r}.{hint} Known methods: {', '.join(METHODS)}.")

@@ -12,6 +12,8 @@ METHOD = Method(
     name="ffa-lora",
     reference="Sun, Li, Li, Ding: Improving LoRA in Privacy-preserving Federated Learning. ICLR 2024. "
     "https://arxiv.org/abs/2403.12313",
+    uploads="B",
+    downloads="B",
     trainable=always("B"),
     exact=True,
 )

@@ -12,5 +12,7 @@ METHOD = Method(
     name="fl-lora",
     reference="Zhang et al.: Towards Building the Federated GPT: Federated Instruction Tuning. ICASSP 2024. "
     "https://arxiv.org/abs/2305.05644",
+    uploads="A and B",
+    downloads="A and B",
     trainable=always("A", "B"),
 )

@@ -6,18 +6,30 @@ ACL 2025, https://arxiv.org/abs/2410.22815.
 Uploads the selected rank slices of the round's factor; downloads both factors. Odd rounds train B, even rounds A, so
 that Σ w_k B_k A = (Σ w_k B_k) A and aggregation is exact. Each client ranks all r·N slices of the model by their
 contribution to the change of ΔW and uploads the best r_k·N. η_B = 5·η_A.
+
+Switches, for the paper's ablations (Figure 6, Table 9): another criterion, and no alternation, which freezes A for ever
+as FFA-LoRA does. The learning rate ratio is an option of every run.
 """
 
-from lora_a2.method import Method, alternate
-from lora_a2.selection import contribution, select_top
+from lora_a2.method import Method, alternate, always
+from lora_a2.selection import CRITERIA, select_top
 
-METHOD = Method(
-    name="lora-a2",
-    reference="Koo, Jang, Ok: Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous "
-    "Clients. ACL 2025. https://arxiv.org/abs/2410.22815",
-    trainable=alternate("B", "A"),
-    select=select_top(contribution),
-    learning_rate_ratio=5.0,
-    exact=True,
-    mixed_ranks=True,
-)
+
+def lora_a2(criterion: str = "contribution", alternating: bool = True) -> Method:
+    """The method with the given switches; `criterion` is a key of `CRITERIA`."""
+    return Method(
+        name="lora-a2",
+        reference="Koo, Jang, Ok: Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous "
+        "Clients. ACL 2025. https://arxiv.org/abs/2410.22815",
+        uploads="selected slices of B, then A" if alternating else "selected slices of B",
+        downloads="A and B" if alternating else "B",
+        trainable=alternate("B", "A") if alternating else always("B"),
+        select=select_top(CRITERIA[criterion]),
+        learning_rate_ratio=5.0,
+        exact=True,
+        mixed_ranks=True,
+        variant=lora_a2,
+    )
+
+
+METHOD = lora_a2()

@@ -19,7 +19,7 @@ from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
 from lora_a2.model.packing import ATTENTION, PackedBatch, Pooling, pack, packed_attention, pooled
 from lora_a2.model.prefix import Blocks, Prefix, chunks
 from lora_a2.model.targets import block_lists
-from lora_a2.types import Adapter, FloatArray, ModuleShape
+from lora_a2.types import Adapter, Base, FloatArray, ModuleShape, weight_name
 
 AttentionInterface.register(ATTENTION, packed_attention)
 
@@ -65,6 +65,8 @@ class Classifier:
         self._loaded: Adapter | None = None
         lists = block_lists(backbone)
         self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
+        self._base: Base = {}
+        self._pretrained: dict[str, Tensor] = {}
         self._cast_rest()
         self.load(None)
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
@@ -138,9 +140,27 @@ class Classifier:
                 f = adapter.factors[name]
                 b, a = (torch.from_numpy(np.ascontiguousarray(v)).to(self.device) for v in (f.B, f.A))
                 deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
+            moved = self._base.get(weight_name(name))
+            if moved is not None:
+                change = torch.from_numpy(moved).to(self.device)
+                deltas[id(layer)] = deltas[id(layer)] + change if id(layer) in deltas else change
         for group in self._groups:
             group.load([deltas.get(id(member)) for member in group.members], self.dtype)
         self._loaded = adapter
+
+    def set_base(self, base: Base) -> None:
+        """Moves the frozen weights to pre-trained + `base`; the next `load` merges an adapter into these."""
+        if base is self._base or not (base or self._base):
+            return
+        targets = {weight_name(name) for name in self.layers}
+        parameters = dict(self.backbone.named_parameters())
+        for name in (base.keys() | self._base.keys()) - targets:
+            parameter = parameters[name]
+            origin = self._pretrained.setdefault(name, parameter.detach().clone())
+            change = torch.from_numpy(base[name]).to(self.device) if name in base else torch.zeros_like(origin)
+            parameter.data = (origin.float() + change).to(origin.dtype)
+        self._base = base
+        self.load(None)
 
     @contextmanager
     def slots(self, slots: Mapping[str, Slot]) -> Iterator[None]:
@@ -194,6 +214,12 @@ class Classifier:
             hidden[torch.from_numpy(rows).to(self.device)] = found[0][0, : len(rows)]
         ends = np.cumsum([len(client) for client in cohort])
         return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
+
+    def encode_with(self, weights: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """As `encode`, with other weights of the backbone, by name."""
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packed": batch}
+        hidden = torch.func.functional_call(self.backbone, dict(weights), (), inputs).last_hidden_state
+        return pooled(hidden, batch)
 
     def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""

@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors   as PEFT reads them, for the backbone that `AutoModel` gives
 head.safetensors                                 weight (C, H), bias (C,)
 classifier.json                                  label names, pooling, maximal length
+base.safetensors                                 how far base weights moved, for methods that move them; not PEFT's
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from safetensors.numpy import load_file, save
 from lora_a2.errors import RunError
 from lora_a2.files import write_atomic
 from lora_a2.model.pretrained import Model
-from lora_a2.types import Adapter, Factors, FloatArray
+from lora_a2.types import Adapter, Base, Factors, FloatArray
 
 _PREFIX = "base_model.model."
+_BASE = "base.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class SavedAdapter:
     label_names: tuple[str, ...]
     pooling: str
     max_length: int
+    base: dict[str, FloatArray]
 
 
-def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
-    """Writes an adapter folder; the same adapter gives the same bytes."""
+def save_adapter(folder: str | Path, model: Model, adapter: Adapter, base: Base | None = None) -> None:
+    """Writes an adapter folder; the same adapter (and moved base weights) give the same bytes."""
     from peft import LoraConfig, TaskType
 
     folder = Path(folder)
@@ -64,6 +67,9 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
     }
     write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_atomic(folder / "head.safetensors", save(_head(model, adapter), metadata={"format": "pt"}))
+    if base:
+        weights = {name: np.ascontiguousarray(value) for name, value in base.items()}
+        write_atomic(folder / _BASE, save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "classifier.json", (json.dumps(classifier, indent=2) + "\n").encode())
     write_atomic(folder / "adapter_config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
@@ -102,6 +108,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
             label_names=tuple(classifier["label_names"]),
             pooling=classifier["pooling"],
             max_length=int(classifier["max_length"]),
+            base=load_file(folder / _BASE) if (folder / _BASE).exists() else {},
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{folder} is not a complete adapter folder: {error}.") from error

@@ -11,7 +11,7 @@ import numpy as np
 from lora_a2.data.partition import IntArray
 from lora_a2.model.classifier import Classifier
 from lora_a2.training.pool import Pool
-from lora_a2.types import Adapter, FloatArray
+from lora_a2.types import Adapter, Base, FloatArray
 
 _CHUNK = 256
 """Sentences of one piece of work; fixed, so that results do not depend on the number of workers."""
@@ -42,12 +42,13 @@ class Evaluation:
         return asdict(self)
 
 
-def predict(pool: Pool, adapter: Adapter | None, sentences: Sequence[np.ndarray]) -> FloatArray:
-    """Logits (n, C) float32 of the merged model for n tokenised sentences, in their order."""
+def predict(pool: Pool, adapter: Adapter | None, base: Base, sentences: Sequence[np.ndarray]) -> FloatArray:
+    """Logits (n, C) float32, for n tokenised sentences in their order, of the adapter on base weights moved by `base`."""
     order = np.argsort([len(s) for s in sentences], kind="stable")
     chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
 
     def work(classifier: Classifier, rows: IntArray) -> FloatArray:
+        classifier.set_base(base)
         return classifier.predict(adapter, [sentences[i] for i in rows])
 
     logits = np.concatenate(list(pool.map(work, chunks)))

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_a2.method import TailPenalty
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.prefix import Prefix
 from lora_a2.training.adamw import AdamW
 from lora_a2.training.parameters import CohortParameters
+from lora_a2.training.penalty import tail_gradient
 from lora_a2.types import Adapter, Factor, Mask
 
 
@@ -38,13 +40,15 @@ class TokenizedExamples:
 class TrainingSettings:
     """Hyperparameters of local training.
 
-    η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A.
+    η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalty` is added to the loss, and
+    not counted in the losses reported.
     """
 
     batch_size: int
     learning_rate: float
     learning_rate_ratio: float
     weight_decay: float = 0.01
+    penalty: TailPenalty | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def train_cohort(
         active = sum(len(schedule[k]) > step for k in order)
         batches = [schedule[k][step] for k in order[:active]]
         gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
+        if settings.penalty is not None:
+            gradient += tail_gradient(parameters, settings.penalty, active)
         optimizer.step(gradient)
         losses[:active] += loss
     seen = [sum(len(b) for b in schedule[k]) for k in order]

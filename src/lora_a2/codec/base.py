@@ -1,0 +1,156 @@
+"""Changes of base weights: what follows a frame for methods that move the frozen weights.
+
+    envelope  magic 4s | version u8 | flags u8 | value type u8 | frame's length u64
+    frame     a download or an upload
+    forms     a u32 for each weight in the layout's order: 0 not there, 2³²−1 the difference itself, else the rank R of
+              its factors
+    values    weight by weight: the difference, or A (R, d_in) and then B (d_out, R); float32 or float16
+    checksum  CRC-32 of all that stands before it, the frame included, u32
+
+A message without such a change is the frame alone.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+
+from lora_a2.codec.frame import ValueType, packed, unpacked
+from lora_a2.errors import CodecError
+from lora_a2.types import BaseUpdate, Factors, FloatArray, Layout
+
+_MAGIC, _VERSION = b"LoAB", 1
+_ENVELOPE = struct.Struct("<4sBBBQ")
+_CHECKSUM = struct.Struct("<I")
+_WHOLE = 1
+_ABSENT, _DENSE = 0, 2**32 - 1
+_TYPES: tuple[ValueType, ...] = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMessage:
+    """A change of the base weights: since the receiver's last round, or since the pre-trained ones if `whole`."""
+
+    update: BaseUpdate
+    whole: bool = False
+
+
+def attach_base(frame: bytes, message: BaseMessage, layout: Layout, dtype: ValueType) -> bytes:
+    """`frame` with a change of base weights behind it; the frame alone where there is none.
+
+    Raises:
+        CodecError: a weight that the layout does not have, or of another shape, or a value that overflows.
+    """
+    if not message.update:
+        return frame
+    shapes = dict(layout.base)
+    if not message.update.keys() <= shapes.keys():
+        unknown = sorted(message.update.keys() - shapes.keys())
+        raise CodecError(f"The layout has no weights {unknown} to change.")
+    forms, values = [], []
+    for name, shape in layout.base:
+        change = message.update.get(name)
+        forms.append(_form(name, shape, change))
+        if change is not None:
+            values += [change.A, change.B] if isinstance(change, Factors) else [change]
+    envelope = _ENVELOPE.pack(_MAGIC, _VERSION, _WHOLE * message.whole, _TYPES.index(dtype), len(frame))
+    body = envelope + frame + struct.pack(f"<{len(forms)}I", *forms) + packed(values, dtype)
+    return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def detach_frame(data: bytes) -> bytes:
+    """The frame of a message, whether or not something follows it.
+
+    Raises:
+        CodecError: the envelope does not add up.
+    """
+    if data[:4] != _MAGIC:
+        return data
+    return data[_ENVELOPE.size : _ENVELOPE.size + _envelope(data)[2]]
+
+
+def read_base(data: bytes, layout: Layout) -> BaseMessage:
+    """The change of base weights of a message, in float32; empty where it is a frame alone.
+
+    Raises:
+        CodecError: anything does not add up.
+    """
+    if data[:4] != _MAGIC:
+        return BaseMessage({})
+    whole, dtype, length = _envelope(data)
+    start = _ENVELOPE.size + length
+    directory = struct.Struct(f"<{len(layout.base)}I")
+    if len(data) < start + directory.size + _CHECKSUM.size:
+        raise CodecError(f"The message has {len(data)} bytes; its change of base weights is cut off.")
+    forms = directory.unpack_from(data, start)
+    if not any(forms):
+        raise CodecError("The change of base weights is empty; expected a frame alone.")
+    count = sum(_size(shape, form) for (_, shape), form in zip(layout.base, forms, strict=True))
+    given, found = _CHECKSUM.unpack_from(data, len(data) - 4)[0], zlib.crc32(data[:-4])
+    if given != found:
+        raise CodecError(f"The message has checksum {given:08x}; its content gives {found:08x}: damaged on the way.")
+    values = unpacked(data[start + directory.size : -4], dtype, count)
+    update: dict[str, FloatArray | Factors] = {}
+    offset = 0
+    for (name, shape), form in zip(layout.base, forms, strict=True):
+        if form != _ABSENT:
+            size = _size(shape, form)
+            update[name] = _shaped(values[offset : offset + size], shape, form)
+            offset += size
+    return BaseMessage(update, whole)
+
+
+def base_parameters(update: BaseUpdate) -> int:
+    """Number of values that `update` carries."""
+    return sum(c.A.size + c.B.size if isinstance(c, Factors) else c.size for c in update.values())
+
+
+def base_size(update_parameters: int, layout: Layout, dtype: ValueType) -> int:
+    """How many bytes `attach_base` adds for a change of so many values."""
+    if not update_parameters:
+        return 0
+    return _ENVELOPE.size + 4 * len(layout.base) + update_parameters * (2 if dtype == "fp16" else 4) + _CHECKSUM.size
+
+
+def _envelope(data: bytes) -> tuple[bool, ValueType, int]:
+    """Whole or not, value type, the frame's length."""
+    if len(data) < _ENVELOPE.size:
+        raise CodecError(f"The message has {len(data)} bytes; its envelope alone has {_ENVELOPE.size}.")
+    _, version, flags, code, length = _ENVELOPE.unpack_from(data)
+    if version != _VERSION or flags & ~_WHOLE or code >= len(_TYPES) or length > len(data):
+        raise CodecError(
+            f"The envelope has version {version}, flags {flags}, value type {code} and a frame of {length} bytes; "
+            f"expected version {_VERSION} and a message that holds it: run the same release of lora-a2 at both ends."
+        )
+    return bool(flags), _TYPES[code], length
+
+
+def _form(name: str, shape: tuple[int, ...], change: FloatArray | Factors | None) -> int:
+    if change is None:
+        return _ABSENT
+    if not isinstance(change, Factors):
+        if change.shape != shape:
+            raise CodecError(f"The change of {name!r} is {change.shape}; expected {shape}.")
+        return _DENSE
+    if (change.B.shape[0], change.A.shape[1]) != shape or change.A.shape[0] != change.B.shape[1] or not change.rank:
+        raise CodecError(f"The change of {name!r} has factors {change.B.shape} and {change.A.shape}; expected {shape}.")
+    return change.rank
+
+
+def _size(shape: tuple[int, ...], form: int) -> int:
+    if form == _ABSENT:
+        return 0
+    if form == _DENSE:
+        return math.prod(shape)
+    if len(shape) != 2:
+        raise CodecError(f"A weight of shape {shape} has no factors; expected its difference.")
+    return form * (shape[0] + shape[1])
+
+
+def _shaped(values: FloatArray, shape: tuple[int, ...], form: int) -> FloatArray | Factors:
+    if form == _DENSE:
+        return values.reshape(shape).copy()
+    cut = form * shape[1]
+    return Factors(A=values[:cut].reshape(form, shape[1]).copy(), B=values[cut:].reshape(shape[0], form).copy())

@@ -1,0 +1,48 @@
+"""FedSVD: B is trained, A re-orthogonalised by the server.
+
+Lee, Park, Lee, Wagner, Seong, Bocklet, Lee, Hwang: "FedSVD: Adaptive Orthogonalization for Private Federated Learning
+with LoRA", NeurIPS 2025, https://arxiv.org/abs/2505.12805.
+
+Uploads B; downloads both, since A changes. The server averages B, takes the SVD of B·A and sets A = Vᵀ, B = U·Σ: the
+product, and so the effective weights, stay what they are, and aggregation is exact. Linear in the clients' updates as far
+as the product goes, but the new factors are not.
+
+Our choice: the SVD goes by QR of the two factors, every round (the paper also tries less often). A has orthonormal rows
+from round 2 on; as long as B is zero nothing is changed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lora_a2.algebra import factored_svd
+from lora_a2.method import Method, always, weighted_mean
+from lora_a2.types import Factors, Reply, ServerState
+
+
+def orthogonal_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+    """The mean of B, then the same product from an A with orthonormal rows."""
+    new = weighted_mean(state, replies)
+    factors = {name: _orthogonal(f) if f.B.any() else f for name, f in new.adapter.factors.items()}
+    return replace(new, adapter=replace(new.adapter, factors=factors))
+
+
+def _orthogonal(factors: Factors) -> Factors:
+    u, values, vt = factored_svd(factors)
+    held = len(values)
+    A, B = factors.A.copy(), factors.B.copy()  # slices beyond min(d_out, d_in) carry nothing
+    A[:held], B[:, :held], B[:, held:] = vt, u * values, 0
+    return Factors(A=A, B=B)
+
+
+METHOD = Method(
+    name="fedsvd",
+    reference="Lee et al.: FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA. NeurIPS 2025. "
+    "https://arxiv.org/abs/2505.12805",
+    uploads="B",
+    downloads="A and B",
+    trainable=always("B"),
+    aggregate=orthogonal_mean,
+    server_moves=frozenset({"A"}),
+    linear=False,
+    exact=True,
+)

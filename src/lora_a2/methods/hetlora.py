@@ -1,0 +1,90 @@
+"""HetLoRA: zero-padding, sparsity-weighted aggregation, rank self-pruning.
+
+Cho, Liu, Xu, Fahrezi, Joshi: "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", EMNLP 2024,
+https://arxiv.org/abs/2401.06432.
+
+Uploads and downloads A and B at the client's own rank. Not exact: A and B are averaged separately, and the weights are
+the norms of the clients' products, not their examples.
+
+As in the paper: client k receives the first r_k slices; its loss has the term λ‖B[:, ⌊γr_k⌋:]‖·‖A[⌊γr_k⌋:]‖; where that
+tail is smaller after training than before, the client drops it and holds ⌊γr_k⌋ ranks from then on; the server pads with
+zeros and weighs by ‖B_k A_k‖_F. Our choices: γ = 0.99 (the LoRA-A² paper's), λ = 1e-3; one decision and one weight a
+client, over all modules together; nobody falls below rank 1; slices that nobody in a cohort holds stay as they
+are; all clients share the server's scaling. A pruned client tells by its upload's mask.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from lora_a2.method import (
+    Method,
+    TailPenalty,
+    always,
+    example_weights,
+    mean_head,
+    trained_adapter,
+    truncate_ranks,
+)
+from lora_a2.types import Adapter, Factors, Mask, Reply, ServerState
+
+PENALTY = TailPenalty(weight=1e-3, decay=0.99)
+
+
+def tail(adapter: Adapter) -> float:
+    """Σ_modules ‖B[:, t:]‖_F · ‖A[t:]‖_F with t = ⌊γr⌋: what self-pruning watches."""
+    kept = PENALTY.kept(adapter.rank)
+    return float(sum(np.linalg.norm(f.B[:, kept:]) * np.linalg.norm(f.A[kept:]) for f in adapter.factors.values()))
+
+
+def prune_tail(start: Adapter, trained: Adapter) -> Mask | None:
+    """Drops the tail where training has made it smaller."""
+    if not tail(trained) < tail(start):
+        return None
+    return {name: np.arange(start.rank) < PENALTY.kept(start.rank) for name in start.factors}
+
+
+def product_norm(adapter: Adapter) -> float:
+    """√ Σ_modules ‖B A‖²_F, by ‖B A‖²_F = ⟨BᵀB, AAᵀ⟩."""
+    squares = (np.sum((f.B.T @ f.B) * (f.A @ f.A.T), dtype=np.float64) for f in adapter.factors.values())
+    return float(np.sqrt(max(0.0, sum(squares))))
+
+
+def padded_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+    """Σ p_k · zero-padded factors with p_k ∝ ‖B_k A_k‖_F, and the ranks that clients hold from now on."""
+    kept = list(replies)
+    examples = example_weights(kept)
+    ranks = {r.profile.id: r.download.adapter.rank for r in kept}
+    ranks |= {r.profile.id: int(next(iter(r.upload.mask.values())).sum()) for r in kept if r.upload.mask}
+    trained = [trained_adapter(r) for r in kept]
+    norms = [product_norm(a) for a in trained]
+    weights = [n / sum(norms) for n in norms] if sum(norms) > 0 else examples
+    factors = {}
+    for name, old in state.adapter.factors.items():
+        A, B = old.A.astype(np.float64), old.B.astype(np.float64)
+        held = max(ranks[r.profile.id] for r in kept)
+        A[:held], B[:, :held] = 0, 0
+        for weight, reply, adapter in zip(weights, kept, trained, strict=True):
+            rank, f = ranks[reply.profile.id], adapter.factors[name]
+            A[:rank] += weight * f.A[:rank]
+            B[:, :rank] += weight * f.B[:, :rank]
+        factors[name] = Factors(A=A.astype(np.float32), B=B.astype(np.float32))
+    adapter = replace(state.adapter, factors=factors, head=mean_head(state, kept))
+    return replace(state, adapter=adapter, client_ranks={**state.client_ranks, **ranks})
+
+
+METHOD = Method(
+    name="hetlora",
+    reference="Cho et al.: Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models. EMNLP 2024. "
+    "https://arxiv.org/abs/2401.06432",
+    uploads="A and B",
+    downloads="A and B",
+    trainable=always("A", "B"),
+    prune=prune_tail,
+    penalty=PENALTY,
+    dispatch=truncate_ranks,
+    aggregate=padded_mean,
+    linear=False,
+    mixed_ranks=True,
+)
