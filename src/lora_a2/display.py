@@ -180,6 +180,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     console = console or stdout_console()
     rows = [
         ("Test accuracy", percent(summary.accuracy)),
+        *([] if summary.personal_accuracy is None else [("Personal models", percent(summary.personal_accuracy))]),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
