@@ -108,6 +108,10 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
     allowed = (profile.rank_budget if federation.method.select else download.adapter.rank) * modules
     if selected > allowed:
         raise ReplyError(f"Client {profile.id} sent {selected} rank slices; its budget allows {allowed}.")
+    if federation.method.prune is not None and upload.mask is not None:
+        kept = {tuple(keep.tolist()) for keep in upload.mask.values()}
+        if len(kept) > 1 or not (first := np.array(kept.pop()))[0] or (np.diff(first.astype(int)) > 0).any():
+            raise ReplyError(f"Client {profile.id} pruned otherwise than to the same first rank slices everywhere.")
     arrays = [f.get(x) for f in upload.update.factors.values() for x in upload.trainable]
     weights = [dense(change) for change in upload.base_update.values()]
     if not all(np.isfinite(a).all() for a in [*arrays, *weights, *upload.update.head.values()]):
