@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,6 @@ import torch
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
 torch.set_num_threads(1)
-
-# Before torch is loaded: the tests' models are tiny, and threads that wait for each other cost ten times what they save.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ class Summary:
     full_finetuning_parameters, reduction_percent = 2_240_000_000, 99.94
     server_rounds, seconds, output_dir = 10, 75.2, "runs/my run"
     client_worst_tenth, peak_memory_bytes = 0.5, 900_000_000
+    personal_accuracy = None
 
     def to_json(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "output_dir": self.output_dir}
@@ -85,7 +86,7 @@ def test_help_of_a_command_has_examples(name: str, capsys: pytest.CaptureFixture
     assert main([name, "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.split("Examples:\n")[1].count(f"    lora-a2 {name}") in (2, 3)
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
 
 
 def test_help_of_run_has_every_field_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

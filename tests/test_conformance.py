@@ -347,3 +347,18 @@ def test_ablations_of_lora_a2(criterion: str) -> None:
     assert distance(effective(states[-1]), wanted[-1]) < 2e-5
     masks = [upload.mask for _, upload in cohort.seen.values()]
     assert [sum(int(m.sum()) for m in mask.values()) for mask in masks if mask] == [6, 2]
+
+
+@pytest.mark.parametrize("keep", [[False, True, True], [True, False, True], [False, False, False]])
+def test_a_forged_pruning_is_refused(keep: list[bool]) -> None:
+    class Forger(Cohort):
+        def change(self, profile: ClientProfile, download: Download) -> Upload:
+            honest = super().change(profile, download)
+            mask = {name: np.array(keep) for name in honest.update.factors}
+            return honest if profile.id else replace(honest, mask=mask)
+
+    method = METHODS["hetlora"]
+    made, profiles = federation(method), population(method, [5, 9])
+    state, record = server_round(made, ServerState(0, made.initial), profiles, Forger(made, 0))
+    assert "pruned otherwise" in record.refused[0]
+    assert state.client_ranks == {1: 1}

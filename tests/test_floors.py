@@ -22,11 +22,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("methods",),
     ("model", "data", "cost"),
     ("training",),
+    ("clients",),
     ("rounds",),
-    ("runs", "progress"),
-    ("simulation", "predict", "flower", "report"),
+    ("runs", "progress", "config_errors"),
+    ("simulation", "predict", "environment", "flower", "report"),
     ("config",),
     ("jobs",),
+    ("compare",),
     ("display",),
     ("commands", "cli"),
     ("__init__",),
@@ -38,7 +40,7 @@ Imports go to strictly lower rows, under TYPE_CHECKING and inside functions too.
 NO_TORCH_UP_TO = 4
 """The rows below this one are pure: NumPy, no torch."""
 
-PROGRAM = {"cli.py", "__init__.py", "jobs.py"}
+PROGRAM = {"cli.py", "__init__.py", "environment.py"}
 """Where "lora-a2" is the name of the program or the distribution, not of the method."""
 
 

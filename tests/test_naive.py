@@ -56,6 +56,7 @@ def test_simulator_equals_the_equations(name: str) -> None:
         r=4,
         rank_budget=budget if method.select is None or method.mixed_ranks else 2,
         fraction_train=0.75,
+        cohort_size=2,
     )
     initial = plan.federation.initial
     reference = ReferenceClassifier(

@@ -49,7 +49,7 @@ def test_the_best_of_the_whole_model_are_selected(
 ) -> None:
     budget = data.draw(st.integers(1, rank))
     start, probed = random_adapter(layout, rank, seed), random_adapter(layout, rank, seed + 1)
-    mask = select_top(contribution)(start, probed, trainable, budget)
+    mask = select_top(contribution)(start, probed, trainable, budget, generator(seed, "select"))
     assert list(mask) == [m.name for m in layout.modules]
     assert all(m.shape == (rank,) and m.dtype == np.bool_ for m in mask.values())
     assert sum(int(m.sum()) for m in mask.values()) == budget * len(layout.modules)

@@ -84,18 +84,13 @@ def plan_comparison(
     return Comparison(path, tuple(runs))
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether a comparison was begun in this directory."""
-    return (path / "compare.json").is_file()
-
-
 def open_comparison(path: Path) -> Comparison:
     """A comparison that was begun; the directory may have been moved since.
 
     Raises:
         RunError: there is none at `path`, or it is damaged.
     """
-    if not is_comparison(path):
+    if not (path / "compare.json").is_file():
         raise RunError(f"{path} holds no comparison: expected {path / 'compare.json'}.")
     try:
         plan = json.loads((path / "compare.json").read_bytes())

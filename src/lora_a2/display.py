@@ -184,6 +184,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             "Worst tenth of clients",
             percent(summary.client_worst_tenth) if summary.client_worst_tenth is not None else "-",
         ),
+        *([] if summary.personal_accuracy is None else [("Personal models", percent(summary.personal_accuracy))]),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),

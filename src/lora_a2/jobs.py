@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lora_a2.algebra import moved_base
 from lora_a2.budgets import rank_budgets
@@ -22,6 +19,7 @@ from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig, dump_config, load_config, make_config
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.sources import load_data, load_examples
+from lora_a2.environment import environment
 from lora_a2.errors import RunError
 from lora_a2.methods import get_method
 from lora_a2.model.defaults import model_defaults
@@ -100,7 +98,7 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     RunDirectory.check_free(path)
     setup = _set_up(config)
     resolved = setup.config.model_copy(update={"output_dir": str(path)})
-    run = RunDirectory.create(path, dump_config(resolved), _environment(setup))
+    run = RunDirectory.create(path, dump_config(resolved), environment(setup.model, setup.data))
     return _finish(run, setup, observer)
 
 
@@ -111,9 +109,9 @@ def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
         RunError: no run directory, a damaged one, or the data are no longer what they were.
     """
     run = RunDirectory.open(Path(run_dir))
-    environment = run.environment()
+    recorded = run.environment()
     setup = _set_up(_config_of(run))
-    if setup.data.fingerprint() != environment["data_sha256"]:
+    if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
     return _finish(run, setup, observer)
 
@@ -309,18 +307,3 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
         num_workers=config.num_workers,
         seed=config.seed,
     )
-
-
-def _environment(setup: _Setup) -> dict[str, Any]:
-    packages = ("lora-a2", "torch", "transformers", "datasets", "numpy", "safetensors")
-    return {
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": str(setup.model.classifier.device),
-        "dtype": dtype_name(setup.model.classifier.dtype),
-        "data_sha256": setup.data.fingerprint(),
-        "model": setup.model.name,
-        "layout": setup.model.layout.digest.hex(),
-    }

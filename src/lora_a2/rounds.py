@@ -108,6 +108,10 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
     allowed = (profile.rank_budget if federation.method.select else download.adapter.rank) * modules
     if selected > allowed:
         raise ReplyError(f"Client {profile.id} sent {selected} rank slices; its budget allows {allowed}.")
+    if federation.method.prune is not None and upload.mask is not None:
+        kept = {tuple(keep.tolist()) for keep in upload.mask.values()}
+        if len(kept) > 1 or not (first := np.array(kept.pop()))[0] or (np.diff(first.astype(int)) > 0).any():
+            raise ReplyError(f"Client {profile.id} pruned otherwise than to the same first rank slices everywhere.")
     arrays = [f.get(x) for f in upload.update.factors.values() for x in upload.trainable]
     weights = [dense(change) for change in upload.base_update.values()]
     finite = all(np.isfinite(a).all() for a in [*arrays, *weights, *upload.update.head.values()])
@@ -125,8 +129,57 @@ def _full_update(federation: Federation, data: bytes) -> BaseUpdate:
     return update
 
 
-Train = Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
-"""Sends each client its download and yields the encoded uploads that come back, in any number, in cohort order."""
+Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
+"""Takes each client's download, as many at a time as it likes, and yields the encoded uploads that come back, in any number."""
+
+
+class _Exchange:
+    """What crosses the wire in a round, counted where it crosses, and what is still expected to come back.
+
+    Downloads are made when they are asked for and dropped when they are answered, so that memory does not grow with the
+    cohort.
+    """
+
+    def __init__(self, federation: Federation, state: ServerState, cohort: Sequence[ClientProfile]) -> None:
+        self._federation, self._state, self._cohort = federation, state, cohort
+        self._open: dict[int, tuple[Download, bytes]] = {}
+        self.records: list[ClientRecord] = []
+        self.refused: dict[int, str] = {}
+        self.downloaded_bytes = self.downloaded_parameters = self.uploaded_bytes = 0
+        self.waited = 0.0
+
+    def downloads(self) -> Iterator[tuple[ClientProfile, bytes]]:
+        """Each client's encoded download."""
+        for profile in self._cohort:
+            data = dispatch(self._federation, self._state, profile)
+            download = receive(self._federation, data)
+            self._open[profile.id] = download, data
+            self.downloaded_bytes += len(data)
+            self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
+            yield profile, data
+
+    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes]]) -> Iterator[Reply]:
+        """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
+        while True:
+            mark = time.perf_counter()
+            item = next(incoming, None)
+            self.waited += time.perf_counter() - mark
+            if item is None:
+                return
+            profile, data = item
+            self.uploaded_bytes += len(data)
+            try:
+                if profile.id not in self._open:
+                    raise ReplyError(
+                        f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked."
+                    )
+                download, sent = self._open.pop(profile.id)
+                upload = screen(self._federation, profile, download, data)
+            except (CodecError, ReplyError) as error:
+                self.refused[profile.id] = str(error)
+                continue
+            self.records.append(_client_record(self._federation, profile, download, upload, sent, data))
+            yield Reply(profile, download, upload)
 
 
 def server_round(
@@ -134,38 +187,17 @@ def server_round(
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
-    Replies are screened and aggregated one at a time as they arrive.
+    Replies are screened and aggregated one at a time as they arrive. Bytes count whatever crossed the wire, refused replies
+    too; parameters uploaded are those that counted.
 
     Raises:
         ReplyError: no usable reply came back.
     """
     began = time.perf_counter()
-    downloads = [(profile, dispatch(federation, state, profile)) for profile in cohort]
-    sent = {profile.id: data for profile, data in downloads}
-    records: list[ClientRecord] = []
-    refused: dict[int, str] = {}
-    waited = 0.0
-
-    def replies() -> Iterator[Reply]:
-        nonlocal waited
-        incoming = iter(train(downloads))
-        while True:
-            mark = time.perf_counter()
-            item = next(incoming, None)
-            waited += time.perf_counter() - mark
-            if item is None:
-                return
-            profile, data = item
-            download = receive(federation, sent[profile.id])
-            try:
-                upload = screen(federation, profile, download, data)
-            except (CodecError, ReplyError) as error:
-                refused[profile.id] = str(error)
-                continue
-            records.append(_client_record(federation, profile, download, upload, sent[profile.id], data))
-            yield Reply(profile, download, upload)
-
-    new = federation.method.aggregate(replace(state, base_update={}), replies())
+    exchange = _Exchange(federation, state, cohort)
+    incoming = iter(train(exchange.downloads()))
+    new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
+    records = exchange.records
     new = replace(
         new,
         server_round=state.server_round + 1,
@@ -177,15 +209,23 @@ def server_round(
         server_round=new.server_round,
         trainable=sorted(federation.method.trainable(new.server_round)),
         clients=records,
-        uploaded_bytes=sum(r.uploaded_bytes for r in records),
+        uploaded_bytes=exchange.uploaded_bytes,
         uploaded_parameters=sum(r.uploaded_parameters for r in records),
-        downloaded_bytes=sum(len(data) for data in sent.values()),
-        downloaded_parameters=sum(r.downloaded_parameters for r in records),
+        downloaded_bytes=exchange.downloaded_bytes,
+        downloaded_parameters=exchange.downloaded_parameters,
         train_loss=sum(r.train_loss * r.num_examples for r in records) / total,
-        refused=refused,
-        seconds={"train": waited, "server": time.perf_counter() - began - waited},
+        refused=exchange.refused,
+        seconds={"train": exchange.waited, "server": time.perf_counter() - began - exchange.waited},
     )
     return new, record
+
+
+def _downloaded_parameters(federation: Federation, download: Download, data: bytes) -> int:
+    layout, method = federation.layout, federation.method
+    received = codec.download_parameters(layout, download.adapter.rank, method.travels)
+    if method.compress is not None:
+        received -= codec.zero_entries(download.adapter, method.travels)
+    return received + codec.base_parameters(codec.read_base(data, layout).update)
 
 
 def _client_record(
@@ -194,10 +234,8 @@ def _client_record(
     layout, rank, method = federation.layout, download.adapter.rank, federation.method
     counts = {m.name: rank if upload.mask is None else int(upload.mask[m.name].sum()) for m in layout.modules}
     sent = codec.upload_parameters(layout, rank, list(counts.values()), upload.trainable)
-    received = codec.download_parameters(layout, rank, method.travels)
     if method.compress is not None:
         sent -= codec.zero_entries(upload.update, upload.trainable)
-        received -= codec.zero_entries(download.adapter, method.travels)
     return ClientRecord(
         id=profile.id,
         num_examples=upload.num_examples,
@@ -205,7 +243,7 @@ def _client_record(
         uploaded_bytes=len(up),
         uploaded_parameters=sent + codec.base_parameters(upload.base_update),
         downloaded_bytes=len(down),
-        downloaded_parameters=received + codec.base_parameters(codec.read_base(down, layout).update),
+        downloaded_parameters=_downloaded_parameters(federation, download, down),
         train_loss=upload.train_loss,
         selected={name: n for name, n in counts.items() if n},
     )

@@ -249,6 +249,7 @@ def memory_tensors(memories: Mapping[int, ClientMemory]) -> dict[str, FloatArray
     }
 
 
+# Checkpoints of before there were methods that need more hold only round, scaling and tensors: hence the defaults.
 def _state(tensors: Mapping[str, FloatArray], layout: Layout, summary: Mapping[str, Any]) -> ServerState:
     def named(kind: str) -> dict[str, FloatArray]:
         return {key.partition("/")[2]: v for key, v in sorted(tensors.items()) if key.partition("/")[0] == kind}
@@ -259,11 +260,11 @@ def _state(tensors: Mapping[str, FloatArray], layout: Layout, summary: Mapping[s
     return ServerState(
         server_round=int(summary["server_round"]),
         adapter=_adapter(tensors, layout, float(summary["lora_alpha"])),
-        seed=int(summary["seed"]),
+        seed=int(summary.get("seed", 0)),
         base=named("base"),
         base_update=update,
-        synced=frozenset(int(client) for client in summary["synced"]),
-        client_ranks={int(client): int(rank) for client, rank in summary["client_ranks"].items()},
+        synced=frozenset(int(client) for client in summary.get("synced", [])),
+        client_ranks={int(client): int(rank) for client, rank in summary.get("client_ranks", {}).items()},
     )
 
 

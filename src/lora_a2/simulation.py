@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord, server_round
+from lora_a2.rounds import RoundRecord, Train, server_round
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.full import weight_shapes
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
@@ -281,25 +282,29 @@ def _local_training(
     state: ServerState,
     memories: Memories,
     done: Callable[[int], None],
-) -> Callable[[Sequence[tuple[ClientProfile, bytes]]], Iterator[tuple[ClientProfile, bytes]]]:
+) -> Train:
     def work(
         classifier: Classifier, chunk: Sequence[tuple[ClientProfile, bytes]]
-    ) -> tuple[list[bytes], list[ClientMemory]]:
+    ) -> tuple[list[ClientProfile], list[bytes], list[ClientMemory]]:
         members = [(profile, clients[profile.id].train) for profile, _ in chunk]
         held = [_memory(profile, state, memories) for profile, _ in chunk]
-        return client_round(plan.federation, classifier, members, [data for _, data in chunk], held), held
+        uploads = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
+        return [profile for profile, _ in chunk], uploads, held
 
-    def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
-        size = plan.cohort_size
-        chunks = [downloads[start : start + size] for start in range(0, len(downloads), size)]
+    def chunks(downloads: Iterable[tuple[ClientProfile, bytes]]) -> Iterator[list[tuple[ClientProfile, bytes]]]:
+        rest = iter(downloads)
+        while chunk := list(islice(rest, plan.cohort_size)):
+            yield chunk
+
+    def train(downloads: Iterable[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
         finished = 0
-        for chunk, (uploads, held) in zip(chunks, pool.map(work, chunks), strict=True):
-            for (profile, _), memory in zip(chunk, held, strict=True):
+        for members, uploads, held in pool.map(work, chunks(downloads)):
+            for profile, memory in zip(members, held, strict=True):
                 if memory.private:
                     memories[profile.id] = ClientMemory(private=memory.private)
-            finished += len(chunk)
+            finished += len(members)
             done(finished)
-            yield from zip((profile for profile, _ in chunk), uploads, strict=True)
+            yield from zip(members, uploads, strict=True)
 
     return train
 

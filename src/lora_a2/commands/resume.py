@@ -24,9 +24,7 @@ def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
-    from lora_a2.compare import is_comparison
-
-    if is_comparison(run_dir):
+    if (run_dir / "compare.json").is_file():
         from lora_a2.commands.compare import finish
 
         finish(run_dir, quiet=quiet, as_json=as_json)

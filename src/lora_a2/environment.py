@@ -1,0 +1,29 @@
+"""What a run's result depends on besides its configuration."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from lora_a2.data.labelled import LabelledData
+from lora_a2.model.precision import dtype_name
+from lora_a2.model.pretrained import Model
+
+
+def environment(model: Model, data: LabelledData) -> dict[str, Any]:
+    """Versions, machine, and fingerprints of data and model."""
+    packages = ("lora-a2", "torch", "transformers", "datasets", "numpy", "safetensors")
+    return {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": str(model.classifier.device),
+        "dtype": dtype_name(model.classifier.dtype),
+        "data_sha256": data.fingerprint(),
+        "model": model.name,
+        "layout": model.layout.digest.hex(),
+    }
