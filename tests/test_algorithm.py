@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -297,7 +297,8 @@ def keeping(method: Method, kept: list[Reply]) -> Any:
 def honest(plan: Plan, model: Any, clients: Sequence[Client]) -> Train:
     """Local training of all clients at once, without the simulator."""
 
-    def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> list[tuple[ClientProfile, bytes]]:
+    def train(given: Iterable[tuple[ClientProfile, bytes]]) -> list[tuple[ClientProfile, bytes]]:
+        downloads = list(given)
         members = [(profile, clients[profile.id].train) for profile, _ in downloads]
         uploads = client_round(plan.federation, model.classifier, members, [data for _, data in downloads])
         return [(profile, data) for (profile, _), data in zip(downloads, uploads, strict=True)]
@@ -411,7 +412,8 @@ class Wire:
     def round(self, change: Callable[[bytes], bytes | None] | None = None, victim: int = 1) -> Any:
         inner = honest(self.plan, self.model, self.clients)
 
-        def train(downloads: Sequence[tuple[ClientProfile, bytes]]) -> Any:
+        def train(given: Iterable[tuple[ClientProfile, bytes]]) -> Any:
+            downloads = list(given)
             self.down += [len(data) for _, data in downloads]
             for profile, data in inner(downloads):
                 sent = change(data) if change and profile.id == victim else data
