@@ -14,6 +14,7 @@ from rich.console import Console
 
 from lora_a2 import RoundRecord, RunSummary
 from lora_a2.display import Display, print_summary, render
+from lora_a2.simulation import RunStart
 
 
 def main(result: str, target: str) -> None:
@@ -25,15 +26,17 @@ def main(result: str, target: str) -> None:
     ]
     display = Display()
     display.started(
-        output_dir=summary.output_dir,
-        num_clients=summary.num_clients,
-        cohort_size=len(records[0].clients),
-        first_round=1,
-        num_server_rounds=summary.server_rounds,
-        full_finetuning_bytes_per_round=4 * summary.full_finetuning_parameters // summary.server_rounds,
-        method=summary.method,
-        model="all-MiniLM-L6-v2",
-        data="helpdesk",
+        RunStart(
+            output_dir=summary.output_dir,
+            num_clients=summary.num_clients,
+            cohort_size=len(records[0].clients),
+            first_round=1,
+            num_server_rounds=summary.server_rounds,
+            full_finetuning_bytes_per_round=4 * summary.full_finetuning_parameters // summary.server_rounds,
+            method=summary.method,
+            model="all-MiniLM-L6-v2",
+            data="helpdesk",
+        )
     )
     for record in records:
         display.clients_done(record.server_round, len(record.clients), len(record.clients))

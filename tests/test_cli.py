@@ -6,34 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli_helpers import fake, one_error
 from lora_a2.cli import COMMANDS, main
 from lora_a2.config import RunConfig
 from lora_a2.errors import DataError
+from lora_a2.simulation import RunStart
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic", "rich", "numpy", "peft", "pandas")
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error printed; asserts that it is the only output."""
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("lora-a2: error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
-
-
-def fake(monkeypatch: pytest.MonkeyPatch, module: str, **names: Any) -> None:
-    """Stands in for a module that commands import."""
-    stand_in = types.ModuleType(module)
-    vars(stand_in).update(names)
-    monkeypatch.setitem(sys.modules, module, stand_in)
 
 
 class Summary:
@@ -179,15 +164,17 @@ def interrupting(started: bool) -> Callable[..., None]:
     def launch(config: RunConfig, observer: Any) -> None:
         if started:
             observer.started(
-                output_dir="runs/a b",
-                num_clients=2,
-                cohort_size=2,
-                first_round=1,
-                num_server_rounds=2,
-                full_finetuning_bytes_per_round=8,
-                method="m",
-                model="n",
-                data="d",
+                RunStart(
+                    output_dir="runs/a b",
+                    num_clients=2,
+                    cohort_size=2,
+                    first_round=1,
+                    num_server_rounds=2,
+                    full_finetuning_bytes_per_round=8,
+                    method="m",
+                    model="n",
+                    data="d",
+                )
             )
         raise KeyboardInterrupt
 
@@ -213,7 +200,7 @@ def test_an_interrupted_run_tells_how_to_continue(
     ("error", "expected"),
     [
         (DataError("line one\n  line two"), "lora-a2: error: line one line two\n"),
-        (PermissionError(13, "Permission denied", "/root/x"), "lora-a2: error: Permission denied: /root/x\n"),
+        (PermissionError(13, "Permission denied", "/locked/x"), "lora-a2: error: Permission denied: /locked/x\n"),
     ],
 )
 def test_an_error_below_is_one_line(

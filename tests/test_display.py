@@ -12,6 +12,7 @@ from rich.console import Console
 from lora_a2.display import Display, LiveDisplay, PlainDisplay, SilentDisplay, choose_display, render
 from lora_a2.progress import human_bytes, human_time, saving, sparkline
 from lora_a2.rounds import RoundRecord
+from lora_a2.simulation import RunStart
 
 
 class Clock:
@@ -36,15 +37,17 @@ def record(server_round: int, accuracy: float | None = None, **other: Any) -> Ro
 
 def start(display: Display, first_round: int = 1) -> None:
     display.started(
-        output_dir="runs/x",
-        num_clients=10,
-        cohort_size=4,
-        first_round=first_round,
-        num_server_rounds=5,
-        full_finetuning_bytes_per_round=4_000_000,
-        method="some-method",
-        model="some/model",
-        data="[data].csv",
+        RunStart(
+            output_dir="runs/x",
+            num_clients=10,
+            cohort_size=4,
+            first_round=first_round,
+            num_server_rounds=5,
+            full_finetuning_bytes_per_round=4_000_000,
+            method="some-method",
+            model="some/model",
+            data="[data].csv",
+        )
     )
 
 

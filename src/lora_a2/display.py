@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_a2.progress import Clock, Progress, human_bytes, human_time, percent, saving, sparkline
-from lora_a2.simulation import Observer
+from lora_a2.simulation import Observer, RunStart
 
 if TYPE_CHECKING:
     from lora_a2.jobs import RunSummary
@@ -45,31 +45,21 @@ class Display(Observer):
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """Called after every change; `finished` is the round that just ended, if one did. For displays to override."""
 
-    def started(
-        self,
-        *,
-        output_dir: str,
-        num_clients: int,
-        cohort_size: int,
-        first_round: int,
-        num_server_rounds: int,
-        full_finetuning_bytes_per_round: int,
-        method: str,
-        model: str,
-        data: str,
-    ) -> None:
+    def started(self, start: RunStart) -> None:
         """Begins the progress."""
-        clients = f"{num_clients} clients" if cohort_size == num_clients else f"{cohort_size} of {num_clients} clients"
-        title = f"{method}: {model} on {data}, {clients} a round"
-        if first_round > 1:
-            title += f", continued at round {first_round}" if first_round <= num_server_rounds else ", finished already"
-        self.output_dir = output_dir
+        everyone = start.cohort_size == start.num_clients
+        clients = f"{start.num_clients} clients" if everyone else f"{start.cohort_size} of {start.num_clients} clients"
+        title = f"{start.method}: {start.model} on {start.data}, {clients} a round"
+        if start.first_round > 1:
+            left = start.first_round <= start.num_server_rounds
+            title += f", continued at round {start.first_round}" if left else ", finished already"
+        self.output_dir = start.output_dir
         self.progress = Progress(
             title,
-            first_round,
-            num_server_rounds,
-            cohort_size,
-            full_finetuning_bytes_per_round,
+            start.first_round,
+            start.num_server_rounds,
+            start.cohort_size,
+            start.full_finetuning_bytes_per_round,
             self._clock,
             began=self._clock(),
         )

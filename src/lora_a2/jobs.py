@@ -35,6 +35,7 @@ from lora_a2.simulation import (
     Memories,
     Observer,
     Plan,
+    RunStart,
     evaluate_clients,
     make_clients,
     make_plan,
@@ -163,15 +164,17 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
         earlier = sum(sum(record.seconds.values()) for record in records)
         size = cohort_size(len(setup.clients), setup.plan.fraction_train)
         observer.started(
-            output_dir=str(run.path),
-            num_clients=len(setup.clients),
-            cohort_size=size,
-            first_round=state.server_round + 1,
-            num_server_rounds=setup.plan.num_server_rounds,
-            full_finetuning_bytes_per_round=4 * setup.model.full_parameters * size,
-            method=setup.config.method,
-            model=setup.config.model,
-            data=setup.config.data,
+            RunStart(
+                output_dir=str(run.path),
+                num_clients=len(setup.clients),
+                cohort_size=size,
+                first_round=state.server_round + 1,
+                num_server_rounds=setup.plan.num_server_rounds,
+                full_finetuning_bytes_per_round=4 * setup.model.full_parameters * size,
+                method=setup.config.method,
+                model=setup.config.model,
+                data=setup.config.data,
+            )
         )
         for record in records:
             observer.round_done(record)

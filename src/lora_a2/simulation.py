@@ -46,22 +46,28 @@ Memories = dict[int, ClientMemory]
 the server's `base`, bit for bit, and the others are sent all of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """What is known of a run before its first round in this process, which is `first_round`.
+
+    `cohort_size` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
+    """
+
+    output_dir: str
+    num_clients: int
+    cohort_size: int
+    first_round: int
+    num_server_rounds: int
+    full_finetuning_bytes_per_round: int
+    method: str
+    model: str
+    data: str
+
+
 class Observer:
     """Hears of a run's progress; each method does nothing unless overridden."""
 
-    def started(
-        self,
-        *,
-        output_dir: str,
-        num_clients: int,
-        cohort_size: int,
-        first_round: int,
-        num_server_rounds: int,
-        full_finetuning_bytes_per_round: int,
-        method: str,
-        model: str,
-        data: str,
-    ) -> None:
+    def started(self, start: RunStart) -> None:
         """Once, before the first round of this process."""
 
     def clients_done(self, server_round: int, done: int, cohort: int) -> None:
