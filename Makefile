@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install run test test-slow bench clean
+.PHONY: install run test test-slow clean
 
 install: .venv/.installed
 

@@ -178,7 +178,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
-        ("Saved", saving(summary.reduction_percent)),
+        ("Saved (uploads)", saving(summary.reduction_percent)),
         ("Server rounds", f"{summary.server_rounds}"),
         ("Time", human_time(summary.seconds)),
         ("Peak memory", human_bytes(summary.peak_memory_bytes)),

@@ -139,13 +139,15 @@ def evaluate_run(
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
             return evaluate_clients(pool, state, setup.clients)
-    predictor = load_predictor(run_dir)
+    config, predictor = _config_of(run), load_predictor(run_dir)
     examples = load_examples(
         data,
         predictor.label_names,
         text_column=text_column,
         label_column=label_column,
         client_column=client_column,
+        usual_columns=(config.text_column, config.label_column, config.client_column),
+        strip_newsgroups=config.strip_newsgroups,
     )
     rows = None
     if examples.clients is not None:

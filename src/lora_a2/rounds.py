@@ -196,7 +196,16 @@ def server_round(
     began = time.perf_counter()
     exchange = _Exchange(federation, state, cohort)
     incoming = iter(train(exchange.downloads()))
-    new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
+    try:
+        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
+    except ReplyError as error:
+        if not exchange.refused:
+            raise
+        reason = next(iter(exchange.refused.values()))
+        raise ReplyError(
+            f"Round {state.server_round + 1} has no usable reply: {len(exchange.refused)} were refused, the first because: "
+            f"{reason} Where values are not finite, lower the learning rate."
+        ) from error
     records = exchange.records
     new = replace(
         new,

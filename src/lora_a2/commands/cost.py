@@ -93,7 +93,7 @@ def _rows(cost: Cost) -> list[tuple[str, str]]:
         ("Downloaded parameters", f"{cost.downloaded_parameters:,}"),
         ("Downloaded", human_bytes(cost.downloaded_bytes)),
         ("Full fine-tuning would upload", f"{cost.full_finetuning_parameters:,} parameters"),
-        ("Saved", saving(cost.reduction_percent)),
+        ("Saved (uploads)", saving(cost.reduction_percent)),
     ]
     if cost.uploaded_parameters_min != cost.uploaded_parameters_max:
         span = f"{cost.uploaded_parameters_min:,} to {cost.uploaded_parameters_max:,}"

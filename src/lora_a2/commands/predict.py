@@ -50,6 +50,8 @@ def _texts(given: Sequence[str]) -> Iterator[str]:
     if any(not text.strip() for text in given):
         raise click.UsageError("A text is empty.", click.get_current_context())
     if given:
+        for text in given:
+            _check_encoding(text, "A text")
         return iter(given)
     if sys.stdin.isatty():
         raise click.UsageError("No text given: name one, or pipe lines in.", click.get_current_context())
@@ -62,11 +64,20 @@ def _lines() -> Iterator[str]:
         for line in sys.stdin:
             if line.strip():
                 some = True
+                _check_encoding(line, "Standard input")
                 yield line.strip()
     except UnicodeDecodeError as error:
         raise click.UsageError(f"Standard input is not {error.encoding} text.") from None
     if not some:
         raise click.UsageError("No text given: standard input has none.", click.get_current_context())
+
+
+def _check_encoding(text: str, what: str) -> None:
+    """Refuses bytes that Python could not decode and handed on as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(f"{what} is not UTF-8 text.", click.get_current_context()) from None
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

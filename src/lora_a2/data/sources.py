@@ -112,15 +112,21 @@ def load_examples(
     text_column: str | None = None,
     label_column: str | None = None,
     client_column: str | None = None,
+    usual_columns: tuple[str | None, str | None, str | None] = (None, None, None),
     strip_newsgroups: bool = True,
 ) -> Examples:
     """The test set of `data`, or all of it where it has none, labelled with a model's own `label_names`.
 
-    Arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
+    `usual_columns` (text, label, client) are taken where none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
     """
     found = _find(data)
     table = found.test or found.train
-    columns = find_columns(table.names, table.source, text_column, label_column, client_column)
+    given = (text_column, label_column, client_column)
+    text, label, client = (
+        usual if chosen is None and usual in table.names else chosen
+        for chosen, usual in zip(given, usual_columns, strict=True)
+    )
+    columns = find_columns(table.names, table.source, text, label, client)
     parts = _named([_rows(table, columns)], found.class_names)
     if is_newsgroups(label_names):
         parts = _stripped(parts) if strip_newsgroups and is_raw(parts[0].texts) else parts
