@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,15 +41,16 @@ def main(result: str, target: str) -> None:
         )
     )
     for record in records:
-        display.clients_done(record.server_round, len(record.clients), len(record.clients))
         display.round_done(record)
+        display.clients_done(record.server_round, len(record.clients), len(record.clients))
     assert display.progress is not None
-    console = Console(record=True, width=96, force_terminal=True, color_system="truecolor")
+    console = Console(record=True, width=96, force_terminal=True, color_system="truecolor", file=io.StringIO())
     console.print("$ make run", style="bold")
     console.print(render(display.progress))
     console.print()
     print_summary(summary, console)
-    console.save_svg(target, title="lora-a2 run")
+    svg = console.export_svg(title="lora-a2 run")
+    Path(target).write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S))  # no font is fetched from elsewhere
 
 
 if __name__ == "__main__":
