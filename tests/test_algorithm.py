@@ -536,7 +536,7 @@ def test_a_round_without_a_usable_reply_is_an_error() -> None:
     wire = Wire()
     with pytest.raises(ReplyError, match="no usable reply"):
         server_round(wire.federation, wire.plan.start(), wire.plan.profiles, lambda downloads: iter(()))
-    with pytest.raises(ReplyError, match="no usable reply"):
+    with pytest.raises(ReplyError, match="no usable reply: 3 were refused, the first because: "):
         server_round(
             wire.federation, wire.plan.start(), wire.plan.profiles, lambda downloads: [(p, b"x") for p, _ in downloads]
         )

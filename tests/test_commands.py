@@ -155,3 +155,8 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["lora-a2"]["odd_rounds"] == ["B"]
     assert rows["fl-lora"]["exact"] is False
     assert rows["fedsa-lora"]["personal"] is True
+
+
+def test_texts_that_are_not_utf8_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(tmp_path), "caf\udce9"]) == 2
+    assert "is not UTF-8 text" in one_error(capsys)
