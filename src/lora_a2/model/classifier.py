@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from lora_a2.errors import ModelError
+from lora_a2.model.attention import ATTENTION, packed_attention
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
-from lora_a2.model.packing import ATTENTION, PackedBatch, Pooling, pack, packed_attention, pooled
+from lora_a2.model.packing import PackedBatch, Pooling, pack, pooled
 from lora_a2.model.prefix import Blocks, Prefix, chunks
 from lora_a2.model.targets import block_lists
 from lora_a2.types import Adapter, Base, FloatArray, ModuleShape, weight_name

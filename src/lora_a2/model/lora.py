@@ -6,6 +6,7 @@ zeros, which stay zero), A (K, R, d_in), Bᵀ (K, R, d_out), x (K·T, d_in). Ran
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,74 +15,64 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_a2.model.frozen import FrozenWeight
+
 
 @dataclass(frozen=True)
 class Slot:
-    """What a module adds to its frozen weight for K clients: scaling_k · B_k A_k, in the compute dtype.
+    """What a module adds to its frozen weight for K clients: B_k A_k, in the compute dtype.
 
     Attributes:
-        A: (K, R, d_in), Bt: (K, R, d_out); a tensor that requires grad is trained.
-        scaling: (K, 1, 1) in the compute dtype.
+        A: (K, R, d_in), Bt: (K, R, d_out), which holds the scaling; a tensor that requires grad is trained.
     """
 
     A: Tensor
     Bt: Tensor
-    scaling: Tensor
 
 
 class _LoraProducts(torch.autograd.Function):
-    """y_p = x W_pᵀ + b_p + s (x A_pᵀ) B_pᵀ for all parts p that read the same x; the base product is one GEMM.
+    """y_p = x W_pᵀ + b_p + (x A_pᵀ) B_pᵀ for the parts p of an output whose layers read the same x.
 
-    The gradient of W does not exist; those of A and B are computed only where asked for.
+    Products with x are taken for all parts together. The gradient of W does not exist; those of A and B are computed only
+    where asked for. `spans` holds the columns of y that each part with a slot writes; `ab` its A and Bᵀ.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int], slots: Any, *ab: Tensor | None
-    ) -> Tensor:
-        y = torch.nn.functional.linear(x, weight, bias)
-        saved: list[Tensor | None] = [x if any(ctx.needs_input_grad[5::2]) else None, weight]
-        start = 0
-        for width, slot, a, b in zip(widths, slots, ab[::2], ab[1::2], strict=True):
-            z = None
-            if a is not None and b is not None:
-                clients = a.shape[0]
-                z = torch.bmm(x.view(clients, -1, x.shape[1]), a.transpose(1, 2)).mul_(slot.scaling)
-                part = y[:, start : start + width].view(clients, -1, width) if clients == 1 else None
-                if part is not None:
-                    part[0].addmm_(z[0], b[0])
-                else:
-                    y[:, start : start + width] += torch.bmm(z, b).view(-1, width)
-            saved += [a, b, z]
-            start += width
-        ctx.save_for_backward(*saved)
-        ctx.widths, ctx.slots = widths, slots
+    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight, spans: Sequence[slice], *ab: Tensor) -> Tensor:
+        y = frozen.product(x)
+        stacked = torch.cat(ab[::2], 1) if len(spans) > 1 else ab[0]
+        clients, ranks = stacked.shape[0], [a.shape[1] for a in ab[::2]]
+        z = torch.bmm(x.view(clients, -1, x.shape[1]), stacked.transpose(1, 2))
+        for span, part, b in zip(spans, z.split(ranks, 2), ab[1::2], strict=True):
+            if clients == 1:
+                y[:, span].addmm_(part[0], b[0])
+            else:
+                y[:, span] += torch.bmm(part, b).view(len(y), -1)
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[3::2]) else None, z, stacked, *ab[1::2])
+        ctx.frozen, ctx.spans, ctx.ranks = frozen, spans, ranks
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *saved = ctx.saved_tensors
-        needs_x = ctx.needs_input_grad[0]
-        dx = grad @ weight if needs_x else None
-        grads: list[Tensor | None] = []
-        start = 0
-        for i, (width, slot) in enumerate(zip(ctx.widths, ctx.slots, strict=True)):
-            a, b, z = saved[3 * i : 3 * i + 3]
-            da = db = None
-            if a is not None:
-                clients = a.shape[0]
-                g = grad[:, start : start + width].reshape(clients, -1, width)
-                if ctx.needs_input_grad[6 + 2 * i]:
-                    db = torch.bmm(z.transpose(1, 2), g)
-                if needs_x or ctx.needs_input_grad[5 + 2 * i]:
-                    gz = torch.bmm(g, b.transpose(1, 2)).mul_(slot.scaling)
-                    if ctx.needs_input_grad[5 + 2 * i]:
-                        da = torch.bmm(gz.transpose(1, 2), x.view(clients, -1, x.shape[1]))
-                    if dx is not None:
-                        dx.view(clients, -1, dx.shape[1]).baddbmm_(gz, a)
-            grads += [da, db]
-            start += width
-        return dx, None, None, None, None, *grads
+        x, z, stacked, *bs = ctx.saved_tensors
+        needs_x, needs_a, needs_b = ctx.needs_input_grad[0], ctx.needs_input_grad[3::2], ctx.needs_input_grad[4::2]
+        clients = len(stacked)
+        parts = [grad[:, span].unflatten(0, (clients, -1)) for span in ctx.spans]
+        das: Sequence[Tensor | None] = [None] * len(bs)
+        dbs = [
+            torch.bmm(left.transpose(1, 2), g) if needed else None
+            for needed, left, g in zip(needs_b, z.split(ctx.ranks, 2), parts, strict=True)
+        ]
+        dx = ctx.frozen.gradient(grad) if needs_x else None
+        if needs_x or any(needs_a):
+            gzs = [torch.bmm(g, b.transpose(1, 2)) for g, b in zip(parts, bs, strict=True)]
+            gz = torch.cat(gzs, 2) if len(gzs) > 1 else gzs[0]
+            if any(needs_a):
+                found = torch.bmm(gz.transpose(1, 2), x.view(clients, -1, x.shape[1]))
+                das = [d if n else None for d, n in zip(found.split(ctx.ranks, 1), needs_a, strict=True)]
+            if dx is not None:
+                dx.view(clients, -1, dx.shape[1]).baddbmm_(gz, stacked)
+        return dx, None, None, *(d for pair in zip(das, dbs, strict=True) for d in pair)
 
 
 class LoraLinear(nn.Module):
@@ -124,22 +115,27 @@ class LinearGroup:
         self.members = tuple(members)
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
-        self._rows: list[Tensor] = []
+        self._frozen: FrozenWeight | None = None
+        self._plain: FrozenWeight | None = None
 
     def load(self, deltas: Sequence[Tensor | None], dtype: torch.dtype) -> None:
         """Sets the frozen weights to base + delta (d_out, d_in; None: zero), stacked, in `dtype`."""
+        if any(d is not None for d in deltas):
+            self._frozen = self._stacked(deltas, dtype)
+            return
+        if self._plain is None:
+            self._plain = self._stacked(deltas, dtype)
+        self._frozen = self._plain
+
+    def _stacked(self, deltas: Sequence[Tensor | None], dtype: torch.dtype) -> FrozenWeight:
         parts = [
             m.base if d is None else m.base + d.to(m.base.dtype) for m, d in zip(self.members, deltas, strict=True)
         ]
-        self._weight = torch.cat([p.to(dtype) for p in parts]) if len(parts) > 1 else parts[0].to(dtype)
-        if all(m.bias is None for m in self.members):
-            self._bias = None
-        else:
-            self._bias = torch.cat([m.base.new_zeros(m.d_out) if m.bias is None else m.bias for m in self.members]).to(
-                dtype
-            )
+        weight = torch.cat([p.to(dtype) for p in parts]) if len(parts) > 1 else parts[0].to(dtype)
+        bias = None
+        if any(m.bias is not None for m in self.members):
+            bias = torch.cat([m.base.new_zeros(m.d_out) if m.bias is None else m.bias for m in self.members]).to(dtype)
+        return FrozenWeight(weight, bias)
 
     def output(self, member: LoraLinear, x: Tensor) -> Tensor:
         """The output of `member` for x; the members' outputs for one x are computed together and handed out once."""
@@ -151,15 +147,16 @@ class LinearGroup:
         return out
 
     def _compute(self, x: Tensor) -> dict[int, Tensor]:
-        assert self._weight is not None, "weights are loaded before the first forward pass"
-        slots = [m.slot for m in self.members]
+        assert self._frozen is not None, "weights are loaded before the first forward pass"
         widths = [m.d_out for m in self.members]
-        if not any(slots):
-            y = torch.nn.functional.linear(x, self._weight, self._bias)
+        ends = itertools.accumulate(widths)
+        held = [(slice(end - m.d_out, end), m.slot) for m, end in zip(self.members, ends, strict=True) if m.slot]
+        if not held:
+            y = self._frozen(x)
         else:
-            ab = [t for s in slots for t in ((None, None) if s is None else (s.A, s.Bt))]
+            ab = [t for _, slot in held for t in (slot.A, slot.Bt)]
             flat: Tensor = _LoraProducts.apply(  # type: ignore[no-untyped-call]
-                x.reshape(-1, x.shape[-1]), self._weight, self._bias, widths, slots, *ab
+                x.reshape(-1, x.shape[-1]), self._frozen, [span for span, _ in held], *ab
             )
             y = flat.view(*x.shape[:-1], -1)
         outputs = torch.split(y, widths, -1) if len(widths) > 1 else (y,)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["mean", "cls", "last"]
-ATTENTION = "lora_a2_packed"
 ROWS_MULTIPLE = 16
 """Rows of a client are filled up to a multiple of this: matrix libraries prepare a kernel for each new shape, which costs
 more than a small product itself, so that few different shapes must do."""
@@ -66,6 +65,7 @@ class PackedBatch:
         pool: per group (N, 1, L) float32, the weights that make a sentence's vector of its tokens' vectors.
         sentences: (N_total,) int64, position of each pooled row's sentence in the order given to `pack`.
         clients: K.
+        starts, lengths: (N_total,) int64 on the host, the packed row of each sentence's first token and its number of tokens.
     """
 
     input_ids: Tensor
@@ -76,6 +76,8 @@ class PackedBatch:
     pool: tuple[Tensor, ...]
     sentences: Tensor
     clients: int
+    starts: np.ndarray
+    lengths: np.ndarray
     _heads: dict[tuple[int, bool, torch.dtype], HeadIndex] = field(default_factory=dict, repr=False)
 
     def heads(self, count: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
@@ -127,6 +129,8 @@ def pack(
         pool=tuple(pool),
         sentences=torch.from_numpy(order).to(device),
         clients=len(cohort),
+        starts=start,
+        lengths=length,
     )
 
 
@@ -169,10 +173,10 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _put_back(grad, ctx.batch.places, ctx.batch.filler), None
+        return put_back(grad, ctx.batch.places, ctx.batch.filler), None
 
 
-def _put_back(places: Tensor, back: Tensor, filler: Tensor) -> Tensor:
+def put_back(places: Tensor, back: Tensor, filler: Tensor) -> Tensor:
     """Packed rows (…, width) from places of rectangles; filler rows are zero."""
     return places.index_select(0, back).index_fill_(0, filler, 0)
 
@@ -209,67 +213,3 @@ def _head_index(batch: PackedBatch, heads: int, causal: bool, dtype: torch.dtype
         start += n * longest
     filler = (batch.filler[:, None] * heads + head).reshape(-1)
     return HeadIndex(tuple(index), tuple(bias), back.reshape(-1), filler)
-
-
-class _PackedAttention(torch.autograd.Function):
-    """softmax(q kᵀ · scaling) v for every sentence alone, on packed rows; q, k, v (K·T, h, d).
-
-    Written out, forward and backward, so that padding lives only in the small score matrices, and so that each gather's
-    gradient is another gather rather than a scatter. Padded queries read a filler row, whose gradient is zero.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: HeadIndex, scaling: float) -> Tensor:
-        width = q.shape[-1]
-        rows = [t.reshape(-1, width) for t in (q, k, v)]
-        saved: list[Tensor] = []
-        outputs = []
-        for index, bias in zip(heads.index, heads.bias, strict=True):
-            gq, gk, gv = (t.index_select(0, index).view(len(bias), -1, width) for t in rows)
-            probs = torch.softmax(torch.baddbmm(bias, gq, gk.transpose(1, 2), alpha=scaling), -1)
-            outputs.append(torch.bmm(probs, gv).view(-1, width))
-            saved += [gq, gk, gv, probs]
-        ctx.save_for_backward(*saved)
-        ctx.heads, ctx.scaling = heads, scaling
-        return _put_back(torch.cat(outputs), heads.back, heads.filler).view(q.shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows = grad.reshape(-1, grad.shape[-1])
-        parts: tuple[list[Tensor], ...] = ([], [], [])
-        for i, index in enumerate(ctx.heads.index):
-            gq, gk, gv, probs = ctx.saved_tensors[4 * i : 4 * i + 4]
-            g = rows.index_select(0, index).view(gq.shape)
-            gp = torch.bmm(g, gv.transpose(1, 2))
-            scores = torch._softmax_backward_data(gp, probs, -1, probs.dtype).mul_(ctx.scaling)
-            found = (torch.bmm(scores, gk), torch.bmm(scores.transpose(1, 2), gq), torch.bmm(probs.transpose(1, 2), g))
-            for part, value in zip(parts, found, strict=True):
-                part.append(value.view(-1, grad.shape[-1]))
-        dq, dk, dv = (_put_back(torch.cat(p), ctx.heads.back, ctx.heads.filler).view(grad.shape) for p in parts)
-        return dq, dk, dv, None, None
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    packed: PackedBatch,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d)."""
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    repeats = q.shape[1] // k.shape[1]
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _PackedAttention.apply(  # type: ignore[no-untyped-call]
-        q, k, v, packed.heads(q.shape[1], causal, q.dtype), scale
-    )
-    return output[None], None

@@ -49,7 +49,7 @@ class CohortParameters:
     """Puts each task's trained rank slices into a flat buffer and back: the selected ones where the start is merged,
     else all of them, those that a mask leaves out at learning rate zero.
 
-    Trained rank slices are rows: A (R, d_in) as it is, B as Bᵀ (R, d_out).
+    Trained rank slices are rows: A (R, d_in) as it is, B as Bᵀ (R, d_out). The buffer holds B; slots get B times the scaling.
 
     Args:
         tasks: K clients.
@@ -69,6 +69,8 @@ class CohortParameters:
         self.modules = [name for name, rank in ranks.items() if rank]
         self.segments = self._segments(ranks)
         size = self.segments[-1].end if self.segments else 0
+        ends = [(s.start, s.end) for s in self.segments if s.kind == "B"]
+        self.scaled = slice(ends[0][0], ends[-1][1]) if ends else slice(0)
         values = np.zeros((len(tasks), size), np.float32)
         for k, task in enumerate(tasks):
             for s in self.segments:
@@ -76,14 +78,13 @@ class CohortParameters:
                 values[k, s.start : s.start + value.size] = value.ravel()
         self.values = torch.from_numpy(values).to(device)
         self.origin = self.values.clone() if merged else None
+        self.scaling = torch.tensor([[task.start.scaling] for task in tasks], device=device)
         self.frozen = {
             (factor, name): self._frozen(factor, name, ranks[name]).to(device, self.dtype)
             for name in self.modules
             for factor in ("A", "B")
             if factor not in trainable
         }
-        scaling = [task.start.scaling for task in tasks]
-        self.scaling = torch.tensor(scaling, device=device, dtype=self.dtype).view(-1, 1, 1)
 
     def _segments(self, ranks: dict[str, int]) -> list[_Segment]:
         start = self.tasks[0].start
@@ -110,7 +111,7 @@ class CohortParameters:
         rows = [t.start.factors[name].slices(factor)[i[name]] for t, i in zip(self.tasks, self.indices, strict=True)]
         full = np.zeros((len(rows), rank, rows[0].shape[1]), np.float32)
         for k, r in enumerate(rows):
-            full[k, : len(r)] = r
+            full[k, : len(r)] = r if factor == "A" else r * self.tasks[k].start.scaling
         return torch.from_numpy(full)
 
     def rates(self, settings: TrainingSettings) -> Tensor:
@@ -135,8 +136,9 @@ class CohortParameters:
         The leaves come in the order that `flatten` takes gradients in.
         """
         values = self.values[:active]
-        change = values if self.origin is None else values - self.origin[:active]
-        compute = change.to(self.dtype) if self.dtype != change.dtype else change
+        change = values.clone() if self.origin is None else values - self.origin[:active]
+        change[:, self.scaled] *= self.scaling[:active]
+        compute = change.to(self.dtype)
         found: dict[tuple[str, str], Tensor] = {}
         leaves: list[Tensor] = []
         for s in self.segments:
@@ -147,12 +149,14 @@ class CohortParameters:
         slots = {}
         for name in self.modules:
             a, b = (found[f, name] if f in self.trainable else self.frozen[f, name][:active] for f in ("A", "B"))
-            slots[name] = Slot(A=a, Bt=b, scaling=self.scaling[:active])
+            slots[name] = Slot(A=a, Bt=b)
         return slots, leaves, {s.name: found["head", s.name] for s in self.segments if s.kind == "head"}
 
     def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
         """Gradients of the leaves → (K', P) float32."""
-        return torch.cat([g.reshape(g.shape[0], -1).float() for g in gradients], 1)
+        gradient = torch.cat([g.reshape(g.shape[0], -1) for g in gradients], 1).float()
+        gradient[:, self.scaled] *= self.scaling[: len(gradient)]
+        return gradient
 
     def adapter(self, k: int) -> Adapter:
         """Client k's adapter: its start with the trained rank slices and the head replaced."""
