@@ -172,6 +172,36 @@ def test_compare_shows_the_best_of_the_learning_rates(
     assert summaries[0]["uploaded_bytes"] == summaries[1]["uploaded_bytes"]
 
 
+def test_compare_runs_multiples_of_each_method_s_rate_and_shows_rounds(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`full` has another default than adapters have; what was planned is what resuming runs."""
+    given = {k: v for k, v in options.items() if k != "learning_rate"} | {"num_server_rounds": 2}
+    folder, rounds = tmp_path / "c", ["--at-rounds", "1,2"]
+    argv = ["compare", "--methods", "ffa-lora,full", "--learning-rate-multiples", "0.5,2", "--output-dir", str(folder)]
+    monkeypatch.setattr("lora_a2.display.choose_display", lambda quiet: _Entered(after=1))
+    assert main([*argv, *flags(given), *rounds]) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(["compare", "--resume", str(folder), "--quiet", "--json", *rounds]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    rates = {run["name"]: run["learning_rate"] for run in runs}
+    assert list(rates) == ["ffa-lora-x0.5", "ffa-lora-x2", "full-x0.5", "full-x2"]
+    usual = 5e-4
+    assert rates["ffa-lora-x2"] == pytest.approx(2 * usual)
+    assert rates["full-x0.5"] == pytest.approx(0.5 * usual * METHODS["full"].learning_rate_scale)
+    for run in runs:
+        ledger = map(json.loads, (folder / run["name"] / "rounds.jsonl").read_text().splitlines())
+        expected = {str(r["server_round"]): r["metrics"]["accuracy"] for r in ledger}
+        assert run["at_rounds"] == expected
+        assert len(expected) == 2
+        assert run["accuracy"] == expected["2"]
+    assert main(["compare", "--resume", str(folder), "--quiet", "--at-rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "Round 1" in printed
+    assert "Round 2" not in printed
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
@@ -179,6 +209,12 @@ def test_compare_shows_the_best_of_the_learning_rates(
         (["--methods", "fl-lora,flrora"], "Did you mean 'flora'?"),
         (["--methods", "lora-a2,fl-lora", "--criterion", "magnitude"], "criterion: fl-lora has no such switch"),
         (["--methods", "fl-lora", "--learning-rates", "a"], "is not a list of numbers"),
+        (["--methods", "fl-lora", "--learning-rate-multiples", "x"], "is not a list of numbers such as 0.2,0.5,1"),
+        (["--methods", "fl-lora", "--learning-rate-multiples", "-1"], "learning-rate: -0.005 should be greater than 0"),
+        (["--methods", "fl-lora", "--learning-rates", "1", "--learning-rate-multiples", "1"], "not both"),
+        (["--methods", "fl-lora", "--at-rounds", "1.5"], "is not a list of numbers such as 4,8,12"),
+        (["--methods", "fl-lora", "--at-rounds", "3", "--eval-every", "2"], "at-rounds: round 3 is not evaluated"),
+        (["--methods", "fl-lora", "--at-rounds", "11"], "multiples of 1 up to 10"),
         ([], "Name the methods"),
     ],
 )

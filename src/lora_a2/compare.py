@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.config import RunConfig, make_config
-from lora_a2.errors import RunError
+from lora_a2.errors import ConfigError, RunError
 from lora_a2.files import write_atomic
-from lora_a2.jobs import RunSummary, launch, resume
+from lora_a2.jobs import RunSummary, launch, learning_rate, resume
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer
 
@@ -43,6 +43,16 @@ class PlannedRun:
         write_atomic(done, (json.dumps(summary.to_json(), indent=2) + "\n").encode())
         return summary
 
+    def accuracy_at(self, server_round: int) -> float:
+        """The accuracy after a round that was evaluated, of the personal models where the method makes such."""
+        metrics = RunDirectory(self.path).load_records(server_round)[-1].metrics
+        return float(metrics.get("personal", metrics)["accuracy"])
+
+    def evaluates(self, server_round: int) -> bool:
+        """Whether it has this round and evaluates after it."""
+        last = self.config.num_server_rounds
+        return 1 <= server_round <= last and (server_round % self.config.eval_every == 0 or server_round == last)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -51,29 +61,56 @@ class Comparison:
     path: Path
     runs: tuple[PlannedRun, ...]
 
+    def check_evaluated(self, server_rounds: Sequence[int]) -> None:
+        """Refuses rounds of which nothing will be known.
+
+        Raises:
+            ConfigError: one of them is not evaluated.
+        """
+        for number in server_rounds:
+            for run in self.runs:
+                if not run.evaluates(number):
+                    every, last = run.config.eval_every, run.config.num_server_rounds
+                    raise ConfigError(
+                        f"at-rounds: round {number} is not evaluated; with eval-every {every} and {last} rounds choose "
+                        f"multiples of {every} up to {last}, or {last}."
+                    )
+
 
 def plan_comparison(
     methods: Sequence[str],
     learning_rates: Sequence[float],
     file_values: Mapping[str, Any],
     flag_values: Mapping[str, Any],
+    *,
+    multiples: Sequence[float] = (),
+    at_rounds: Sequence[int] = (),
 ) -> Comparison:
     """Checks every configuration, then writes the plan; options are as for a run, `output_dir` is the comparison's.
 
+    Args:
+        methods: names.
+        learning_rates: every method runs at each of these; none: at `multiples`, or at its own.
+        file_values: options of a configuration file.
+        flag_values: options of the command line, which win.
+        multiples: every method runs at each of these times the rate that it would have.
+        at_rounds: rounds that every run must evaluate.
+
     Raises:
-        ConfigError: an option that one of the methods does not allow.
+        ConfigError: an option that one of the methods does not allow, or a round that is not evaluated.
         RunError: the directory is taken, or cannot be written.
     """
-    rates: list[float | None] = list(learning_rates) or [None]
     given = flag_values.get("output_dir") or file_values.get("output-dir")
     path = Path(given) if given else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     runs = []
     for method in dict.fromkeys(methods):
-        for rate in dict.fromkeys(rates):
-            name = method if rate is None else f"{method}-lr{rate:g}"
-            own: dict[str, Any] = {"method": method, "output_dir": str(path / name)}
-            own |= {} if rate is None else {"learning_rate": rate}
-            runs.append(PlannedRun(name, make_config(file_values, {**flag_values, **own})))
+        usual = make_config(file_values, {**flag_values, "method": method})
+        for suffix, rate in _rates(usual, learning_rates, multiples).items():
+            own = {"method": method, "learning_rate": rate, "output_dir": str(path / (method + suffix))}
+            config = make_config(file_values, {**flag_values, **{k: v for k, v in own.items() if v is not None}})
+            runs.append(PlannedRun(method + suffix, config))
+    comparison = Comparison(path, tuple(runs))
+    comparison.check_evaluated(at_rounds)
     RunDirectory.check_free(path)
     plan = {run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"}) for run in runs}
     try:
@@ -81,7 +118,16 @@ def plan_comparison(
         write_atomic(path / "compare.json", (json.dumps(plan, indent=2) + "\n").encode())
     except OSError as error:
         raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
-    return Comparison(path, tuple(runs))
+    return comparison
+
+
+def _rates(usual: RunConfig, learning_rates: Sequence[float], multiples: Sequence[float]) -> Mapping[str, float | None]:
+    """What a run's name ends with → its learning rate (None: as if nothing had been asked for)."""
+    if learning_rates:
+        return {f"-lr{rate:g}": rate for rate in learning_rates}
+    if multiples:
+        return {f"-x{multiple:g}": multiple * learning_rate(usual) for multiple in multiples}
+    return {"": None}
 
 
 def open_comparison(path: Path) -> Comparison:

@@ -275,12 +275,19 @@ def _set_up(config: RunConfig) -> _Setup:
             "pooling": model.classifier.pooling,
             "dtype": dtype_name(model.classifier.dtype),
             "device": str(model.classifier.device),
-            "learning_rate": config.learning_rate or defaults.learning_rate * method.learning_rate_scale,
+            "learning_rate": learning_rate(config),
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
         }
     )
     return _Setup(config, data, model, clients, _plan(config, model, clients))
+
+
+def learning_rate(config: RunConfig) -> float:
+    """The learning rate of A in a run: the one given, or the default of method and model."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return model_defaults(config.model).learning_rate * get_method(config.method).learning_rate_scale
 
 
 def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:

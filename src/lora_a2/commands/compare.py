@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_a2.compare import Comparison, PlannedRun
     from lora_a2.jobs import RunSummary
 
+Number = TypeVar("Number", int, float)
 _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
 
 
@@ -26,6 +27,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
     epilog=examples(
         "lora-a2 compare --methods lora-a2,fl-lora,flexlora",
         "lora-a2 compare --methods lora-a2,ffa-lora --learning-rates 5e-4,2e-3,5e-3 --data banking77 --json",
+        "lora-a2 compare --methods lora-a2,fl-lora --learning-rate-multiples 0.2,0.5,1 --at-rounds 4,8",
         "lora-a2 compare --resume runs/compare-20260101-120000",
     ),
 )
@@ -33,6 +35,12 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
 @click.option(
     "--learning-rates", metavar="X,X,...", help="Run every method at each of these; the table shows the best of each."
 )
+@click.option(
+    "--learning-rate-multiples",
+    metavar="X,X,...",
+    help="Run every method at each of these times the rate it would have; instead of --learning-rates.",
+)
+@click.option("--at-rounds", metavar="N,N,...", help="Show the accuracy after each of these rounds too.")
 @click.option(
     "--resume",
     "resumed",
@@ -47,6 +55,8 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
 def command(
     methods: str | None,
     learning_rates: str | None,
+    learning_rate_multiples: str | None,
+    at_rounds: str | None,
     resumed: Path | None,
     config_file: Path | None,
     as_json: bool,
@@ -57,8 +67,9 @@ def command(
 
     Any Ctrl-C or crash can be continued with "lora-a2 compare --resume" or "lora-a2 resume".
     """
+    numbers = _Numbers.of(learning_rates, learning_rate_multiples, at_rounds)
     if resumed is not None:
-        finish(resumed, quiet=quiet, as_json=as_json)
+        finish(resumed, quiet=quiet, as_json=as_json, at_rounds=numbers.at_rounds)
         return
     if methods is None:
         raise click.UsageError("Name the methods: --methods lora-a2,fl-lora.", click.get_current_context())
@@ -66,26 +77,53 @@ def command(
     from lora_a2.compare import plan_comparison
     from lora_a2.config import load_config
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    values = load_config(config_file) if config_file else {}
-    _run(plan_comparison(names, _rates(learning_rates), values, flags), quiet=quiet, as_json=as_json)
+    comparison = plan_comparison(
+        [name.strip() for name in methods.split(",") if name.strip()],
+        numbers.rates,
+        load_config(config_file) if config_file else {},
+        flags,
+        multiples=numbers.multiples,
+        at_rounds=numbers.at_rounds,
+    )
+    _run(comparison, quiet=quiet, as_json=as_json, at_rounds=numbers.at_rounds)
 
 
-def finish(path: Path, *, quiet: bool, as_json: bool) -> None:
+def finish(path: Path, *, quiet: bool, as_json: bool, at_rounds: Sequence[int] = ()) -> None:
     """Continues a comparison."""
     from lora_a2.compare import open_comparison
 
-    _run(open_comparison(path), quiet=quiet, as_json=as_json)
+    comparison = open_comparison(path)
+    comparison.check_evaluated(at_rounds)
+    _run(comparison, quiet=quiet, as_json=as_json, at_rounds=at_rounds)
 
 
-def _rates(text: str | None) -> list[float]:
+class _Numbers(NamedTuple):
+    """The options that are lists of numbers."""
+
+    rates: list[float]
+    multiples: list[float]
+    at_rounds: list[int]
+
+    @classmethod
+    def of(cls, rates: str | None, multiples: str | None, at_rounds: str | None) -> _Numbers:
+        if rates is not None and multiples is not None:
+            raise click.UsageError("Give --learning-rates or --learning-rate-multiples, not both.")
+        return cls(
+            _list("--learning-rates", rates, float, "5e-4,2e-3"),
+            _list("--learning-rate-multiples", multiples, float, "0.2,0.5,1"),
+            _list("--at-rounds", at_rounds, int, "4,8,12"),
+        )
+
+
+def _list(option: str, text: str | None, kind: Callable[[str], Number], example: str) -> list[Number]:
+    """The different numbers of a list, in its order."""
     try:
-        return [float(part) for part in (text or "").split(",") if part.strip()]
+        return list(dict.fromkeys(kind(part) for part in (text or "").split(",") if part.strip()))
     except ValueError:
-        raise click.UsageError(f"--learning-rates: {text!r} is not a list of numbers such as 5e-4,2e-3.") from None
+        raise click.UsageError(f"{option}: {text!r} is not a list of numbers such as {example}.") from None
 
 
-def _run(comparison: Comparison, *, quiet: bool, as_json: bool) -> None:
+def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Sequence[int]) -> None:
     from lora_a2.display import choose_display
 
     results = []
@@ -98,10 +136,15 @@ def _run(comparison: Comparison, *, quiet: bool, as_json: bool) -> None:
             where = shlex.quote(str(comparison.path))
             raise click.Abort(f"Interrupted; continue with: lora-a2 compare --resume {where}") from None
     if as_json:
-        runs = [{"name": run.name, "learning_rate": _rate(run), **summary.to_json()} for run, summary in results]
-        print_json({"output_dir": str(comparison.path), "runs": runs})
+        print_json({"output_dir": str(comparison.path), "runs": [_entry(*each, at_rounds) for each in results]})
     else:
-        _print(comparison, results)
+        _print(comparison, results, at_rounds)
+
+
+def _entry(run: PlannedRun, summary: RunSummary, at_rounds: Sequence[int]) -> dict[str, Any]:
+    """A run in the JSON output."""
+    found = {"name": run.name, "learning_rate": _rate(run), **summary.to_json()}
+    return found | ({"at_rounds": {str(n): run.accuracy_at(n) for n in at_rounds}} if at_rounds else {})
 
 
 def _rate(run: PlannedRun) -> float | None:
@@ -109,7 +152,7 @@ def _rate(run: PlannedRun) -> float | None:
     return run.config.learning_rate
 
 
-def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummary]]) -> None:
+def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummary]], at_rounds: Sequence[int]) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
@@ -119,13 +162,15 @@ def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummar
 
     own = any(summary.personal_accuracy is not None for _, summary in results)
     table = Table(Column("Method", no_wrap=True), box=SIMPLE)
-    for header in ("Rate", "Accuracy", *(["Personal"] if own else []), "Uploaded", "Downloaded", "Time"):
+    rounds = [f"Round {number}" for number in at_rounds]
+    for header in ("Rate", *rounds, "Accuracy", *(["Personal"] if own else []), "Uploaded", "Downloaded", "Time"):
         table.add_column(header, justify="right", no_wrap=True)
     for run, summary in best_of_each(results):
         rate, personal = _rate(run), summary.personal_accuracy
         table.add_row(
             run.config.method,
             "default" if rate is None else f"{rate:g}",
+            *(percent(run.accuracy_at(number)) for number in at_rounds),
             percent(summary.accuracy),
             *(["" if personal is None else percent(personal)] if own else []),
             human_bytes(summary.uploaded_bytes),
