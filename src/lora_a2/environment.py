@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lora_a2.data.labelled import LabelledData
+from lora_a2.model import attention, skinny
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model
 
@@ -21,6 +22,8 @@ def environment(model: Model, data: LabelledData) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "compiled_attention": attention.compiled(),
+        "compiled_products": skinny.compiled(),
         "device": str(model.classifier.device),
         "dtype": dtype_name(model.classifier.dtype),
         "data_sha256": data.fingerprint(),

@@ -94,7 +94,8 @@ class _CompiledAttention(torch.autograd.Function):
         q, k, v, sums = ctx.saved_tensors
         grad = grad.contiguous()
         dq, dk, dv = grad.new_empty(3, *grad.shape).index_fill_(1, ctx.batch.filler, 0)
-        kernel.backward(ctx.shape, *map(_rows, (q, k, v, grad, dq, dk, dv)), sums.data_ptr())
+        given, found = (_rows(q), _rows(k), _rows(v), _rows(grad)), (_rows(dq), _rows(dk), _rows(dv))
+        kernel.backward(ctx.shape, *given, *found, sums.data_ptr())
         return dq, dk, dv, None, None, None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_a2.model.frozen import FrozenWeight
+from lora_a2.model.skinny import down, outer, up
 
 
 @dataclass(frozen=True)
@@ -23,56 +24,61 @@ class Slot:
     """What a module adds to its frozen weight for K clients: B_k A_k, in the compute dtype.
 
     Attributes:
-        A: (K, R, d_in), Bt: (K, R, d_out), which holds the scaling; a tensor that requires grad is trained.
+        A: (K, R, d_in), Bt: (K, R, d_out), which holds the scaling.
+        dA, dBt: float32 of the same shapes; a backward pass adds the gradient to them. None: not trained.
     """
 
     A: Tensor
     Bt: Tensor
+    dA: Tensor | None = None
+    dBt: Tensor | None = None
+
+
+_ANCHOR = torch.zeros((), requires_grad=True)
+"""Makes autograd visit the lowest trained module, whose input needs no gradient; slots take their gradients themselves."""
 
 
 class _LoraProducts(torch.autograd.Function):
     """y_p = x W_pᵀ + b_p + (x A_pᵀ) B_pᵀ for the parts p of an output whose layers read the same x.
 
-    Products with x are taken for all parts together. The gradient of W does not exist; those of A and B are computed only
-    where asked for. `spans` holds the columns of y that each part with a slot writes; `ab` its A and Bᵀ.
+    Products with x are taken for all parts together. The gradient of W does not exist; those of A and B go to their slots.
+    `spans` holds the columns of y that each slot's part takes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight, spans: Sequence[slice], *ab: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, frozen: FrozenWeight, spans: Sequence[slice], slots: Sequence[Slot]
+    ) -> Tensor:
         y = frozen.product(x)
-        stacked = torch.cat(ab[::2], 1) if len(spans) > 1 else ab[0]
-        clients, ranks = stacked.shape[0], [a.shape[1] for a in ab[::2]]
-        z = torch.bmm(x.view(clients, -1, x.shape[1]), stacked.transpose(1, 2))
-        for span, part, b in zip(spans, z.split(ranks, 2), ab[1::2], strict=True):
-            if clients == 1:
-                y[:, span].addmm_(part[0], b[0])
-            else:
-                y[:, span] += torch.bmm(part, b).view(len(y), -1)
-        ctx.save_for_backward(x if any(ctx.needs_input_grad[3::2]) else None, z, stacked, *ab[1::2])
-        ctx.frozen, ctx.spans, ctx.ranks = frozen, spans, ranks
+        stacked = torch.cat([s.A for s in slots], 1) if len(slots) > 1 else slots[0].A
+        z = down(x, stacked)
+        for span, slot, part in zip(spans, slots, _split(z, slots), strict=True):
+            up(y[:, span], part, slot.Bt)
+        ctx.save_for_backward(x if any(s.dA is not None for s in slots) else None, z, stacked)
+        ctx.frozen, ctx.spans, ctx.slots = frozen, spans, slots
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, z, stacked, *bs = ctx.saved_tensors
-        needs_x, needs_a, needs_b = ctx.needs_input_grad[0], ctx.needs_input_grad[3::2], ctx.needs_input_grad[4::2]
-        clients = len(stacked)
-        parts = [grad[:, span].unflatten(0, (clients, -1)) for span in ctx.spans]
-        das: Sequence[Tensor | None] = [None] * len(bs)
-        dbs = [
-            torch.bmm(left.transpose(1, 2), g) if needed else None
-            for needed, left, g in zip(needs_b, z.split(ctx.ranks, 2), parts, strict=True)
-        ]
-        dx = ctx.frozen.gradient(grad) if needs_x else None
-        if needs_x or any(needs_a):
-            gzs = [torch.bmm(g, b.transpose(1, 2)) for g, b in zip(parts, bs, strict=True)]
-            gz = torch.cat(gzs, 2) if len(gzs) > 1 else gzs[0]
-            if any(needs_a):
-                found = torch.bmm(gz.transpose(1, 2), x.view(clients, -1, x.shape[1]))
-                das = [d if n else None for d, n in zip(found.split(ctx.ranks, 1), needs_a, strict=True)]
+        x, z, stacked = ctx.saved_tensors
+        parts = [grad[:, span] for span in ctx.spans]
+        for slot, g, part in zip(ctx.slots, parts, _split(z, ctx.slots), strict=True):
+            if slot.dBt is not None:
+                outer(slot.dBt, part, g)
+        dx = ctx.frozen.gradient(grad) if ctx.needs_input_grad[0] else None
+        if dx is not None or x is not None:
+            gzs = [down(g, slot.Bt) for slot, g in zip(ctx.slots, parts, strict=True)]
+            for slot, gz in zip(ctx.slots, gzs, strict=True):
+                if slot.dA is not None:
+                    outer(slot.dA, gz, x)
             if dx is not None:
-                dx.view(clients, -1, dx.shape[1]).baddbmm_(gz, stacked)
-        return dx, None, None, *(d for pair in zip(das, dbs, strict=True) for d in pair)
+                up(dx, torch.cat(gzs, 2) if len(gzs) > 1 else gzs[0], stacked)
+        return dx, None, None, None, None
+
+
+def _split(z: Tensor, slots: Sequence[Slot]) -> list[Tensor]:
+    """(K, T, ΣR) → a (K, T, R) for each slot."""
+    return list(z.split_with_sizes([s.A.shape[1] for s in slots], 2))
 
 
 class LoraLinear(nn.Module):
@@ -154,9 +160,9 @@ class LinearGroup:
         if not held:
             y = self._frozen(x)
         else:
-            ab = [t for _, slot in held for t in (slot.A, slot.Bt)]
+            spans, slots = zip(*held, strict=True)
             flat: Tensor = _LoraProducts.apply(  # type: ignore[no-untyped-call]
-                x.reshape(-1, x.shape[-1]), self._frozen, [span for span, _ in held], *ab
+                x.reshape(-1, x.shape[-1]), _ANCHOR, self._frozen, spans, slots
             )
             y = flat.view(*x.shape[:-1], -1)
         outputs = torch.split(y, widths, -1) if len(widths) > 1 else (y,)

@@ -131,16 +131,16 @@ def _step(
     sizes = np.array([len(b) for b in batches])
     client = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(classifier.device)[batch.sentences]
     labels = np.concatenate([t.examples.labels[b] for t, b in zip(cohort, batches, strict=True)])
-    slots, leaves, head = parameters.leaves(len(cohort))
+    slots, head = parameters.leaves(len(cohort))
     with classifier.slots(slots):
         vectors = classifier.encode(batch, entry)
     logits = _logits(classifier, vectors, client, head)
     target = torch.from_numpy(labels).to(classifier.device)[batch.sentences]
     loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     weights = torch.from_numpy((1.0 / sizes).astype(np.float32)).to(classifier.device)[client]
-    grads = torch.autograd.grad((loss * weights).sum(), leaves)
+    torch.autograd.backward((loss * weights).sum())
     sums = torch.zeros(len(cohort), dtype=torch.float64, device=classifier.device)
-    return parameters.flatten(grads), sums.index_add_(0, client, loss.detach().double())
+    return parameters.collected(len(cohort), head), sums.index_add_(0, client, loss.detach().double())
 
 
 def _logits(classifier: Classifier, vectors: Tensor, client: Tensor, head: Mapping[str, Tensor]) -> Tensor:

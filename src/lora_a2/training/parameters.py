@@ -6,9 +6,9 @@ client of the cohort holds there, rounded up; a client with fewer is filled up w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class CohortParameters:
                 values[k, s.start : s.start + value.size] = value.ravel()
         self.values = torch.from_numpy(values).to(device)
         self.origin = self.values.clone() if merged else None
+        self.gradient = torch.zeros_like(self.values)
         self.scaling = torch.tensor([[task.start.scaling] for task in tasks], device=device)
         self.frozen = {
             (factor, name): self._frozen(factor, name, ranks[name]).to(device, self.dtype)
@@ -130,32 +131,29 @@ class CohortParameters:
                         row *= np.repeat(keep, s.shape[1])
         return torch.from_numpy(rates).to(self.values.device)
 
-    def leaves(self, active: int) -> tuple[dict[str, Slot], list[Tensor], dict[str, Tensor]]:
-        """For the first `active` clients: slots for the forward pass, the leaves to differentiate by, the heads.
-
-        The leaves come in the order that `flatten` takes gradients in.
-        """
-        values = self.values[:active]
+    def leaves(self, active: int) -> tuple[dict[str, Slot], dict[str, Tensor]]:
+        """Slots and heads (K', …) for a forward and a backward pass of the first `active` clients; see `collected`."""
+        values, gradient = self.values[:active], self.gradient[:active].zero_()
         change = values.clone() if self.origin is None else values - self.origin[:active]
         change[:, self.scaled] *= self.scaling[:active]
         compute = change.to(self.dtype)
-        found: dict[tuple[str, str], Tensor] = {}
-        leaves: list[Tensor] = []
-        for s in self.segments:
-            source = values if s.kind == "head" else compute
-            leaf = s.view(source).detach().requires_grad_()
-            leaves.append(leaf)
-            found[s.kind, s.name] = leaf
+        found = {(s.kind, s.name): (s.view(compute), s.view(gradient)) for s in self.segments if s.kind != "head"}
         slots = {}
         for name in self.modules:
-            a, b = (found[f, name] if f in self.trainable else self.frozen[f, name][:active] for f in ("A", "B"))
-            slots[name] = Slot(A=a, Bt=b)
-        return slots, leaves, {s.name: found["head", s.name] for s in self.segments if s.kind == "head"}
+            (a, da), (b, db) = (
+                found[x, name] if x in self.trainable else (self.frozen[x, name][:active], None) for x in ("A", "B")
+            )
+            slots[name] = Slot(A=a, Bt=b, dA=da, dBt=db)
+        heads = {s.name: s.view(values).clone().requires_grad_() for s in self.segments if s.kind == "head"}
+        return slots, heads
 
-    def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Gradients of the leaves → (K', P) float32."""
-        gradient = torch.cat([g.reshape(g.shape[0], -1) for g in gradients], 1).float()
-        gradient[:, self.scaled] *= self.scaling[: len(gradient)]
+    def collected(self, active: int, heads: Mapping[str, Tensor]) -> Tensor:
+        """The gradient (K', P) float32 by the values, after a backward pass through the slots and heads of `leaves`."""
+        gradient = self.gradient[:active]
+        gradient[:, self.scaled] *= self.scaling[:active]
+        for s in self.segments:
+            if s.kind == "head":
+                s.view(gradient).copy_(cast(Tensor, heads[s.name].grad))
         return gradient
 
     def adapter(self, k: int) -> Adapter:

@@ -1,0 +1,128 @@
+"""The compiled kernels and the prepared weights against PyTorch's own products, over random shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lora_a2.model import attention, skinny
+from lora_a2.model.frozen import FrozenWeight
+from lora_a2.model.packing import pack
+from lora_a2.randomness import generator
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+
+def _close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    scale = float(expected.abs().max()) or 1.0
+    assert float((got.double() - expected.double()).abs().max()) < scale * (2e-2 if dtype == torch.bfloat16 else 2e-5)
+
+
+def test_the_kernels_are_there() -> None:
+    """The tests' own installation has a C compiler; without this, everything below would compare PyTorch with itself."""
+    assert attention.compiled()
+    if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX-512 BF16")
+    assert skinny.compiled()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=3),
+    heads=st.integers(1, 4),
+    width=st.sampled_from([16, 32, 48]),
+    causal=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    shared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_compiled_attention_equals_pytorchs(
+    lengths: list[list[int]], heads: int, width: int, causal: bool, dtype: torch.dtype, shared: bool, seed: int
+) -> None:
+    rng = generator(seed, "test-kernels")
+    batch = pack([[np.ones(n, np.int64) for n in client] for client in lengths], pooling="mean")
+    tokens = batch.input_ids.shape[1]
+    parts = _normal(rng, tokens, 3 * heads * width).to(dtype)
+    upstream = _normal(rng, tokens, heads, width).to(dtype)
+    upstream[batch.filler] = 0
+
+    def run(function: Any, *extra: Any) -> tuple[Tensor, ...]:
+        source = parts.clone().requires_grad_()
+        q, k, v = (t.unflatten(1, (heads, width)) for t in source.split(heads * width, 1))
+        if not shared:  # as rotary embeddings leave them: heads apart
+            q, k = (t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k))
+        out = function.apply(q, k, v, *extra)
+        return out.detach(), *torch.autograd.grad(out, source, upstream)
+
+    got = run(attention._CompiledAttention, batch, 0.3, causal)
+    expected = run(attention._PackedAttention, batch.heads(heads, causal, dtype), 0.3)
+    for g, e in zip(got, expected, strict=True):
+        _close(g, e, dtype)
+        assert not g[batch.filler].any()
+
+
+def test_attention_of_one_token_and_of_large_scores() -> None:
+    batch = pack([[np.ones(1, np.int64), np.ones(3, np.int64)]], pooling="mean")
+    q, k, v = (100 * _normal(generator(i, "test-kernels"), batch.input_ids.shape[1], 1, 16) for i in range(3))
+    out = attention._CompiledAttention.apply(q, k, v, batch, 1.0, False)
+    expected = attention._PackedAttention.apply(q, k, v, batch.heads(1, False, torch.float32), 1.0)
+    _close(out, expected, torch.float32)
+
+
+def test_values_that_are_not_numbers_stay_so() -> None:
+    batch = pack([[np.ones(3, np.int64)]], pooling="mean")
+    q, k, v = (torch.ones(batch.input_ids.shape[1], 1, 16) for _ in range(3))
+    q[1] = float("nan")
+    out = attention._CompiledAttention.apply(q, k, v, batch, 1.0, False)
+    assert out[1].isnan().all() and out[0].isfinite().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    clients=st.integers(1, 3),
+    tokens=st.integers(1, 70),
+    ranks=st.sampled_from([1, 3, 8, 16, 24]),
+    width=st.sampled_from([7, 32, 96]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_skinny_products(clients: int, tokens: int, ranks: int, width: int, dtype: torch.dtype, seed: int) -> None:
+    rng = generator(seed, "test-kernels")
+    wide = _normal(rng, clients * tokens, width + 5).to(dtype)
+    x, a = wide[:, :width], _normal(rng, clients, ranks, width).to(dtype)
+    both = _normal(rng, clients, tokens, ranks + 8).to(dtype)
+    z = both[:, :, :ranks]
+    xk = x.double().view(clients, tokens, width) if clients == 1 else x.double().unflatten(0, (clients, tokens))
+    _close(skinny.down(x, a), xk @ a.double().transpose(1, 2), dtype)
+    total, before = _normal(rng, clients, ranks, width), wide.clone()
+    expected = total.double() + z.double().transpose(1, 2) @ xk
+    skinny.outer(total, z, x)
+    _close(total, expected, dtype)
+    skinny.up(x, z, a)
+    _close(x, before[:, :width].double() + (z.double() @ a.double()).flatten(0, 1), dtype)
+    assert torch.equal(wide[:, width:], before[:, width:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_frozen_weight(dtype: torch.dtype, bias: bool) -> None:
+    rng = generator(0, "test-kernels")
+    weight, x, grad = _normal(rng, 40, 24).to(dtype), _normal(rng, 2, 9, 24).to(dtype), _normal(rng, 2, 9, 40).to(dtype)
+    b = _normal(rng, 40).to(dtype) if bias else None
+    frozen, x = FrozenWeight(weight, b), x.requires_grad_()
+    y = frozen(x)
+    expected = x.double() @ weight.double().t() + (0 if b is None else b.double())
+    _close(y.detach(), expected.detach(), dtype)
+    (dx,) = torch.autograd.grad(y, x, grad)
+    _close(dx, grad.double() @ weight.double(), dtype)
