@@ -312,6 +312,8 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
         r=config.r,
         lora_alpha=config.lora_alpha,
         rank_budget=budgets,
+        probe=config.probe,
+        probe_batches=config.probe_batches,
         fraction_train=config.fraction_train,
         wire_dtype=config.wire_dtype,
         eval_every=config.eval_every,

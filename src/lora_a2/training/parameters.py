@@ -152,6 +152,19 @@ class CohortParameters:
             slots[name] = Slot(A=a, Bt=b)
         return slots, leaves, {s.name: found["head", s.name] for s in self.segments if s.kind == "head"}
 
+    def take_over(self, before: CohortParameters, source: Tensor, target: Tensor) -> None:
+        """Copies what a mask selects, and the head, from a buffer (K, P) of `before`, whose tasks have no masks."""
+        segments = {(s.kind, s.name): s for s in before.segments}
+        for s in self.segments:
+            old, new = segments[s.kind, s.name].view(source), s.view(target)
+            if s.kind == "head":
+                new.copy_(old)
+                continue
+            for k, task in enumerate(self.tasks):
+                index = self.indices[k][s.name]
+                rows = np.arange(len(index)) if task.mask is None else np.flatnonzero(task.mask[s.name][index])
+                new[k, rows] = old[k, index[rows]]
+
     def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
         """Gradients of the leaves → (K', P) float32."""
         gradient = torch.cat([g.reshape(g.shape[0], -1) for g in gradients], 1).float()
