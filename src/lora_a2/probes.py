@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
@@ -66,6 +66,15 @@ def gradient(work: LocalRound, batches: int = DEFAULT_PROBE_BATCHES) -> tuple[li
 
 
 PROBES: Mapping[ProbeName, Probe] = {"epoch": epoch, "reuse": reuse, "gradient": gradient}
+
+
+def resolved_probe(method: Method, name: ProbeName | None, batches: int | None) -> dict[str, Any]:
+    """The options `probe` and `probe_batches` with their defaults filled in; None where they mean nothing."""
+    if method.select is None:
+        return {"probe": None, "probe_batches": None}
+    chosen = name or DEFAULT_PROBE
+    counts = PROBES[chosen] is gradient
+    return {"probe": chosen, "probe_batches": (batches or DEFAULT_PROBE_BATCHES) if counts else None}
 
 
 def get_probe(method: Method, name: str | None = None, batches: int | None = None) -> Probe:
