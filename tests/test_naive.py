@@ -62,13 +62,13 @@ def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, cohort
     )
 
 
-def run_beside(name: str, naive: Callable[[World], None], **options: Any) -> None:
+def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", **options: Any) -> None:
     """Rounds of the simulator and of a second implementation, compared after each."""
     method = METHODS[name]
-    original = backbone("bert")
+    original = backbone(family)
     members = clients([9, 5, 12, 7])
     budget = [1, 3, 2, 4] if method.mixed_ranks else 4
-    model = model_of(backbone("bert"), "bert")
+    model = model_of(backbone(family), family)
     plan = make_plan(
         model,
         members,
@@ -85,7 +85,7 @@ def run_beside(name: str, naive: Callable[[World], None], **options: Any) -> Non
     )
     initial = plan.federation.initial
     reference = ReferenceClassifier(
-        original, [], POOLING["bert"], {k: v.numpy() for k, v in model.classifier.head.items()}
+        original, [], POOLING[family], {k: v.numpy() for k, v in model.classifier.head.items()}
     )
     world = World(
         plan,

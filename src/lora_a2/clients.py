@@ -94,6 +94,9 @@ def client_round(
     Returns the encoded uploads, in the order of the clients.
     """
     memories = [ClientMemory() for _ in clients] if memories is None else memories
+    if classifier.alone and len(clients) > 1:
+        each = zip(clients, downloads, memories, strict=True)
+        return [upload for c, d, m in each for upload in client_round(federation, classifier, [c], [d], [m])]
     received = [receive(federation, data) for data in downloads]
     for memory, data in zip(memories, downloads, strict=True):
         memory.base = received_base(federation, data, memory)

@@ -270,6 +270,8 @@ def simulate(
     observer = observer or Observer()
     state = state or plan.start()
     memories = {} if memories is None else memories
+    if model.classifier.note is not None:
+        observer.note(model.classifier.note)
     by_id = {client.id: client for client in clients}
     with make_pool(model, plan) as pool:
         while state.server_round < plan.num_server_rounds:

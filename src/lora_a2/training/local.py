@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_a2.errors import ModelError
 from lora_a2.method import TailPenalty
 from lora_a2.model.classifier import Classifier
+from lora_a2.model.packing import PackedBatch
 from lora_a2.model.prefix import Prefix
 from lora_a2.training.adamw import AdamW
 from lora_a2.training.parameters import CohortParameters
@@ -92,11 +94,16 @@ class CohortTraining:
     leaves. Unselected rank slices are not parameters at all, so nothing moves them. Where one
     factor is trained and all start from one adapter, that start is merged into the frozen weights and only the
     trained slices' change is computed beside them. What lies below the lowest trained module is computed once.
+
+    Raises:
+        ModelError: several clients, with a model that can only train one at a time.
     """
 
     def __init__(
         self, classifier: Classifier, tasks: Sequence[Task], trainable: frozenset[Factor], settings: TrainingSettings
     ) -> None:
+        if classifier.alone and len(tasks) > 1:
+            raise ModelError(f"{len(tasks)} clients in one pass: this model can only train one at a time.")
         self._classifier, self._trainable, self._settings = classifier, trainable, settings
         self._order = sorted(range(len(tasks)), key=lambda k: -sum(map(len, tasks[k].orders)))
         self._begin([tasks[k] for k in self._order])
@@ -191,6 +198,7 @@ def _step(
     batch = classifier.pack(sentences)
     entry = None
     if prefix is not None:
+        assert isinstance(batch, PackedBatch), "padded batches have no prefix"
         entry = prefix.block, prefix.rows(batches, [[len(s) for s in client] for client in sentences], batch)
     sizes = np.array([len(b) for b in batches])
     client = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(classifier.device)[batch.sentences]
