@@ -16,7 +16,7 @@ from lora_a2.randomness import generator
 from lora_a2.simulation import Client, Plan
 from lora_a2.training.local import epoch_orders
 from lora_a2.types import Adapter, Factor, Factors
-from reference import ReferenceClassifier, train_reference
+from reference import ReferenceClassifier, descend_reference, train_reference
 
 Matrices = dict[str, np.ndarray]
 BOTH: frozenset[Factor] = frozenset({"A", "B"})
@@ -63,12 +63,16 @@ def train(
     mask: Mapping[str, np.ndarray] | None = None,
     purpose: str = "train",
     penalty: Callable[..., torch.Tensor] | None = None,
+    select: Callable[[Matrices, Matrices], Matrices] | None = None,
 ) -> tuple[Matrices, Matrices]:
     """A client's A and B after its epochs."""
     data, settings = world.clients[client].train, world.plan.federation.training
     epochs = 1 if purpose == "probe" else world.plan.federation.local_epochs
-    rank = next(iter(A.values())).shape[0]
-    start = Adapter({n: Factors(A[n].astype(np.float32), B[n].astype(np.float32)) for n in A}, world.scaling * rank)
+    start = adapter(world, A, B)
+
+    def mask_of(probed: Adapter) -> Matrices:
+        return select(*({n: f.get(x) for n, f in probed.factors.items()} for x in ("A", "B")))
+
     end = train_reference(
         world.model,
         start,
@@ -83,8 +87,14 @@ def train(
         weight_decay=settings.weight_decay,
         base={n: v.astype(np.float32) for n, v in world.base.items()},
         penalty=penalty,
+        select=mask_of if select else None,
     )
     return {n: f.A for n, f in end.factors.items()}, {n: f.B for n, f in end.factors.items()}
+
+
+def adapter(world: World, A: Matrices, B: Matrices) -> Adapter:
+    rank = next(iter(A.values())).shape[0]
+    return Adapter({n: Factors(A[n].astype(np.float32), B[n].astype(np.float32)) for n in A}, world.scaling * rank)
 
 
 def first(world: World, rank: int) -> tuple[Matrices, Matrices]:
@@ -110,24 +120,54 @@ def rolora(world: World) -> None:
     averaged(world, frozenset({"B"}) if world.round % 2 else frozenset({"A"}))
 
 
-def lora_a2(world: World) -> None:
+def chosen(world: World, client: int, A: Matrices, B: Matrices) -> Matrices:
+    """LoRA-A²'s mask, by the contribution of a client's probed A and B."""
+    odd, scores = world.round % 2 == 1, []
+    for n in world.A:
+        for i in range(len(world.A[n])):
+            outer = (
+                np.outer((B[n] - world.B[n])[:, i], world.A[n][i])
+                if odd
+                else np.outer(world.B[n][:, i], (A[n] - world.A[n])[i])
+            )
+            scores.append((-np.linalg.norm(outer), n, i))
+    count = world.plan.profiles[client].rank_budget * len(world.A)
+    best = {s[1:] for s in sorted(scores, key=lambda s: s[0])[:count]}
+    return {n: np.array([(n, i) in best for i in range(len(a))]) for n, a in world.A.items()}
+
+
+def own_epoch(world: World, client: int, trained: frozenset[Factor]) -> tuple[Matrices, Matrices]:
+    """A client's A and B, its mask from an epoch of its own."""
+    mask = chosen(world, client, *train(world, client, world.A, world.B, trained, purpose="probe"))
+    return train(world, client, world.A, world.B, trained, mask)
+
+
+def first_epoch(world: World, client: int, trained: frozenset[Factor]) -> tuple[Matrices, Matrices]:
+    """A client's A and B, its mask from the first of its epochs."""
+    return train(world, client, world.A, world.B, trained, select=lambda A, B: chosen(world, client, A, B))
+
+
+def at_start(world: World, client: int, trained: frozenset[Factor], batches: int = 2) -> tuple[Matrices, Matrices]:
+    """A client's A and B, its mask from the gradients of its first batches."""
+    data, settings = world.clients[client].train, world.plan.federation.training
+    (order,) = epoch_orders(len(data), 1, generator(0, "probe", world.round, client))
+    rows = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)][:batches]
+    start = adapter(world, world.A, world.B)
+    rates = {"A": settings.learning_rate, "B": settings.learning_rate * settings.learning_rate_ratio}
+    end = descend_reference(world.model, start, data.input_ids, data.labels, rows, trained, rates)
+    mask = chosen(world, client, {n: f.A for n, f in end.factors.items()}, {n: f.B for n, f in end.factors.items()})
+    return train(world, client, world.A, world.B, trained, mask)
+
+
+PROBES = {"epoch": own_epoch, "reuse": first_epoch, "gradient": at_start}
+
+
+def lora_a2(world: World, local: Callable[..., tuple[Matrices, Matrices]] = own_epoch) -> None:
     odd = world.round % 2 == 1
     trained: frozenset[Factor] = frozenset({"B"}) if odd else frozenset({"A"})
     change = {n: np.zeros_like(world.B[n] if odd else world.A[n]) for n in world.A}
     for k, w in world.cohort():
-        A, B = train(world, k, world.A, world.B, trained, purpose="probe")
-        scores = []
-        for n in world.A:
-            for i in range(len(world.A[n])):
-                outer = (
-                    np.outer((B[n] - world.B[n])[:, i], world.A[n][i])
-                    if odd
-                    else np.outer(world.B[n][:, i], (A[n] - world.A[n])[i])
-                )
-                scores.append((-np.linalg.norm(outer), n, i))
-        best = sorted(scores, key=lambda s: s[0])[: world.plan.profiles[k].rank_budget * len(world.A)]
-        mask = {n: np.array([(n, i) in {b[1:] for b in best} for i in range(len(a))]) for n, a in world.A.items()}
-        A, B = train(world, k, world.A, world.B, trained, mask)
+        A, B = local(world, k, trained)
         for n in change:
             change[n] = change[n] + w * (B[n] - world.B[n] if odd else A[n] - world.A[n])
     target = world.B if odd else world.A

@@ -67,10 +67,12 @@ def train_reference(
     weight_decay: float,
     base: dict[str, np.ndarray] | None = None,
     penalty: Callable[[dict[tuple[str, str], torch.Tensor]], torch.Tensor] | None = None,
+    select: Callable[[Adapter], Mask] | None = None,
 ) -> Adapter:
     """Trains one client; after every step unselected slices are put back, which is what the paper's mask means.
 
     `base` is added to the frozen weights of its modules; `penalty` maps (module, factor) → tensor to a term of the loss.
+    `select` finds the mask after the first order; until then all slices are trained.
     """
     moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
     origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in ("A", "B")}
@@ -82,7 +84,10 @@ def train_reference(
         {"params": list(head.values()), "lr": learning_rate},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=weight_decay)
-    for order in orders:
+    for epoch, order in enumerate(orders):
+        if epoch == 1 and select is not None:
+            mask = select(_adapter(start, values, head))
+            _put_back(values, origin, mask)
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
             weights = {n: start.scaling * values[n, "B"] @ values[n, "A"] for n in start.factors}
@@ -95,10 +100,56 @@ def train_reference(
             loss.backward()
             optimizer.step()
             if mask is not None:
-                with torch.no_grad():
-                    for (name, factor), value in values.items():
-                        keep = torch.from_numpy(mask[name])
-                        keep = keep[:, None] if factor == "A" else keep[None, :]
-                        value.copy_(torch.where(keep, value, origin[name, factor]))
-    factors = {n: Factors(A=values[n, "A"].detach().numpy(), B=values[n, "B"].detach().numpy()) for n in start.factors}
-    return Adapter(factors, start.lora_alpha, {n: v.detach().numpy() for n, v in head.items()})
+                _put_back(values, origin, mask)
+    if len(orders) == 1 and select is not None:
+        _put_back(values, origin, select(_adapter(start, values, head)))
+    return _adapter(start, values, head)
+
+
+Values = dict[tuple[str, str], torch.Tensor]
+
+
+def _put_back(values: Values, origin: Values, mask: Mask) -> None:
+    with torch.no_grad():
+        for (name, factor), value in values.items():
+            keep = torch.from_numpy(mask[name])
+            keep = keep[:, None] if factor == "A" else keep[None, :]
+            value.copy_(torch.where(keep, value, origin[name, factor]))
+
+
+def _adapter(start: Adapter, values: Values, head: dict[str, torch.Tensor]) -> Adapter:
+    new = {key: v.detach().numpy().copy() for key, v in values.items()}
+    factors = {n: Factors(A=new[n, "A"], B=new[n, "B"]) for n in start.factors}
+    return Adapter(factors, start.lora_alpha, {n: v.detach().numpy().copy() for n, v in head.items()})
+
+
+def descend_reference(
+    model: ReferenceClassifier,
+    start: Adapter,
+    sentences: Sequence[np.ndarray],
+    labels: np.ndarray,
+    batches: Sequence[np.ndarray],
+    trainable: frozenset[Factor],
+    rates: dict[str, float],
+    base: dict[str, np.ndarray] | None = None,
+) -> Adapter:
+    """θ − η · mean(g) / (√mean(g²) + 1e-8) over the batches' gradients g at the start; `rates` is η by factor."""
+    factors = {n: {x: f.get(x).copy() for x in ("A", "B")} for n, f in start.factors.items()}
+    for name in start.factors:
+        for factor in sorted(trainable):
+            gradients = []
+            for rows in batches:
+                value = torch.tensor(start.factors[name].get(factor), requires_grad=True)
+                weights = {}
+                for n, f in start.factors.items():
+                    a, b = torch.tensor(f.A), torch.tensor(f.B)
+                    if n == name:
+                        a, b = (value, b) if factor == "A" else (a, value)
+                    weights[n] = start.scaling * b @ a + torch.tensor((base or {}).get(n, np.float32(0)))
+                logits = model([sentences[j] for j in rows], weights, None)
+                loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+                gradients.append(torch.autograd.grad(loss, value)[0].numpy())
+            g = np.array(gradients, np.float64)
+            step = g.mean(0) / (np.sqrt((g**2).mean(0)) + 1e-8)
+            factors[name][factor] = (start.factors[name].get(factor) - rates[factor] * step).astype(np.float32)
+    return Adapter({n: Factors(A=f["A"], B=f["B"]) for n, f in factors.items()}, start.lora_alpha)

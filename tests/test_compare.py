@@ -17,6 +17,7 @@ from lora_a2.jobs import launch, resume
 from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model
 from lora_a2.predict import load_predictor
+from lora_a2.probes import PROBES, ProbeName
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
@@ -100,6 +101,20 @@ def test_resumed_is_the_same_byte_for_byte(name: str, options: dict[str, Any], t
         records = map(json.loads, (tmp_path / folder / "rounds.jsonl").read_text().splitlines())
         sizes.append([(r["uploaded_bytes"], r["downloaded_bytes"]) for r in records])
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_resumed_with_each_probe_is_the_same_byte_for_byte(
+    probe: ProbeName, options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**options, "rank_budget": 1, "probe": probe, "cohort_size": 2}
+    whole, broken = (RunConfig(**options, output_dir=str(tmp_path / x)) for x in ("whole", "broken"))
+    launch(whole, Observer())
+    with pytest.raises(KeyboardInterrupt):
+        launch(broken, Stopping(after=1))
+    assert f'probe = "{probe}"' in (tmp_path / "broken" / "config.toml").read_text()
+    resume(tmp_path / "broken", Observer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
 
 
 @ALL

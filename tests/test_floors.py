@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("methods",),
     ("model", "data", "cost"),
     ("training",),
+    ("probes",),
     ("clients",),
     ("rounds",),
     ("runs", "progress", "config_errors"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lora_a2.algebra import moved_base
 from lora_a2.methods import METHODS
+from lora_a2.probes import DEFAULT_PROBE, PROBES, ProbeName
 from lora_a2.simulation import Memories, make_plan, simulate
 from lora_a2.types import ServerState, weight_name
 from naive import NAIVE, World
+from naive import PROBES as NAIVE_PROBES
 from reference import ReferenceClassifier
 from tiny import POOLING, backbone, clients, model_of
 
@@ -39,11 +44,31 @@ def test_every_method_is_here_twice() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_simulator_equals_the_equations(name: str) -> None:
+    run_beside(name, NAIVE[name])
+
+
+@pytest.mark.parametrize("probe", [name for name in PROBES if name != DEFAULT_PROBE])
+@pytest.mark.parametrize("cohort_size", [1, 2])
+def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, cohort_size: int) -> None:
+    assert PROBES.keys() == NAIVE_PROBES.keys()
+    batches = 2 if probe == "gradient" else None
+    local = NAIVE_PROBES[probe]
+    run_beside(
+        "lora-a2",
+        lambda world: NAIVE["lora-a2"](world, local),  # type: ignore[call-arg]
+        probe=probe,
+        probe_batches=batches,
+        cohort_size=cohort_size,
+    )
+
+
+def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", **options: Any) -> None:
+    """Rounds of the simulator and of a second implementation, compared after each."""
     method = METHODS[name]
-    original = backbone("bert")
+    original = backbone(family)
     members = clients([9, 5, 12, 7])
     budget = [1, 3, 2, 4] if method.mixed_ranks else 4
-    model = model_of(backbone("bert"), "bert")
+    model = model_of(backbone(family), family)
     plan = make_plan(
         model,
         members,
@@ -56,11 +81,11 @@ def test_simulator_equals_the_equations(name: str) -> None:
         r=4,
         rank_budget=budget if method.select is None or method.mixed_ranks else 2,
         fraction_train=0.75,
-        cohort_size=2,
+        **{"cohort_size": 2, **options},
     )
     initial = plan.federation.initial
     reference = ReferenceClassifier(
-        original, [], POOLING["bert"], {k: v.numpy() for k, v in model.classifier.head.items()}
+        original, [], POOLING[family], {k: v.numpy() for k, v in model.classifier.head.items()}
     )
     world = World(
         plan,
@@ -73,7 +98,7 @@ def test_simulator_equals_the_equations(name: str) -> None:
     memories: Memories = {}
     for state, record in simulate(model, members, plan, memories=memories):
         world.round = record.server_round
-        NAIVE[name](world)
+        naive(world)
         close(effective(state), world.effective())
         close({n: f.A for n, f in state.adapter.factors.items()}, world.A) if method.private else None
     for client, kept in world.private.items():

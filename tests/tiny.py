@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
     AutoModel,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MPNetConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
+    XLNetConfig,
 )
 
 from lora_a2.algebra import initial_adapter
@@ -28,7 +33,7 @@ from lora_a2.training.local import TokenizedExamples
 from lora_a2.types import Adapter, Factors, Layout
 
 VOCABULARY = 50
-CONFIGS = {
+CONFIGS: dict[str, PreTrainedConfig] = {
     "bert": BertConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     ),
@@ -48,19 +53,37 @@ CONFIGS = {
     ),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=64),
 }
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+PADDED: dict[str, PreTrainedConfig] = {
+    "mpnet": MPNetConfig(**_SMALL),
+    "deberta-v2": DebertaV2Config(
+        **_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0
+    ),
+    "xlnet": XLNetConfig(vocab_size=VOCABULARY, d_model=16, n_layer=2, n_head=2, d_inner=24, pad_token_id=0),
+}
+"""Architectures whose attention is not behind Transformers' attention interface."""
 POOLING: dict[str, Pooling] = {
     "bert": "mean",
     "roberta": "cls",
     "distilbert": "mean",
     "llama": "last",
     "gpt2": "last",
+    "mpnet": "mean",
+    "deberta-v2": "cls",
+    "xlnet": "last",
 }
 
 
 def backbone(family: str, seed: int = 0) -> PreTrainedModel:
     """A random backbone; spread weights, so that differences show."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModel.from_config(copy.deepcopy(CONFIGS[family]))
+    model: PreTrainedModel = AutoModel.from_config(copy.deepcopy((CONFIGS | PADDED)[family]))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

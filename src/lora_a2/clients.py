@@ -16,10 +16,11 @@ from lora_a2.algebra import difference, moved_base
 from lora_a2.errors import CodecError
 from lora_a2.method import Method
 from lora_a2.model.classifier import Classifier
+from lora_a2.probes import LocalRound, Probe, epoch
 from lora_a2.randomness import generator
 from lora_a2.training.full import train_full
-from lora_a2.training.local import Task, TokenizedExamples, Trained, TrainingSettings, epoch_orders, train_cohort
-from lora_a2.types import Adapter, Base, ClientProfile, Download, Factor, Factors, FloatArray, Layout, Upload
+from lora_a2.training.local import CohortTraining, Task, TokenizedExamples, Trained, TrainingSettings, epoch_orders
+from lora_a2.types import Adapter, Base, ClientProfile, Download, Factor, Factors, FloatArray, Layout, Mask, Upload
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Federation:
         local_epochs: E.
         training: hyperparameters of local training.
         wire_dtype: value type of payloads.
+        probe: how clients choose rank slices, where the method selects them.
     """
 
     method: Method
@@ -43,6 +45,7 @@ class Federation:
     local_epochs: int
     training: TrainingSettings
     wire_dtype: codec.ValueType
+    probe: Probe = epoch
 
 
 @dataclass
@@ -91,6 +94,9 @@ def client_round(
     Returns the encoded uploads, in the order of the clients.
     """
     memories = [ClientMemory() for _ in clients] if memories is None else memories
+    if classifier.alone and len(clients) > 1:
+        each = zip(clients, downloads, memories, strict=True)
+        return [upload for c, d, m in each for upload in client_round(federation, classifier, [c], [d], [m])]
     received = [receive(federation, data) for data in downloads]
     for memory, data in zip(memories, downloads, strict=True):
         memory.base = received_base(federation, data, memory)
@@ -109,24 +115,14 @@ def _lora_round(
     received: Sequence[Download],
     memories: Sequence[ClientMemory],
 ) -> list[bytes]:
-    method, settings = federation.method, federation.training
-    server_round = received[0].server_round
-    trainable = method.trainable(server_round)
-
-    def tasks(purpose: str, epochs: int, masks: Sequence[Any]) -> list[Task]:
-        result = []
-        for (profile, examples), download, mask in zip(clients, received, masks, strict=True):
-            rng = generator(federation.seed, purpose, server_round, profile.id)
-            result.append(Task(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
-        return result
-
-    masks: list[Any] = [None] * len(clients)
-    if method.select is not None:
-        probed = train_cohort(classifier, tasks("probe", 1, masks), trainable, settings)
-        for k, ((profile, _), download, result) in enumerate(zip(clients, received, probed, strict=True)):
-            rng = generator(federation.seed, "select", server_round, profile.id)
-            masks[k] = method.select(download.adapter, result.adapter, trainable, profile.rank_budget, rng)
-    trained = train_cohort(classifier, tasks("train", federation.local_epochs, masks), trainable, settings)
+    method = federation.method
+    work = _local_round(federation, classifier, clients, received)
+    if method.select is None:
+        masks: list[Any] = [None] * len(clients)
+        training = work.training("train", work.local_epochs, None)
+    else:
+        masks, training = federation.probe(work)
+    trained = training.run()
     if method.prune is not None:
         masks = [method.prune(d.adapter, result.adapter) for d, result in zip(received, trained, strict=True)]
     for memory, result in zip(memories, trained, strict=True):
@@ -135,6 +131,35 @@ def _lora_round(
         _upload(federation, download, result, mask, len(examples))
         for (_, examples), download, result, mask in zip(clients, received, trained, masks, strict=True)
     ]
+
+
+def _local_round(
+    federation: Federation,
+    classifier: Classifier,
+    clients: Sequence[tuple[ClientProfile, TokenizedExamples]],
+    received: Sequence[Download],
+) -> LocalRound:
+    """The clients' training and selection, each with random numbers of its own."""
+    method, server_round = federation.method, received[0].server_round
+    trainable = method.trainable(server_round)
+
+    def training(purpose: str, epochs: int, masks: Sequence[Mask] | None) -> CohortTraining:
+        tasks = []
+        each: Sequence[Mask | None] = [None] * len(clients) if masks is None else masks
+        for (profile, examples), download, mask in zip(clients, received, each, strict=True):
+            rng = generator(federation.seed, purpose, server_round, profile.id)
+            tasks.append(Task(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
+        return CohortTraining(classifier, tasks, trainable, federation.training)
+
+    def select(probed: Sequence[Trained]) -> list[Mask]:
+        assert method.select is not None, "only methods that select are probed"
+        masks = []
+        for (profile, _), download, result in zip(clients, received, probed, strict=True):
+            rng = generator(federation.seed, "select", server_round, profile.id)
+            masks.append(method.select(download.adapter, result.adapter, trainable, profile.rank_budget, rng))
+        return masks
+
+    return LocalRound(training, select, federation.local_epochs)
 
 
 def _upload(federation: Federation, download: Download, result: Trained, mask: Any, examples: int) -> bytes:

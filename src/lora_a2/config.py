@@ -28,6 +28,7 @@ from lora_a2.config_errors import kebab, one_line
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
+from lora_a2.probes import DEFAULT_PROBE, DEFAULT_PROBE_BATCHES, ProbeName, get_probe
 from lora_a2.selection import CRITERIA
 
 Partitioner = Literal["iid", "dirichlet", "pathological", "natural"]
@@ -176,6 +177,16 @@ class RunConfig(BaseModel):
         metavar="|".join(CRITERIA),
         shown="contribution",
     )
+    probe: ProbeName | None = _option(
+        None,
+        "Method",
+        "How clients find the ranks to select: by an epoch of its own (the paper's), by the first local epoch, or by "
+        "gradients at the start.",
+        shown=DEFAULT_PROBE,
+    )
+    probe_batches: Int | None = _option(
+        None, "Method", "Batches whose gradients the gradient probe takes.", shown=str(DEFAULT_PROBE_BATCHES), ge=1
+    )
     alternating: bool | None = _option(
         None, "Method", "Whether B and A take turns, for methods with this switch; off, A is frozen.", shown="on"
     )
@@ -223,7 +234,7 @@ class RunConfig(BaseModel):
         check_budgets(self.rank_budget, self.r)
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":
             check_length(self.rank_budget, self.num_clients)
-        self.chosen_method()
+        get_probe(self.chosen_method(), self.probe, self.probe_batches)
         if not get_method(self.method).mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:
             mixed = ", ".join(m.name for m in METHODS.values() if m.mixed_ranks)
             raise ConfigError(

@@ -27,6 +27,7 @@ from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.predict import load_predictor
+from lora_a2.probes import resolved_probe
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
@@ -277,6 +278,7 @@ def _set_up(config: RunConfig) -> _Setup:
             "device": str(model.classifier.device),
             "learning_rate": learning_rate(config),
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
+            **resolved_probe(method, config.probe, config.probe_batches),
             "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
         }
     )
@@ -312,6 +314,8 @@ def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
         r=config.r,
         lora_alpha=config.lora_alpha,
         rank_budget=budgets,
+        probe=config.probe,
+        probe_batches=config.probe_batches,
         fraction_train=config.fraction_train,
         wire_dtype=config.wire_dtype,
         eval_every=config.eval_every,

@@ -22,6 +22,7 @@ from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
+from lora_a2.probes import get_probe
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord, Train, server_round
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
@@ -210,6 +211,8 @@ def make_plan(
     r: int = 16,
     lora_alpha: float = 16.0,
     rank_budget: int | Sequence[int] = 2,
+    probe: str | None = None,
+    probe_batches: int | None = None,
     fraction_train: float = 1.0,
     wire_dtype: ValueType = "fp32",
     eval_every: int = 1,
@@ -217,7 +220,11 @@ def make_plan(
     num_workers: int | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Everything a run needs besides the model and the clients' data; names as on the command line."""
+    """Everything a run needs besides the model and the clients' data; names as on the command line.
+
+    Raises:
+        ConfigError: a probe for a method that selects nothing.
+    """
     chosen = get_method(method) if isinstance(method, str) else method
     budgets = [rank_budget] * len(clients) if isinstance(rank_budget, int) else list(rank_budget)
     profiles = make_profiles(chosen, clients, r, budgets)
@@ -236,6 +243,7 @@ def make_plan(
             penalty=chosen.penalty,
         ),
         wire_dtype=wire_dtype,
+        probe=get_probe(chosen, probe, probe_batches),
     )
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
 
@@ -262,6 +270,8 @@ def simulate(
     observer = observer or Observer()
     state = state or plan.start()
     memories = {} if memories is None else memories
+    if model.classifier.note is not None:
+        observer.note(model.classifier.note)
     by_id = {client.id: client for client in clients}
     with make_pool(model, plan) as pool:
         while state.server_round < plan.num_server_rounds:

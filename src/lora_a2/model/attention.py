@@ -117,7 +117,14 @@ def packed_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d)."""
+    """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d).
+
+    Raises:
+        ValueError: the model asks for attention between other things than the packed rows.
+    """
+    rows = packed.input_ids.numel()
+    if any(t.shape[0] != 1 or t.shape[2] != rows for t in (query, key, value)):
+        raise ValueError(f"Attention over {tuple(query.shape)} and {tuple(key.shape)}; expected {rows} packed rows.")
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:

@@ -6,6 +6,7 @@ Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C cla
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,13 +18,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from lora_a2.errors import ModelError
 from lora_a2.model.attention import ATTENTION, packed_attention
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
-from lora_a2.model.packing import PackedBatch, Pooling, pack, pooled
+from lora_a2.model.packing import PackedBatch, Pooling, pack
+from lora_a2.model.padding import PaddedBatch, pad
 from lora_a2.model.prefix import Blocks, Prefix, chunks
 from lora_a2.model.targets import block_lists
 from lora_a2.types import Adapter, Base, FloatArray, ModuleShape, weight_name
 
 AttentionInterface.register(ATTENTION, packed_attention)
 
+Batch = PackedBatch | PaddedBatch
 PREFIX_LIMIT = 2**30
 """Bytes of activations that a classifier may keep for a round."""
 
@@ -41,6 +44,13 @@ class Classifier:
         head: the classification head.
         dtype: of the frozen weights and the activations; adapters and optimizer state are float32.
         pad_token_id: fills clients up to the longest of a cohort; never attended to.
+
+    Attributes:
+        note: what the user should know of this model: why it is slower than others; None: nothing.
+        alone: clients of a cohort would feel each other's adapters, so that they can only train one by one.
+
+    Raises:
+        ModelError: the backbone takes no attention mask.
     """
 
     def __init__(
@@ -60,7 +70,9 @@ class Classifier:
         self.pad_token_id = pad_token_id
         self.device = next(backbone.parameters()).device
         self.position_offset = 0
-        self._check_packing()
+        self.note: str | None = None
+        with torch.no_grad():
+            self.note = self._check_packing()
         self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
         self._groups = [layer.group for layer in self.layers.values()]
         self._loaded: Adapter | None = None
@@ -72,6 +84,7 @@ class Classifier:
         self.load(None)
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
         self.load(None)
+        self.alone = self.note is not None and self._mixes_clients()
         self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
 
     @property
@@ -85,34 +98,65 @@ class Classifier:
             if id(tensor) not in masters and tensor.is_floating_point():
                 tensor.data = tensor.data.to(self.dtype)
 
-    def _check_packing(self) -> None:
+    def _check_packing(self) -> str | None:
         """Finds where the backbone's positions start; BERT counts from 0, RoBERTa from padding_idx + 1.
 
+        Returns why it takes padded input only, if that is so: packed and padded input do not agree for any start.
+
         Raises:
-            ModelError: packed and padded input do not agree for any start.
+            ModelError: it cannot tell padding from text.
         """
-        config = self.backbone.config
-        sentences = [np.arange(5, 12), np.arange(5, 9)]
-        padded = torch.full((2, 7), self.pad_token_id)
-        mask = torch.zeros(2, 7, dtype=torch.int64)
-        for i, s in enumerate(sentences):
-            padded[i, : len(s)], mask[i, : len(s)] = torch.from_numpy(s), 1
-        with torch.no_grad():
-            expected = self.backbone(padded.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-            expected = torch.cat([expected[i, : len(s)] for i, s in enumerate(sentences)])
-            config._attn_implementation = ATTENTION
-            padding_idx = getattr(config, "pad_token_id", None) or 0
-            for self.position_offset in (0, padding_idx + 1):
-                batch = self.pack([sentences])
-                got = self._hidden(batch)[0, : len(expected)]
-                if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-                    return
-        raise ModelError(
-            f"{type(self.backbone).__name__} does not give the same result for packed and for padded input."
+        config, kind = self.backbone.config, type(self.backbone).__name__
+        if "attention_mask" not in inspect.signature(self.backbone.forward).parameters:
+            raise ModelError(
+                f"{kind} takes no attention mask, so that padding would change its results: choose another."
+            )
+        sentences, usual = [np.arange(5, 12), np.arange(5, 9)], config._attn_implementation
+        expected = torch.cat(
+            [h[: len(s)] for h, s in zip(self._hidden(self._pad([sentences])), sentences, strict=True)]
+        )
+        padding_idx = getattr(config, "pad_token_id", None) or 0
+        config._attn_implementation = ATTENTION
+        for self.position_offset in (0, padding_idx + 1):
+            try:
+                got = self._hidden(self.pack([sentences]))[0, : len(expected)]
+            except (TypeError, ValueError, RuntimeError):
+                break  # no room for positions, or for what attention is to know
+            if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+                return None
+        config._attn_implementation = usual
+        self.position_offset = padding_idx + 1  # if it has one: at least so many of its positions are left
+        return (
+            f"{kind} does not compute packed sentences (its attention is not behind Transformers' attention interface): "
+            "they are padded instead, which is slower."
         )
 
-    def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> PackedBatch:
+    @torch.no_grad()
+    def _mixes_clients(self) -> bool:
+        """Whether what the second of two clients adds reaches the first one's sentence.
+
+        So it is where a layer reads what both share, such as embeddings of relative positions, or where rows are not client by client.
+        """
+        batch = self.pack([[np.arange(5, 12)], [np.arange(5, 9)]])
+
+        def ramps(width: int, strength: float = 1.0) -> Tensor:
+            ramp = torch.linspace(-1, 1, width, device=self.device, dtype=self.dtype)
+            return torch.stack([0 * ramp, strength * ramp])[:, None]
+
+        def first_beside(strength: float) -> Tensor:
+            with self.slots({n: Slot(ramps(m.d_in), ramps(m.d_out, strength)) for n, m in self.layers.items()}):
+                return self.encode(batch)[0]
+
+        try:
+            plain = first_beside(0.0)
+            return not torch.allclose(first_beside(1.0), plain, rtol=1e-6, atol=1e-6 * float(plain.abs().max()))
+        except RuntimeError:
+            return True  # what is shared cannot even be divided
+
+    def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> Batch:
         """Token ids of each client's sentences → a batch on this classifier's device."""
+        if self.note is not None:
+            return self._pad(cohort)
         return pack(
             cohort,
             pooling=self.pooling,
@@ -120,6 +164,9 @@ class Classifier:
             position_offset=self.position_offset,
             device=self.device,
         )
+
+    def _pad(self, cohort: Sequence[Sequence[np.ndarray]]) -> PaddedBatch:
+        return pad(cohort, pooling=self.pooling, pad_token_id=self.pad_token_id, device=self.device)
 
     def twin(self) -> Classifier:
         """Another classifier over the same frozen tensors, for use beside this one in another thread."""
@@ -174,21 +221,19 @@ class Classifier:
             for name in slots:
                 self.layers[name].slot = None
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
-        hidden: Tensor = self.backbone(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch
-        ).last_hidden_state
+    def _hidden(self, batch: Batch) -> Tensor:
+        hidden: Tensor = self.backbone(**batch.inputs).last_hidden_state
         return hidden
 
-    def encode(self, batch: PackedBatch, entry: tuple[int, Tensor] | None = None) -> Tensor:
+    def encode(self, batch: Batch, entry: tuple[int, Tensor] | None = None) -> Tensor:
         """Sentence vectors (N, H) float32, in the order of `batch.sentences`.
 
         `entry`: a block and the hidden states (1, K·T, H) that enter it; the blocks below are not computed.
         """
         if entry is None or self._blocks is None:
-            return pooled(self._hidden(batch), batch)
+            return batch.vectors(self._hidden(batch))
         with self._blocks.entering(*entry):
-            return pooled(self._hidden(batch), batch)
+            return batch.vectors(self._hidden(batch))
 
     @torch.no_grad()
     def prefix(
@@ -196,8 +241,10 @@ class Classifier:
     ) -> Prefix | None:
         """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
 
-        None where that is the first block, or where they would take more than `limit` bytes.
+        None where that is the first block, where they would take more than `limit` bytes, or where sentences are padded.
         """
+        if self.note is not None:
+            return None
         block = 0 if self._blocks is None else self._blocks.lowest(modules)
         sentences = [s for client in cohort for s in client]
         lengths = np.array([len(s) for s in sentences])
@@ -216,11 +263,10 @@ class Classifier:
         ends = np.cumsum([len(client) for client in cohort])
         return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
 
-    def encode_with(self, weights: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+    def encode_with(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """As `encode`, with other weights of the backbone, by name."""
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packed": batch}
-        hidden = torch.func.functional_call(self.backbone, dict(weights), (), inputs).last_hidden_state
-        return pooled(hidden, batch)
+        hidden = torch.func.functional_call(self.backbone, dict(weights), (), batch.inputs).last_hidden_state
+        return batch.vectors(hidden)
 
     def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""

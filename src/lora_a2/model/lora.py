@@ -180,14 +180,14 @@ def install(backbone: nn.Module, names: Sequence[str]) -> dict[str, LoraLinear]:
 
 
 def share_inputs(layers: dict[str, LoraLinear], forward: Callable[[], object]) -> list[LinearGroup]:
-    """Finds, in one forward pass, the layers that read the same tensor and makes each such set one group."""
-    readers: dict[int, list[LoraLinear]] = {}
+    """Finds, in one forward pass, the layers that read the same tensors in turn and makes each such set one group."""
+    read: dict[LoraLinear, list[int]] = {}
     inputs: list[Tensor] = []  # kept, so that no id is used twice
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs.append(args[0])
         assert isinstance(layer, LoraLinear)
-        readers.setdefault(id(args[0]), []).append(layer)
+        read.setdefault(layer, []).append(id(args[0]))
 
     handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
     try:
@@ -195,6 +195,9 @@ def share_inputs(layers: dict[str, LoraLinear], forward: Callable[[], object]) -
     finally:
         for handle in handles:
             handle.remove()
+    readers: dict[tuple[int, ...], list[LoraLinear]] = {}
+    for layer in layers.values():
+        readers.setdefault(tuple(read.get(layer, [id(layer)])), []).append(layer)
     groups = [LinearGroup(members) for members in readers.values()]
     for group in groups:
         for member in group.members:

@@ -80,6 +80,15 @@ class PackedBatch:
     lengths: np.ndarray
     _heads: dict[tuple[int, bool, torch.dtype], HeadIndex] = field(default_factory=dict, repr=False)
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the backbone is called with."""
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "packed": self}
+
+    def vectors(self, hidden: Tensor) -> Tensor:
+        """Sentence vectors (N_total, width) float32, in the order of `sentences`, of hidden states (1, K·T, width)."""
+        return pooled(hidden, self)
+
     def heads(self, count: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
         """The index for `count` heads, made once for all layers."""
         key = (count, causal, dtype)
@@ -119,7 +128,7 @@ def pack(
         places[rows[mask]] = offset + np.flatnonzero(mask)
         offset += mask.size
         groups.append(Group(torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)))
-        pool.append(torch.from_numpy(_pool_weights(mask, length[members], pooling)).to(device))
+        pool.append(torch.from_numpy(pool_weights(mask, length[members], pooling)).to(device))
     return PackedBatch(
         input_ids=torch.from_numpy(ids).view(1, -1).to(device),
         position_ids=torch.from_numpy(positions).view(1, -1).to(device),
@@ -154,7 +163,8 @@ def _rectangle(start: np.ndarray, length: np.ndarray, filler: int) -> tuple[np.n
     return np.where(mask, start[:, None] + along, filler), mask
 
 
-def _pool_weights(mask: np.ndarray, length: np.ndarray, pooling: Pooling) -> np.ndarray:
+def pool_weights(mask: np.ndarray, length: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """(N, 1, L) float32, from `mask` (N, L), which is True in the first `length` (N,) places."""
     weights = np.zeros((mask.shape[0], 1, mask.shape[1]), np.float32)
     if pooling == "mean":
         weights[:, 0] = mask / length[:, None]

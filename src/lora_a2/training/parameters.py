@@ -156,6 +156,19 @@ class CohortParameters:
                 s.view(gradient).copy_(cast(Tensor, heads[s.name].grad))
         return gradient
 
+    def take_over(self, before: CohortParameters, source: Tensor, target: Tensor) -> None:
+        """Copies what a mask selects, and the head, from a buffer (K, P) of `before`, whose tasks have no masks."""
+        segments = {(s.kind, s.name): s for s in before.segments}
+        for s in self.segments:
+            old, new = segments[s.kind, s.name].view(source), s.view(target)
+            if s.kind == "head":
+                new.copy_(old)
+                continue
+            for k, task in enumerate(self.tasks):
+                index = self.indices[k][s.name]
+                rows = np.arange(len(index)) if task.mask is None else np.flatnonzero(task.mask[s.name][index])
+                new[k, rows] = old[k, index[rows]]
+
     def adapter(self, k: int) -> Adapter:
         """Client k's adapter: its start with the trained rank slices and the head replaced."""
         start = self.tasks[k].start
