@@ -11,11 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.activations import ACT2FN
 
-from lora_a2.model import attention, skinny
+from lora_a2.model import activations, attention, skinny
+from lora_a2.model.activations import TabulatedActivation
 from lora_a2.model.frozen import FrozenWeight
 from lora_a2.model.packing import pack
 from lora_a2.randomness import generator
+from tiny import backbone, classifier
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -31,7 +34,7 @@ def _close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 def test_the_kernels_are_there() -> None:
     """The tests' own installation has a C compiler; without this, everything below would compare PyTorch with itself."""
-    assert attention.compiled()
+    assert attention.compiled() and activations.kernel is not None
     if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX-512 BF16")
     assert skinny.compiled()
@@ -112,6 +115,27 @@ def test_skinny_products(clients: int, tokens: int, ranks: int, width: int, dtyp
     skinny.up(x, z, a)
     _close(x, before[:, :width].double() + (z.double() @ a.double()).flatten(0, 1), dtype)
     assert torch.equal(wide[:, width:], before[:, width:])
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "silu"])
+def test_tabulated_activation(name: str) -> None:
+    """Every bfloat16 there is, forward to the bit."""
+    original = ACT2FN[name]
+    table = TabulatedActivation(original)
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    assert torch.equal(table(x).view(torch.int16), original(x).view(torch.int16))
+    x = x[x.isfinite() & (x.abs() < 100)].requires_grad_()
+    upstream = _normal(generator(0, "test-kernels"), len(x)).bfloat16()
+    (got,) = torch.autograd.grad(table(x), x, upstream)
+    wide = x.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(original(wide), wide, upstream.float())
+    assert torch.equal(got, expected.bfloat16())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_activations_are_tabulated(family: str) -> None:
+    engine, _ = classifier(backbone(family), family, dtype=torch.bfloat16)
+    assert any(isinstance(m, TabulatedActivation) for m in engine.backbone.modules())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

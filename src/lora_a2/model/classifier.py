@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from lora_a2.errors import ModelError
+from lora_a2.model.activations import tabulate
 from lora_a2.model.attention import ATTENTION, packed_attention
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
 from lora_a2.model.packing import PackedBatch, Pooling, pack
@@ -81,6 +82,7 @@ class Classifier:
         self._base: Base = {}
         self._pretrained: dict[str, Tensor] = {}
         self._cast_rest()
+        tabulate(backbone)
         self.load(None)
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
         self.load(None)
