@@ -5,7 +5,8 @@
 
 In a run with the paper's probe, every client's masks by the other probes are found at the same state and compared with the
 paper's: the share of the budget that both choose, and Jaccard's index, mean over the clients of a round. Then a run with each
-probe, seed for seed; all other options are those of `lora-a2 run`. Random masks would share budget / r.
+probe, seed for seed; all other options are those of `lora-a2 run`. Random masks would share budget / r. "no data" moves every
+value by as much, so that nothing but the norms of the other factor's slices and the widths of modules decides.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import lora_a2
 from lora_a2.probes import PROBES, LocalRound, Probe, get_probe
 from lora_a2.simulation import Client, Plan, simulate
 from lora_a2.training.local import CohortTraining
-from lora_a2.types import Mask
+from lora_a2.types import Factors, Mask
 
 
 def main() -> None:
     """Runs everything, writes the JSON, and prints a line for each probe and seed last."""
     options = _options()
     kinds = _kinds(options.batches)
-    data = lora_a2.load_data(options.data)
+    data = lora_a2.load_data(options.data, max_examples=options.max_examples)
     seeds = []
     for seed in range(options.seeds):
         model = lora_a2.load_model(labels=data.label_names, dtype=options.dtype, seed=seed)
@@ -50,6 +51,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="helpdesk")
+    parser.add_argument("--max-examples", type=int, help="for a quick try")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batches", default="1,2,4,8", help="of the gradient probe")
@@ -71,7 +73,17 @@ def _kinds(batches: str) -> dict[str, Probe]:
     """The probes by the name they have in the table; the paper's is first."""
     method = lora_a2.METHODS["lora-a2"]
     gradients = {f"gradient, {n}": get_probe(method, "gradient", int(n)) for n in batches.split(",")}
-    return {"epoch": PROBES["epoch"], "reuse": PROBES["reuse"], **gradients}
+    return {"epoch": PROBES["epoch"], "reuse": PROBES["reuse"], **gradients, "no data": no_data}
+
+
+def no_data(work: LocalRound) -> tuple[list[Mask], CohortTraining]:
+    """Scores as if every trained value had moved by 1."""
+    probed = []
+    for client in work.training("probe", 1, None).run(0):
+        factors = {n: Factors(A=f.A + 1, B=f.B + 1) for n, f in client.adapter.factors.items()}
+        probed.append(replace(client, adapter=replace(client.adapter, factors=factors)))
+    masks = work.select(probed)
+    return masks, work.training("train", work.local_epochs, masks)
 
 
 def _plan(options: argparse.Namespace, model: lora_a2.Model, clients: Sequence[Client], seed: int) -> Plan:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ProbeName = Literal["epoch", "reuse", "gradient"]
 DEFAULT_PROBE: ProbeName = "epoch"
-DEFAULT_PROBE_BATCHES = 4
+DEFAULT_PROBE_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ def reuse(work: LocalRound) -> tuple[list[Mask], CohortTraining]:
 
 
 def gradient(work: LocalRound, batches: int = DEFAULT_PROBE_BATCHES) -> tuple[list[Mask], CohortTraining]:
-    """Scores from one step by the gradients of the first batches of the probe's epoch, all taken at the start."""
+    """Scores from one step by the gradients of the first batches of the probe's epoch, all taken at the start.
+
+    The step is AdamW's, since the paper's probe moves by AdamW: on helpdesk its masks shared 0.87 to 0.99 of the budget with the
+    paper's (2 batches, rounds 1 to 4), those of plain gradients 0.33 to 0.90 (rounds 1 and 2).
+    """
     masks = work.select(work.training("probe", 1, None).descend(batches))
     return masks, work.training("train", work.local_epochs, masks)
 
