@@ -12,14 +12,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+
+import lora_a2
 from gemm import floor_seconds, rate
 from ours import bare_round, rounds
 from pairs import Measured, alternating
-from peers.process import BENCHMARKS, PeerProcess
+from peers.process import BENCHMARKS, PeerProcess, started
 from setups import Setup, Size, minilm, roberta
 from workload import BATCH, plan_of
-
-import lora_a2
 
 FEW, MANY = 10, 1000
 """Clients of the two processes whose peak memory is compared."""
@@ -74,13 +74,13 @@ class Bench:
 def beside(setup: Setup, peer: str, dtype: str, pairs: int) -> Measured:
     """Seconds of the peer's round ÷ ours, on the same tokens. The equality gate comes first, in float32."""
     if dtype == "float32" or peer not in setup.gates:
-        with PeerProcess(peer, setup.place) as process:
+        with started(peer, setup.place) as process:
             process.round()
             setup.check(peer, process.result())
             print(f"  gate: ours and {peer} differ by {setup.gates[peer]:.1e} at most", file=sys.stderr)
             if dtype == "float32":
                 return _timed_beside(setup, process, pairs)
-    with PeerProcess(peer, setup.place, dtype) as process:
+    with started(peer, setup.place, dtype) as process:
         process.round()
         return _timed_beside(setup, process, pairs)
 
@@ -165,4 +165,3 @@ MEASURES: dict[str, Callable[[Bench], Measured]] = {
     "S_p1_bf16": lambda b: beside(b.minilm, "pfl_research", "bfloat16", b.pairs),
     "S_p2_bf16": lambda b: beside(b.minilm, "flower_simulation", "bfloat16", b.pairs),
 }
-

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from exchange import Arrays
-from workload import arrays_of
-
 import lora_a2
+from exchange import Arrays
 from lora_a2.method import trained_adapter
 from lora_a2.randomness import generator
 from lora_a2.simulation import Client, Plan, make_pool, simulate
 from lora_a2.training.local import Task, epoch_orders, train_cohort
 from lora_a2.types import Reply, ServerState
+from workload import arrays_of
 
 
 def rounds(model: lora_a2.Model, clients: Sequence[Client], plan: Plan, count: int = 1) -> float:
@@ -38,7 +37,9 @@ def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> f
     tasks = []
     for client in clients:
         rng = generator(federation.seed, "train", 1, client.id)
-        tasks.append(Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng)))
+        tasks.append(
+            Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng))
+        )
     with make_pool(model, plan) as pool:
         began = time.perf_counter()
         for _ in pool.map(lambda c, task: train_cohort(c, [task], trainable, federation.training), tasks):
@@ -63,4 +64,3 @@ def results(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> tupl
     with closing(simulate(model, clients, replace(plan, federation=watching))) as run:
         state, _ = next(run)
     return arrays_of(state.adapter), [seen[client.id] for client in clients]
-

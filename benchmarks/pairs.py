@@ -27,5 +27,8 @@ def alternating(names: tuple[str, str], above: Timed, below: Timed, pairs: int) 
         turns = [(first, above), (second, below)]
         for name, timed in reversed(turns) if pair % 2 else turns:
             seconds[name].append(timed())
-        print(f"  pair {pair + 1}: {first} {seconds[first][-1]:.2f} s, {second} {seconds[second][-1]:.2f} s", file=sys.stderr)
+        print(
+            f"  pair {pair + 1}: {first} {seconds[first][-1]:.2f} s, {second} {seconds[second][-1]:.2f} s",
+            file=sys.stderr,
+        )
     return Measured([a / b for a, b in zip(seconds[first], seconds[second], strict=True)], seconds)

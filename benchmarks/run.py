@@ -15,13 +15,15 @@ import sys
 from pathlib import Path
 
 import torch
+
 from figures import FIGURES, Floors, line, missing_line
 from measures import MEASURES, Bench, NotMeasured
 from pairs import Measured
 from peers.process import PeerError
 from records import merge, origin, processor
 from setups import GateError
-from table import RESULTS, main as write_table
+from table import RESULTS
+from table import main as write_table
 
 FLOORS = Path(__file__).with_name("floors.json")
 USUAL = [name for name in FIGURES if name not in ("S_p1_bf16", "S_p2_bf16")]
@@ -84,7 +86,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of BANKING77")
     parser.add_argument("--tokenizer", type=Path, help="folder of RoBERTa-base's tokenizer; default: beside the data")
     parser.add_argument("--only", type=_names, default=USUAL, help=f"figures, comma-separated, of {', '.join(FIGURES)}")
-    parser.add_argument("--clients", type=int, default=4, help="of the 30 clients, how many take part in the timed rounds")
+    parser.add_argument(
+        "--clients", type=int, default=4, help="of the 30 clients, how many take part in the timed rounds"
+    )
     parser.add_argument("--roberta-clients", type=int, default=2, help="the same for RoBERTa-base's shape on the CPU")
     parser.add_argument("--examples", type=int, help="of each client, at most so many; to try the command out")
     parser.add_argument("--pairs", type=int, default=5)

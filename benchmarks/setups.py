@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exchange import Arrays, write_workload
-from ours import results
-from workload import load_clients, plan_of, random_roberta, workload_of
 
 import lora_a2
+from exchange import Arrays, write_workload
 from lora_a2.model.backbone import load_backbone
 from lora_a2.simulation import Client, Plan
+from ours import results
+from workload import load_clients, plan_of, random_roberta, workload_of
 
 GATE = 1e-3
 """The largest relative difference in any factor's norm, in float32, between ours and a peer after a round."""
@@ -70,7 +70,9 @@ class Setup:
             pairs = [(together[n], theirs[n]) for n in together]
         self.gates[name] = worst = max(difference(a, b) for a, b in pairs)
         if not worst <= GATE:
-            raise GateError(f"ours and {name} differ by {worst:.1e} after a round (limit {GATE:.0e}): nothing is timed.")
+            raise GateError(
+                f"ours and {name} differ by {worst:.1e} after a round (limit {GATE:.0e}): nothing is timed."
+            )
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:

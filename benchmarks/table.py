@@ -1,6 +1,6 @@
 """Writes the generated part of docs/benchmarks.md anew from the recorded results.
 
-    python benchmarks/table.py
+python benchmarks/table.py
 """
 
 from __future__ import annotations

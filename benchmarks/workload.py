@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from exchange import Arrays, ClientData, Settings, Workload
 from transformers import AutoModel, AutoTokenizer
 
 import lora_a2
+from exchange import Arrays, ClientData, Settings, Workload
 from lora_a2.data.labelled import LabelledData
 from lora_a2.method import Method
 from lora_a2.model.catalog import model_config
@@ -36,7 +36,13 @@ def load_clients(data: LabelledData, model: lora_a2.Model, count: int, examples:
 
 
 def plan_of(
-    model: lora_a2.Model, clients: Sequence[Client], method: str | Method = "fl-lora", *, epochs: int = 1, budget: int = RANK, **options: Any
+    model: lora_a2.Model,
+    clients: Sequence[Client],
+    method: str | Method = "fl-lora",
+    *,
+    epochs: int = 1,
+    budget: int = RANK,
+    **options: Any,
 ) -> Plan:
     """A run that never evaluates in the rounds that are timed; `options` as of `lora_a2.make_plan`."""
     return lora_a2.make_plan(

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from exchange import Workload, read_workload
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+
+from exchange import Workload, read_workload
 from peers import Answer, Job, Peer
 from peers.local import PeftClassifier, train
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from exchange import ClientData, Workload, padded
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModel
+
+from exchange import ClientData, Workload, padded
 
 
 class PeftClassifier(torch.nn.Module):
@@ -23,7 +24,10 @@ class PeftClassifier(torch.nn.Module):
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # its output would not be used
         config = LoraConfig(
-            r=settings.rank, lora_alpha=int(settings.lora_alpha), target_modules=list(settings.modules), lora_dropout=0.0
+            r=settings.rank,
+            lora_alpha=int(settings.lora_alpha),
+            target_modules=list(settings.modules),
+            lora_dropout=0.0,
         )
         self.backbone = get_peft_model(backbone, config)
         for name, value in workload.head.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from exchange import read_workload
 from peers import Answer, Job, Peer
 from peers.local import PeftClassifier, train

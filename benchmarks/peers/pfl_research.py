@@ -14,9 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from exchange import Workload, read_workload
-from peers import Answer, Job, Peer
-from peers.local import PeftClassifier, collate, examples, optimizer_of
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -28,6 +25,10 @@ from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
+
+from exchange import Workload, read_workload
+from peers import Answer, Job, Peer
+from peers.local import PeftClassifier, collate, examples, optimizer_of
 
 NEVER = 10**9
 
@@ -73,15 +74,15 @@ class Simulator:
             val_cohort_size=None,
         )
         evaluation = NNEvalHyperParams(local_batch_size=self.train.local_batch_size)
-        self.algorithm.run(
-            params, self.backend, self.model, self.train, evaluation, send_metrics_to_platform=False
-        )
+        self.algorithm.run(params, self.backend, self.model, self.train, evaluation, send_metrics_to_platform=False)
 
 
 def _federated(workload: Workload) -> FederatedDataset:
     settings = workload.settings
     together = partial(collate, pad_token_id=settings.pad_token_id, device=settings.device)
-    users = [PyTorchDataDataset(examples(c), user_id=str(k), collate_fn=together) for k, c in enumerate(workload.clients)]
+    users = [
+        PyTorchDataDataset(examples(c), user_id=str(k), collate_fn=together) for k, c in enumerate(workload.clients)
+    ]
     tokens = {k: sum(len(s) for s in client.sentences) for k, client in enumerate(workload.clients)}
     return FederatedDataset(users.__getitem__, MinimizeReuseUserSampler(list(tokens)), user_id_to_weight=tokens)
 

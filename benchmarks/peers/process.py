@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from exchange import Arrays, read_arrays
 from peers.worker import MARK
@@ -25,39 +28,11 @@ class PeerError(RuntimeError):
 
 
 class PeerProcess:
-    """A peer that waits for rounds; enter it for as long as it is needed."""
+    """A peer that waits for rounds."""
 
-    def __init__(self, name: str, folder: Path, dtype: str = "float32") -> None:
-        self.name = name
-        self._command = [*_launcher(name), "-m", "peers.worker", name, str(folder), dtype]
-        self._log = tempfile.TemporaryFile("w+")
-
-    def __enter__(self) -> PeerProcess:
-        quiet = {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        quiet |= {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        if self.name in OWN_PLACE:
-            quiet["OMP_NUM_THREADS"] = "1"  # they use the cores by processes
-        path = os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env={**os.environ, **quiet, "PYTHONPATH": path},
-        )
+    def __init__(self, name: str, process: subprocess.Popen[str], log: IO[str]) -> None:
+        self.name, self._process, self._log = name, process, log
         self._answer()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            self._process.wait()
-        self._log.close()
 
     def round(self) -> float:
         """Seconds of a round, by the peer's own clock."""
@@ -69,8 +44,9 @@ class PeerProcess:
 
     def _ask(self, order: str) -> str:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{order}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # of a peer that died; the answer tells why
+            self._process.stdin.write(f"{order}\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> str:
@@ -82,6 +58,40 @@ class PeerProcess:
         self._log.seek(0)
         end = "".join(self._log.readlines()[-15:])
         raise PeerError(f"{self.name} ended with {self._process.returncode}. The end of what it printed:\n{end}")
+
+
+@contextmanager
+def started(name: str, folder: Path, dtype: str = "float32") -> Iterator[PeerProcess]:
+    """The peer called `name` on the workload in `folder`, up for as long as this is entered.
+
+    Raises:
+        PeerError: it cannot be started.
+    """
+    command = [*_launcher(name), "-m", "peers.worker", name, str(folder), dtype]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=_environment(name)) as process,
+    ):
+        try:
+            yield PeerProcess(name, process, log)
+        finally:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # the peer ends when there is nothing more to read
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+
+
+def _environment(name: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get("PYTHONPATH")]))
+    found = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    found |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    if name in OWN_PLACE:
+        found["OMP_NUM_THREADS"] = "1"  # they use the cores by processes
+    return found
 
 
 def _launcher(name: str) -> list[str]:
