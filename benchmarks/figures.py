@@ -121,7 +121,7 @@ class Floors:
         """A line for each figure that fell below its floor."""
         return [
             f"{name} {median_text(values)} is {'below' if FIGURES[name].at_least else 'above'} the floor of "
-            f"{self.floors[name]:.3g} from the last accepted run."
+            f"{self.floors[name]:.3g} from the last accepted run, on {self.processors[name]}."
             for name, values in measured.items()
             if name in self.floors and fallen(FIGURES[name], values, self.floors[name])
         ]

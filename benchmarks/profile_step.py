@@ -81,11 +81,15 @@ SKINNY = 64
 def kind(name: str, ancestors: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
     """The group of one profiled operation, by its own name, what it runs inside of, and its operands' shapes."""
     space, _, operation = name.rpartition("::")
-    if not space or operation in VIEWS:  # Python and autograd's own functions have no namespace
+    if operation in VIEWS or name.startswith("autograd::"):
         return "dispatch"
-    if "softmax" in operation or any("ttention" in n for n in (name, *ancestors)):
+    if "softmax" in operation or any(
+        "ttention" in n for n in (name, *ancestors)
+    ):  # a compiled one is its function's own time
         return "attention"
-    if operation in PRODUCTS:
+    if not space:  # Python, and autograd's own functions
+        return "dispatch"
+    if operation in PRODUCTS or "linear" in operation:
         return "LoRA products" if _skinny(shapes) else "base GEMMs"
     if "lora" in operation.lower():
         return "LoRA products"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def origin(options: Mapping[str, Any], accelerator: str | None) -> dict[str, Any
 
 
 def command(arguments: list[str]) -> str:
-    """The command line without absolute places, as others can type it."""
-    shown = ["DATA_FOLDER" if Path(a).is_absolute() else a for a in arguments[1:]]
+    """The command line as others can type it: folders by what they are."""
+    folders = {"--data": "BANKING77_FOLDER", "--tokenizer": "TOKENIZER_FOLDER"}
+    shown = [folders.get(before, given) for before, given in pairwise(arguments)]
     return f"python benchmarks/run.py {shlex.join(shown)}".strip()
 
 

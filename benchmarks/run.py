@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
         "--clients", type=int, default=4, help="of the 30 clients, how many take part in the timed rounds"
     )
     parser.add_argument("--roberta-clients", type=int, default=2, help="the same for RoBERTa-base's shape on the CPU")
-    parser.add_argument("--examples", type=int, help="of each client, at most so many; to try the command out")
+    parser.add_argument("--examples", type=int, help="of each client, at most so many: a trial, not recorded")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help='"cuda" measures S_gpu too')
     parser.add_argument("--cohort-size", type=int, default=1, help="clients in one forward and backward, on the GPU")
@@ -101,6 +101,9 @@ def _options() -> argparse.Namespace:
     for name in ("clients", "roberta_clients", "pairs", "cohort_size"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1.")
+    options.scratch |= options.examples is not None
+    if options.accept and options.scratch:
+        parser.error("--accept is for runs that are recorded, and this one is not: leave out --examples and --scratch.")
     return options
 
 
