@@ -17,7 +17,7 @@ import lora_a2
 from gemm import floor_seconds, rate
 from ours import bare_round, rounds
 from pairs import Measured, alternating
-from peers.process import BENCHMARKS, PeerProcess, started
+from peers.process import BENCHMARKS, PeerError, PeerProcess, started
 from setups import Setup, Size, minilm, roberta
 from workload import BATCH, plan_of
 
@@ -45,7 +45,7 @@ class Bench:
     @cached_property
     def data(self) -> object:
         """BANKING77."""
-        return lora_a2.load_data(self.data_folder)
+        return lora_a2.load_data(str(self.data_folder))
 
     @cached_property
     def minilm(self) -> Setup:
@@ -67,6 +67,8 @@ class Bench:
 
     @cached_property
     def _folder(self) -> Path:
+        if not self.tokenizer.is_dir():
+            raise NotMeasured(f"no tokenizer of RoBERTa-base at {self.tokenizer}: give its folder with --tokenizer")
         self._temporary = tempfile.TemporaryDirectory(prefix="lora-a2-roberta-")
         return Path(self._temporary.name)
 
@@ -144,7 +146,9 @@ def memory(bench: Bench) -> Measured:
     for _ in range(min(bench.pairs, 3)):
         for count, found in peaks.items():
             command = [sys.executable, str(BENCHMARKS / "memory.py"), "--data", str(bench.data_folder)]
-            done = subprocess.run([*command, "--clients", str(count)], capture_output=True, text=True, check=True)
+            done = subprocess.run([*command, "--clients", str(count)], capture_output=True, text=True)
+            if done.returncode:
+                raise PeerError(f"memory.py --clients {count} ended with {done.returncode}: {done.stderr[-500:]}")
             found.append(float(done.stdout.split()[-1]))
         print(f"  {FEW} clients {peaks[FEW][-1]:.0f} MiB, {MANY} clients {peaks[MANY][-1]:.0f} MiB", file=sys.stderr)
     ratios = [many / few for many, few in zip(peaks[MANY], peaks[FEW], strict=True)]

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--method", default="fl-lora")
     options = parser.parse_args()
-    data = lora_a2.load_data(options.data)
+    data = lora_a2.load_data(str(options.data))
     model = lora_a2.load_model(labels=data.label_names, device="cpu")
     sentences = model.tokenize(data.train.texts[: DIFFERENT * SENTENCES])
     clients = [small_client(k, sentences, data.train.labels) for k in range(options.clients)]

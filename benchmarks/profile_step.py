@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12, help="single operations to list")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = lora_a2.load_data(options.data)
+    data = lora_a2.load_data(str(options.data))
     model = lora_a2.load_model(labels=data.label_names, device="cpu")
     (client,) = load_clients(data, model, 1, options.steps * BATCH)
     federation = plan_of(model, (client,), options.method, epochs=options.epochs, budget=RANK).federation

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from figures import FIGURES, Floors, line, missing_line
+from lora_a2.errors import LoraA2Error
 from measures import MEASURES, Bench, NotMeasured
 from pairs import Measured
 from peers.process import PeerError
@@ -97,7 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--accept", action="store_true", help="make this run's figures the floors")
     parser.add_argument("--scratch", action="store_true", help="record nothing")
     options = parser.parse_args()
-    options.tokenizer = options.tokenizer or options.data.parents[1] / "tokenizers" / "roberta-base"
+    options.tokenizer = options.tokenizer or options.data / ".." / ".." / "tokenizers" / "roberta-base"
     for name in ("clients", "roberta_clients", "pairs", "cohort_size"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1.")
@@ -116,4 +117,8 @@ def _names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LoraA2Error as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
