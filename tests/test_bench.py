@@ -220,7 +220,8 @@ def test_small_clients_repeat_so_that_shapes_do_not_grow_with_their_number() -> 
         ("aten::gelu", [], [[576, 1536]], "element-wise"),
         ("aten::index_select", [], [], "gathers and copies"),
         ("aten::view", ["_PackedAttention"], [], "dispatch"),
-        ("_LoraProductsBackward", [], [], "dispatch"),
+        ("_LoraProductsBackward", [], [], "LoRA products"),
+        ("_ProductBackward", [], [], "dispatch"),
         ("autograd::engine::evaluate_function: _LoraProductsBackward", [], [], "dispatch"),
     ],
 )
