@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install run test test-slow clean
+.PHONY: install run test test-slow bench clean
 
 install: .venv/.installed
 
@@ -28,5 +28,17 @@ test: .venv/.installed-dev
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow
 
+# The peers of the benchmarks live in an environment of their own: they want other versions than ours.
+.venv-peers/.installed: benchmarks/peers/requirements.txt benchmarks/peers/constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint benchmarks/peers/constraints.txt --requirement benchmarks/peers/requirements.txt
+	@touch $@
+
+# DATA: a folder with BANKING77's train.csv and test.csv. BENCH: further options, such as BENCH='--only S_cpu,U_cpu --accept'.
+DATA ?= ../shared/data/banking77
+bench: .venv/.installed-dev .venv-peers/.installed
+	$(BIN)/python benchmarks/run.py --data $(DATA) $(BENCH)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers

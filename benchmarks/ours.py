@@ -1,0 +1,66 @@
+"""What is timed of ours: rounds of the simulator, and the bare training inside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import lora_a2
+from exchange import Arrays
+from lora_a2.method import trained_adapter
+from lora_a2.randomness import generator
+from lora_a2.simulation import Client, Plan, make_pool, simulate
+from lora_a2.training.local import Task, epoch_orders, train_cohort
+from lora_a2.types import Reply, ServerState
+from workload import arrays_of
+
+
+def rounds(model: lora_a2.Model, clients: Sequence[Client], plan: Plan, count: int = 1) -> float:
+    """Seconds of the first `count` rounds of a run as its records tell: from the first download to the new state.
+
+    Every call starts from the same state, so that all see the same tokens in the same order. The workers' start is not counted.
+    """
+    seconds = 0.0
+    with closing(simulate(model, clients, plan)) as run:
+        for _ in range(count):
+            _, record = next(run)
+            seconds += sum(record.seconds.values())
+    return seconds
+
+
+def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> float:
+    """Seconds of round 1's training alone, without messages, screening and aggregation. For methods that train all ranks."""
+    federation = plan.federation
+    trainable = federation.method.trainable(1)
+    tasks = []
+    for client in clients:
+        rng = generator(federation.seed, "train", 1, client.id)
+        tasks.append(
+            Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng))
+        )
+    with make_pool(model, plan) as pool:
+        began = time.perf_counter()
+        for _ in pool.map(lambda c, task: train_cohort(c, [task], trainable, federation.training), tasks):
+            pass
+        return time.perf_counter() - began
+
+
+def results(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> tuple[Arrays, list[Arrays]]:
+    """Round 1's aggregated adapter, and each client's own as the server saw it, in the clients' order."""
+    seen: dict[int, Arrays] = {}
+    method = plan.federation.method
+
+    def watched(replies: Iterable[Reply]) -> Iterable[Reply]:
+        for reply in replies:
+            seen[reply.profile.id] = arrays_of(trained_adapter(reply))
+            yield reply
+
+    def aggregate(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+        return method.aggregate(state, watched(replies))
+
+    watching = replace(plan.federation, method=replace(method, aggregate=aggregate))
+    with closing(simulate(model, clients, replace(plan, federation=watching))) as run:
+        state, _ = next(run)
+    return arrays_of(state.adapter), [seen[client.id] for client in clients]
