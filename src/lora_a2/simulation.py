@@ -19,6 +19,7 @@ from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import Partition, partition
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, get_method
+from lora_a2.model.attention import compiled
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
@@ -270,8 +271,8 @@ def simulate(
     observer = observer or Observer()
     state = state or plan.start()
     memories = {} if memories is None else memories
-    if model.classifier.note is not None:
-        observer.note(model.classifier.note)
+    for line in _notes(model.classifier):
+        observer.note(line)
     by_id = {client.id: client for client in clients}
     with make_pool(model, plan) as pool:
         while state.server_round < plan.num_server_rounds:
@@ -289,6 +290,14 @@ def simulate(
                 )
             observer.round_done(record)
             yield state, record
+
+
+def _notes(classifier: Classifier) -> Iterator[str]:
+    """Why this model, or this installation, is slower than others."""
+    if classifier.note is not None:
+        yield classifier.note
+    elif classifier.device.type == "cpu" and not compiled():
+        yield "Local training is slower than it could be: lora-a2 was installed without a C compiler; install one, then it again."
 
 
 def _local_training(
