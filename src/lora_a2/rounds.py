@@ -15,7 +15,17 @@ from lora_a2.clients import ClientMemory, Federation, client_round, receive
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.types import BaseUpdate, ClientProfile, Download, Reply, ServerState, Upload
 
-__all__ = ["ClientMemory", "ClientRecord", "Federation", "RoundRecord", "client_round", "dispatch", "receive", "screen"]
+__all__ = [
+    "ClientMemory",
+    "ClientRecord",
+    "Federation",
+    "Refusal",
+    "RoundRecord",
+    "client_round",
+    "dispatch",
+    "receive",
+    "screen",
+]
 
 
 @dataclass(frozen=True)
@@ -129,8 +139,17 @@ def _full_update(federation: Federation, data: bytes) -> BaseUpdate:
     return update
 
 
-Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
-"""Takes each client's download, as many at a time as it likes, and yields the encoded uploads that come back, in any number."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What came of a client instead of an upload: an error, or nothing in time. `received_bytes` crossed the wire."""
+
+    reason: str
+    received_bytes: int = 0
+
+
+Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
+"""Takes each client's download, as many at a time as it likes, and yields what comes back, in any number: encoded uploads,
+and refusals that the driver knows of."""
 
 
 class _Exchange:
@@ -158,7 +177,7 @@ class _Exchange:
             self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
             yield profile, data
 
-    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes]]) -> Iterator[Reply]:
+    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
         while True:
             mark = time.perf_counter()
@@ -167,6 +186,10 @@ class _Exchange:
             if item is None:
                 return
             profile, data = item
+            if isinstance(data, Refusal):
+                self.uploaded_bytes += data.received_bytes
+                self.refused[profile.id] = data.reason
+                continue
             self.uploaded_bytes += len(data)
             try:
                 if profile.id not in self._open:
@@ -183,7 +206,7 @@ class _Exchange:
 
 
 def server_round(
-    federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], train: Train
+    federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], train: Train, min_replies: int = 1
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
@@ -191,7 +214,7 @@ def server_round(
     too; parameters uploaded are those that counted.
 
     Raises:
-        ReplyError: no usable reply came back.
+        ReplyError: no usable reply came back, or fewer than `min_replies`.
     """
     began = time.perf_counter()
     exchange = _Exchange(federation, state, cohort)
@@ -207,6 +230,11 @@ def server_round(
             f"{reason} Where values are not finite, lower the learning rate."
         ) from error
     records = exchange.records
+    if len(records) < min_replies:
+        raise ReplyError(
+            f"Round {state.server_round + 1} has {len(records)} usable replies; expected {min_replies} at least"
+            + "".join(f"; client {client}: {reason}" for client, reason in sorted(exchange.refused.items()))
+        )
     new = replace(
         new,
         server_round=state.server_round + 1,
