@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lora_a2.clients import Federation
 from lora_a2.cohorts import choose_cohort
 from lora_a2.errors import ReplyError
-from lora_a2.rounds import RoundRecord, Train, server_round
+from lora_a2.rounds import RoundRecord, RoundRules, Train, server_round
 from lora_a2.types import ClientProfile, ServerState
 
 
@@ -56,7 +56,7 @@ class Plan:
     """A federation together with who takes part, for how long, and how this machine goes about it.
 
     `cohort_size` clients go through one forward and backward; `num_workers` such groups are computed side by side
-    (None: one a core on a CPU, one in all on an accelerator). A round counts with `min_replies` usable replies.
+    (None: one a core on a CPU, one in all on an accelerator). `rules` say when a round counts.
     """
 
     federation: Federation
@@ -66,7 +66,7 @@ class Plan:
     eval_every: int = 1
     cohort_size: int = 1
     num_workers: int | None = None
-    min_replies: int = 1
+    rules: RoundRules = field(default_factory=RoundRules)
 
     def start(self) -> ServerState:
         """The state before round 1."""
@@ -85,6 +85,9 @@ class Driver(Protocol):
     def failed(self, server_round: int, error: ReplyError) -> None:
         """Hears of a round with too few usable replies; returns to have it repeated, raises to end the run."""
 
+    def phases(self, seconds: dict[str, float]) -> dict[str, float]:
+        """The times of a round's phases, "train" among them, with that one divided further where the driver can."""
+
     def evaluate(self, state: ServerState) -> dict[str, Any]:
         """A round's metrics."""
 
@@ -102,10 +105,11 @@ def run_rounds(
         cohort = choose_cohort(driver.profiles(number), plan.fraction_train, plan.federation.seed, number)
         train = driver.train(state, cohort)
         try:
-            state, record = server_round(plan.federation, state, cohort, train, plan.min_replies)
+            state, record = server_round(plan.federation, state, cohort, train, plan.rules)
         except ReplyError as error:
             driver.failed(number, error)
             continue
+        record = replace(record, seconds=driver.phases(record.seconds))
         if number % plan.eval_every == 0 or number == plan.num_server_rounds:
             began = time.perf_counter()
             metrics = driver.evaluate(state)

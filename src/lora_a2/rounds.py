@@ -21,6 +21,7 @@ __all__ = [
     "Federation",
     "Refusal",
     "RoundRecord",
+    "RoundRules",
     "client_round",
     "dispatch",
     "receive",
@@ -147,6 +148,15 @@ class Refusal:
     received_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RoundRules:
+    """What the server's operator demands of a round: `min_replies` usable replies, and that no client counts for more than
+    `max_examples` examples (None: for as many as it has)."""
+
+    min_replies: int = 1
+    max_examples: int | None = None
+
+
 Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
 """Takes each client's download, as many at a time as it likes, and yields what comes back, in any number: encoded uploads,
 and refusals that the driver knows of."""
@@ -159,8 +169,10 @@ class _Exchange:
     cohort.
     """
 
-    def __init__(self, federation: Federation, state: ServerState, cohort: Sequence[ClientProfile]) -> None:
-        self._federation, self._state, self._cohort = federation, state, cohort
+    def __init__(
+        self, federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], rules: RoundRules
+    ) -> None:
+        self._federation, self._state, self._cohort, self._rules = federation, state, cohort, rules
         self._open: dict[int, tuple[Download, bytes]] = {}
         self.records: list[ClientRecord] = []
         self.refused: dict[int, str] = {}
@@ -197,16 +209,24 @@ class _Exchange:
                         f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked."
                     )
                 download, sent = self._open.pop(profile.id)
-                upload = screen(self._federation, profile, download, data)
+                upload = self._bounded(screen(self._federation, profile, download, data))
             except (CodecError, ReplyError) as error:
                 self.refused[profile.id] = str(error)
                 continue
             self.records.append(_client_record(self._federation, profile, download, upload, sent, data))
             yield Reply(profile, download, upload)
 
+    def _bounded(self, upload: Upload) -> Upload:
+        most = self._rules.max_examples
+        return upload if most is None else replace(upload, num_examples=min(upload.num_examples, most))
+
 
 def server_round(
-    federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], train: Train, min_replies: int = 1
+    federation: Federation,
+    state: ServerState,
+    cohort: Sequence[ClientProfile],
+    train: Train,
+    rules: RoundRules | None = None,
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
@@ -214,10 +234,11 @@ def server_round(
     too; parameters uploaded are those that counted.
 
     Raises:
-        ReplyError: no usable reply came back, or fewer than `min_replies`.
+        ReplyError: no usable reply came back, or fewer than the rules demand.
     """
     began = time.perf_counter()
-    exchange = _Exchange(federation, state, cohort)
+    rules = rules or RoundRules()
+    exchange = _Exchange(federation, state, cohort, rules)
     incoming = iter(train(exchange.downloads()))
     try:
         new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
@@ -230,9 +251,9 @@ def server_round(
             f"{reason} Where values are not finite, lower the learning rate."
         ) from error
     records = exchange.records
-    if len(records) < min_replies:
+    if len(records) < rules.min_replies:
         raise ReplyError(
-            f"Round {state.server_round + 1} has {len(records)} usable replies; expected {min_replies} at least"
+            f"Round {state.server_round + 1} has {len(records)} usable replies; expected {rules.min_replies} at least"
             + "".join(f"; client {client}: {reason}" for client, reason in sorted(exchange.refused.items()))
         )
     new = replace(

@@ -17,6 +17,7 @@ from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.probes import resolved_probe
 from lora_a2.randomness import generator
+from lora_a2.rounds import RoundRules
 from lora_a2.simulation import Client, make_clients, make_federation, make_profile
 from lora_a2.types import ClientProfile
 
@@ -137,7 +138,9 @@ def _budgets(config: RunConfig) -> tuple[int, ...]:
     return rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
 
 
-def plan_of(config: RunConfig, model: Model, clients: Sequence[tuple[int, int]], *, min_replies: int = 1) -> Plan:
+def plan_of(
+    config: RunConfig, model: Model, clients: Sequence[tuple[int, int]], rules: RoundRules | None = None
+) -> Plan:
     """The plan of a run with these clients, (number, number of examples) each; `config` is resolved."""
     assert config.cohort_size is not None, "the configuration is resolved"
     return Plan(
@@ -148,5 +151,5 @@ def plan_of(config: RunConfig, model: Model, clients: Sequence[tuple[int, int]],
         eval_every=config.eval_every,
         cohort_size=config.cohort_size,
         num_workers=config.num_workers,
-        min_replies=min_replies,
+        rules=rules or RoundRules(),
     )

@@ -28,7 +28,7 @@ from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.full import weight_shapes
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
 from lora_a2.training.pool import Pool, usual_workers
-from lora_a2.types import ClientProfile, ServerState
+from lora_a2.types import ClientProfile, Layout, ServerState
 
 __all__ = [
     "Client",
@@ -227,7 +227,7 @@ def make_federation(
     """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter."""
     return Federation(
         method=method,
-        layout=replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout,
+        layout=federation_layout(model, method),
         initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
         seed=seed,
         local_epochs=local_epochs,
@@ -241,6 +241,11 @@ def make_federation(
         wire_dtype=wire_dtype,
         probe=get_probe(method, probe, probe_batches),
     )
+
+
+def federation_layout(model: Model, method: Method) -> Layout:
+    """The model's layout, with every weight where the method trains all of them."""
+    return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout
 
 
 def make_pool(model: Model, plan: Plan) -> Pool:
@@ -287,6 +292,10 @@ class InProcess:
     def failed(self, server_round: int, error: ReplyError) -> None:
         """Ends the run: the same clients would do the same again."""
         raise error
+
+    def phases(self, seconds: dict[str, float]) -> dict[str, float]:
+        """As they are."""
+        return seconds
 
     def evaluate(self, state: ServerState) -> dict[str, Any]:
         """The global model's metrics, and those of the clients' own models."""

@@ -60,6 +60,7 @@ def load_data(
     max_examples: int | None = None,
     seed: int = 0,
     strip_newsgroups: bool = True,
+    label_names: Sequence[str] | None = None,
 ) -> LabelledData:
     """Reads a labelled data set with a training and a test set. Labels are numbered in the order of their names.
 
@@ -74,6 +75,7 @@ def load_data(
         max_examples: size of a stratified subset of the training set: as equal a number from each class as there is.
         seed: decides which examples are held out and which make the subset.
         strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
+        label_names: the classes, where they are agreed on beforehand; the data then need not have all of them.
 
     Raises:
         DataError: the data cannot be found, read, or used as a classification task.
@@ -91,7 +93,7 @@ def load_data(
     columns = find_columns(found.train.names, found.train.source, text_column, label_column, client_column)
     parts = [_rows(table, columns) for table in (found.train, found.test) if table is not None]
     parts = _named(parts, found.class_names)
-    label_names = _label_names(parts[0])
+    label_names = _label_names(parts[0]) if label_names is None else tuple(label_names)
     if is_newsgroups(label_names):
         parts = _stripped(parts) if strip_newsgroups and is_raw(parts[0].texts) else parts
     else:  # stripped articles may be empty, and count in the published sizes; elsewhere an empty text is a mistake
@@ -114,13 +116,15 @@ def load_examples(
     client_column: str | None = None,
     usual_columns: tuple[str | None, str | None, str | None] = (None, None, None),
     strip_newsgroups: bool = True,
+    training: bool = False,
 ) -> Examples:
     """The test set of `data`, or all of it where it has none, labelled with a model's own `label_names`.
 
+    With `training` it is the training set.
     `usual_columns` (text, label, client) are taken where none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
     """
     found = _find(data)
-    table = found.test or found.train
+    table = found.train if training else found.test or found.train
     given = (text_column, label_column, client_column)
     text, label, client = (
         usual if chosen is None and usual in table.names else chosen
@@ -297,7 +301,7 @@ def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
     unknown = sorted(set(rows.labels) - numbers.keys())
     if unknown:
         raise DataError(
-            f"{rows.source} has {len(unknown)} labels that the training set lacks, such as '{unknown[0]}' in row "
+            f"{rows.source} has {len(unknown)} labels that are not among the {len(label_names)} known ones, such as '{unknown[0]}' in row "
             f"{rows.labels.index(unknown[0]) + 1}; add training examples or remove these rows."
         )
     labels: IntArray = np.asarray([numbers[label] for label in rows.labels], np.int64)
