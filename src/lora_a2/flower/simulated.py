@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_a2.config import RunConfig
 from lora_a2.data.labelled import LabelledData
 from lora_a2.model.pretrained import Model
-from lora_a2.node.participant import Participant, one_thread
+from lora_a2.node.participant import Participant, threads
 from lora_a2.node.protocol import Request
 from lora_a2.setup import open_clients, open_data
 from lora_a2.simulation import Client
@@ -23,7 +23,7 @@ def participant(load_data: LoadData | None, state_dir: str) -> Participant:
     """This process's participant, made when it is first asked for. `state_dir` is empty until there is state to keep."""
     key = load_data, state_dir
     if key not in _participants:
-        one_thread()
+        threads(1)
         earlier = _participants.pop((load_data, ""), None)
         _participants.clear()  # of an earlier run in this process
         if earlier is None:

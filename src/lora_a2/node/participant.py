@@ -165,9 +165,19 @@ def _remembers(method: Method) -> bool:
     return bool(method.private) or method.base_rank is not None or method.full
 
 
-def one_thread() -> None:
-    """Computes on one core, as each client of the simulator does: the same results, and room for others beside."""
-    torch.set_num_threads(1)
+def threads(count: int) -> None:
+    """Computes on so many cores. With 1 the results are those of the simulator, where each client has one core."""
+    torch.set_num_threads(count)
+
+
+def overrides(device: str, dtype: str | None) -> dict[str, Any]:
+    """What a node decides for itself, checked.
+
+    Raises:
+        ConfigError: no such number type.
+    """
+    config = make_config({}, {"device": device, "dtype": dtype})
+    return {"device": config.device} if dtype is None else {"device": config.device, "dtype": config.dtype}
 
 
 def check_model(model: str) -> Callable[[RunConfig], None]:
