@@ -281,7 +281,7 @@ def test_below_the_minimum_it_waits_and_says_so(
     options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def dies(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message:
-        if message.metadata.group_id == "1":
+        if message.metadata.group_id == "1" and k == 2:
             grid.online.discard(2)
         return reply
 

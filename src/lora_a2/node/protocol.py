@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,7 +71,8 @@ def ask(path: Path, request: Request, timeout: float, limit: int) -> Answer:
         connection.settimeout(timeout)
         try:
             connection.connect(str(path))
-            send(connection, fields, request.payload)
+            with suppress(BrokenPipeError):  # a worker that refuses what it has seen so far says why
+                send(connection, fields, request.payload)
             header, payload = receive(connection, limit)
         except TimeoutError:
             raise NodeError(f"The worker at {path} did not answer within {timeout:.0f} s.") from None
