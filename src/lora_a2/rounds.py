@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from lora_a2 import codec
 from lora_a2.algebra import dense, moved_base
 from lora_a2.clients import ClientMemory, Federation, client_round, receive
 from lora_a2.errors import CodecError, ReplyError
+from lora_a2.records import ClientRecord, RoundRecord
 from lora_a2.types import BaseUpdate, ClientProfile, Download, Reply, ServerState, Upload
 
 __all__ = [
@@ -27,52 +27,6 @@ __all__ = [
     "receive",
     "screen",
 ]
-
-
-@dataclass(frozen=True)
-class ClientRecord:
-    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out)."""
-
-    id: int
-    num_examples: int
-    rank_budget: int
-    uploaded_bytes: int
-    uploaded_parameters: int
-    downloaded_bytes: int
-    downloaded_parameters: int
-    train_loss: float
-    selected: dict[str, int]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A line of `rounds.jsonl`. Bytes are as encoded; sums are over the round's cohort.
-
-    `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
-    """
-
-    server_round: int
-    trainable: list[str]
-    clients: list[ClientRecord]
-    uploaded_bytes: int
-    uploaded_parameters: int
-    downloaded_bytes: int
-    downloaded_parameters: int
-    train_loss: float
-    refused: dict[int, str] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RoundRecord:
-        """The inverse of `to_json`."""
-        clients = [ClientRecord(**c) for c in values["clients"]]
-        refused = {int(k): v for k, v in values["refused"].items()}
-        return cls(**{**values, "clients": clients, "refused": refused})
 
 
 def dispatch(federation: Federation, state: ServerState, profile: ClientProfile) -> bytes:

@@ -15,10 +15,11 @@ from lora_a2.methods import get_method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
+from lora_a2.plans import make_federation, make_profile
 from lora_a2.probes import resolved_probe
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRules
-from lora_a2.simulation import Client, make_clients, make_federation, make_profile
+from lora_a2.simulation import Client, make_clients
 from lora_a2.types import ClientProfile
 
 

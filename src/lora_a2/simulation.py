@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lora_a2.algebra import initial_adapter, moved_base
-from lora_a2.clients import ClientMemory, Federation, client_round, personal
+from lora_a2.algebra import moved_base
+from lora_a2.clients import ClientMemory, client_round, personal
 from lora_a2.codec import ValueType
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import Partition, partition
@@ -19,16 +19,14 @@ from lora_a2.errors import ReplyError
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.model.classifier import Classifier
-from lora_a2.model.defaults import model_defaults
-from lora_a2.model.pretrained import Model, layout_head
-from lora_a2.probes import get_probe
+from lora_a2.model.pretrained import Model
+from lora_a2.plans import make_federation, make_profile
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord, Train
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
-from lora_a2.training.full import weight_shapes
-from lora_a2.training.local import TokenizedExamples, TrainingSettings
+from lora_a2.training.local import TokenizedExamples
 from lora_a2.training.pool import Pool, usual_workers
-from lora_a2.types import ClientProfile, Layout, ServerState
+from lora_a2.types import ClientProfile, ServerState
 
 __all__ = [
     "Client",
@@ -38,7 +36,6 @@ __all__ = [
     "Plan",
     "RunStart",
     "make_clients",
-    "make_federation",
     "make_plan",
     "make_pool",
     "simulate",
@@ -106,11 +103,6 @@ def split_data(
         test_clients=data.test.clients,
         min_examples=min_client_examples,
     )
-
-
-def make_profile(method: Method, client: int, r: int, rank_budget: int, num_examples: int) -> ClientProfile:
-    """With selection a client holds all r ranks and uploads within its budget; without, it holds as many as its budget."""
-    return ClientProfile(client, r if method.select else rank_budget, rank_budget, num_examples)
 
 
 def make_profiles(
@@ -206,46 +198,6 @@ def make_plan(
         seed=seed,
     )
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
-
-
-def make_federation(
-    model: Model,
-    method: Method,
-    *,
-    rank: int,
-    lora_alpha: float,
-    local_epochs: int,
-    batch_size: int,
-    learning_rate: float | None,
-    learning_rate_ratio: float | None,
-    weight_decay: float,
-    wire_dtype: ValueType,
-    probe: str | None,
-    probe_batches: int | None,
-    seed: int,
-) -> Federation:
-    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter."""
-    return Federation(
-        method=method,
-        layout=federation_layout(model, method),
-        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
-        seed=seed,
-        local_epochs=local_epochs,
-        training=TrainingSettings(
-            batch_size=batch_size,
-            learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
-            learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
-            weight_decay=weight_decay,
-            penalty=method.penalty,
-        ),
-        wire_dtype=wire_dtype,
-        probe=get_probe(method, probe, probe_batches),
-    )
-
-
-def federation_layout(model: Model, method: Method) -> Layout:
-    """The model's layout, with every weight where the method trains all of them."""
-    return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout
 
 
 def make_pool(model: Model, plan: Plan) -> Pool:

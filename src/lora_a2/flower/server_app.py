@@ -29,9 +29,10 @@ from lora_a2.flower.simulated import LoadData
 from lora_a2.jobs import Rounds, config_of, finish, fresh_directory
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
+from lora_a2.plans import federation_layout
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
-from lora_a2.simulation import Memories, evaluate_clients, federation_layout, make_pool
+from lora_a2.simulation import Memories, evaluate_clients, make_pool
 from lora_a2.training.evaluate import evaluate, predict
 from lora_a2.training.pool import Pool
 from lora_a2.types import ServerState
