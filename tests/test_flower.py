@@ -369,8 +369,9 @@ def forged(**changes: Any) -> Any:
     """Nodes whose second one states other things of itself."""
 
     class Forged(FakeGrid):
-        def answer(self, partition: int, message: Message) -> Message:
+        def answer(self, partition: int, message: Message) -> Message | None:
             reply = super().answer(partition, message)
+            assert reply is not None
             if message.metadata.message_type == "query.profile" and partition == 1:
                 reply.content["answer"].update(changes)
             return reply
@@ -397,6 +398,34 @@ def test_a_node_with_an_impossible_profile_does_not_take_part(
     run = flower(options, tmp_path, forged(**changes)(tmp_path / "nodes", NODES), start_timeout=3)
     assert [[c["id"] for c in r["clients"]] for r in ledger(run)] == [[0, 2]] * 3
     assert reason in caplog.text
+
+
+def slowly(grid: FakeGrid, k: int, message: Message, reply: Message) -> None:
+    """Every round takes 20 seconds."""
+    grid.deliver(reply, message, delay=20)
+
+
+def test_a_node_that_is_set_right_is_asked_again(options: dict[str, Any], tmp_path: Path) -> None:
+    class SetRight(FakeGrid):
+        def answer(self, partition: int, message: Message) -> Message | None:
+            wrong = partition == 1 and self.now < 15
+            return error_message("No worker answers.", message) if wrong else super().answer(partition, message)
+
+    rounds = ledger(flower(options, tmp_path, SetRight(tmp_path / "nodes", NODES, slowly), start_timeout=3))
+    assert [[c["id"] for c in r["clients"]] for r in rounds] == [[0, 2], [0, 2], [0, 1, 2]]
+
+
+def test_nobody_waits_for_the_profile_of_a_late_joiner(options: dict[str, Any], tmp_path: Path) -> None:
+    class Mute(FakeGrid):
+        def answer(self, partition: int, message: Message) -> Message | None:
+            if message.metadata.group_id == "1":
+                self.online.add(2)
+            return None if partition == 2 else super().answer(partition, message)
+
+    grid = Mute(tmp_path / "nodes", NODES, slowly, online={0, 1})
+    rounds = ledger(flower(options, tmp_path, grid, start_timeout=3))
+    assert [[c["id"] for c in r["clients"]] for r in rounds] == [[0, 1]] * 3
+    assert grid.now < 80
 
 
 def test_the_number_of_clients_must_be_the_number_of_nodes(options: dict[str, Any], tmp_path: Path) -> None:

@@ -57,7 +57,6 @@ class FlowerDriver(Observer):
         self._last_round: dict[int, int] = {}
         self._attempts: dict[int, int] = {}
         self._slowest = 0.0
-        self._started = False
 
     def round_done(self, record: RoundRecord) -> None:
         """Remembers whose reply counted, also of the rounds before a resume, and logs the round."""
@@ -72,11 +71,8 @@ class FlowerDriver(Observer):
             log.warning("Round %d: client %d does not count: %s", record.server_round, client, reason)
 
     def profiles(self, server_round: int) -> Sequence[ClientProfile]:
-        """Those who are there; waits for enough of them, and before the first round for all that are announced."""
-        patience = 0.0 if self._started else self._options.start_timeout
-        wanted = (lambda: self._roster.num_partitions) if not self._started else (lambda: 0)
-        self._nodes = self._roster.gather(wanted, self._options.min_train_nodes, patience)
-        self._started = True
+        """Those who are there; waits for enough of them."""
+        self._nodes = self._roster.gather(self._options.min_train_nodes)
         return [
             profile_of(self._config, partition, self._roster.profile(partition).num_examples)
             for partition in sorted(self._nodes)
