@@ -316,7 +316,7 @@ def test_integers_that_became_floats_are_still_class_numbers(tmp_path: Path) -> 
 
 def test_a_label_that_only_the_test_set_has(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", [*ROWS, {"text": "x", "label": "maybe"}])
-    expect("b.csv' has 1 labels that the training set lacks, such as 'maybe' in row 11", train, test_data=test)
+    expect("b.csv' has 1 labels that are not among the 2 known ones, such as 'maybe' in row 11", train, test_data=test)
 
 
 # --- test set and subset

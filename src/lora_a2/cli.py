@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "predict": "Label texts with a finished run.",
     "cost": "Tell what a run will send, without running it.",
     "methods": "List the algorithms.",
+    "node": "Train for a federation with this machine's own data.",
+    "flower": "Federations across machines, with Flower.",
 }
 """Name → one line of help. The command is `command` in `lora_a2.commands.<name>`."""
 

@@ -16,8 +16,9 @@ from typing import Any
 from lora_a2.config import RunConfig, make_config
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.files import write_atomic
-from lora_a2.jobs import RunSummary, launch, learning_rate, resume
+from lora_a2.jobs import RunSummary, launch, resume
 from lora_a2.runs import RunDirectory
+from lora_a2.setup import learning_rate
 from lora_a2.simulation import Observer
 
 

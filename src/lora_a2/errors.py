@@ -6,7 +6,8 @@
      ├── ModelError    the model cannot be loaded or has nothing to adapt
      ├── CodecError    bytes that are not a valid message
      ├── ReplyError    a valid message that must not touch the server's state
-     └── RunError      a run directory that is damaged, taken or missing
+     ├── RunError      a run directory that is damaged, taken or missing
+     └── NodeError     a node's worker is missing, or refuses what it is asked
 
 A message says what was given, what was expected and what to do. The command line prints it in one line and
 exits with 2.
@@ -41,3 +42,7 @@ class ReplyError(LoraA2Error):
 
 class RunError(LoraA2Error):
     """A run directory that is damaged, already taken or missing."""
+
+
+class NodeError(LoraA2Error):
+    """A node's worker is missing, or refuses what it is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,36 +13,21 @@ from typing import Any
 import numpy as np
 
 from lora_a2.algebra import moved_base
-from lora_a2.budgets import rank_budgets
 from lora_a2.clients import personal
 from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig, dump_config, load_config, make_config
 from lora_a2.data.labelled import LabelledData
-from lora_a2.data.sources import load_data, load_examples
+from lora_a2.data.sources import load_examples
+from lora_a2.driver import Observer, Plan, RunStart
 from lora_a2.environment import environment
 from lora_a2.errors import RunError
-from lora_a2.methods import get_method
-from lora_a2.model.defaults import model_defaults
 from lora_a2.model.peft_io import save_adapter
-from lora_a2.model.precision import dtype_name
-from lora_a2.model.pretrained import Model, load_model
+from lora_a2.model.pretrained import Model
 from lora_a2.predict import load_predictor
-from lora_a2.probes import resolved_probe
-from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
-from lora_a2.simulation import (
-    Client,
-    Memories,
-    Observer,
-    Plan,
-    RunStart,
-    evaluate_clients,
-    make_clients,
-    make_plan,
-    make_pool,
-    simulate,
-)
+from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
+from lora_a2.simulation import Client, Memories, evaluate_clients, make_pool, simulate
 from lora_a2.training.evaluate import Evaluation, evaluate
 from lora_a2.types import ServerState
 
@@ -96,12 +81,12 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     Raises:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
-    path = Path(config.output_dir) if config.output_dir else _fresh_directory(config)
+    path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
     RunDirectory.check_free(path)
     setup = _set_up(config)
     resolved = setup.config.model_copy(update={"output_dir": str(path)})
     run = RunDirectory.create(path, dump_config(resolved), environment(setup.model, setup.data))
-    return _finish(run, setup, observer)
+    return _simulated(run, setup, observer)
 
 
 def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
@@ -112,10 +97,10 @@ def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
     """
     run = RunDirectory.open(Path(run_dir))
     recorded = run.environment()
-    setup = _set_up(_config_of(run))
+    setup = _set_up(config_of(run))
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
-    return _finish(run, setup, observer)
+    return _simulated(run, setup, observer)
 
 
 def evaluate_run(
@@ -134,13 +119,13 @@ def evaluate_run(
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
     if data is None:
-        setup = _set_up(_config_of(run))
+        setup = _set_up(config_of(run))
         state = run.load_state(setup.model.layout)
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
             return evaluate_clients(pool, state, setup.clients)
-    config, predictor = _config_of(run), load_predictor(run_dir)
+    config, predictor = config_of(run), load_predictor(run_dir)
     examples = load_examples(
         data,
         predictor.label_names,
@@ -157,53 +142,79 @@ def evaluate_run(
     return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
 
 
-def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
-    """Trains the rounds that are missing, commits each, and writes the adapter."""
+def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
+    def rounds(state: ServerState, memories: Memories) -> Rounds:
+        return simulate(setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer)
+
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
+    return _summary(run, setup.config, setup.model, records, seconds)
+
+
+Rounds = Iterator[tuple[ServerState, RoundRecord]]
+
+
+def finish(
+    run: RunDirectory,
+    config: RunConfig,
+    model: Model,
+    plan: Plan,
+    rounds: Callable[[ServerState, Memories], Rounds],
+    observer: Observer,
+) -> tuple[list[RoundRecord], float]:
+    """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
+
+    `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own.
+    Returns the records of all rounds and the seconds that they took, earlier processes' included.
+    """
     began = time.perf_counter()
     with run.locked():
-        state = run.load_state(setup.model.layout) or setup.plan.start()
+        state = run.load_state(model.layout) or plan.start()
         records = run.load_records(state.server_round)
         run.discard_uncommitted(state.server_round)
         earlier = sum(sum(record.seconds.values()) for record in records)
-        size = cohort_size(len(setup.clients), setup.plan.fraction_train)
-        observer.started(
-            RunStart(
-                output_dir=str(run.path),
-                num_clients=len(setup.clients),
-                cohort_size=size,
-                first_round=state.server_round + 1,
-                num_server_rounds=setup.plan.num_server_rounds,
-                full_finetuning_bytes_per_round=4 * setup.model.full_parameters * size,
-                method=setup.config.method,
-                model=setup.config.model,
-                data=setup.config.data,
-            )
-        )
+        observer.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
             observer.round_done(record)
         memories = run.load_memories()
-        for new, record in simulate(
-            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer
-        ):
+        for new, record in rounds(state, memories):
             state = new
             run.commit(state, record, memories)
             records.append(record)
-        _save(run, setup, state, memories)
-    return _summary(run, setup, records, earlier + time.perf_counter() - began)
+        _save(run, model, state, memories)
+    return records, earlier + time.perf_counter() - began
 
 
-def _save(run: RunDirectory, setup: _Setup, state: ServerState, memories: Memories) -> None:
+def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, first_round: int) -> RunStart:
+    assert config.num_clients is not None, "the configuration is resolved"
+    size = cohort_size(config.num_clients, plan.fraction_train)
+    return RunStart(
+        output_dir=str(run.path),
+        num_clients=config.num_clients,
+        cohort_size=size,
+        first_round=first_round,
+        num_server_rounds=plan.num_server_rounds,
+        full_finetuning_bytes_per_round=4 * model.full_parameters * size,
+        method=config.method,
+        model=config.model,
+        data=config.data,
+    )
+
+
+def _save(run: RunDirectory, model: Model, state: ServerState, memories: Memories) -> None:
     """The global model, and the clients' own ones where they have some."""
     base = moved_base(state.base, state.base_update)
-    save_adapter(run.adapter, setup.model, state.adapter, base)
+    save_adapter(run.adapter, model, state.adapter, base)
     for client, memory in memories.items():
-        save_adapter(run.personal / str(client), setup.model, personal(state.adapter, memory), base)
+        save_adapter(run.personal / str(client), model, personal(state.adapter, memory), base)
 
 
-def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], seconds: float) -> RunSummary:
+def _summary(
+    run: RunDirectory, config: RunConfig, model: Model, records: Sequence[RoundRecord], seconds: float
+) -> RunSummary:
     uploaded = sum(r.uploaded_parameters for r in records)
-    full = setup.model.full_parameters * sum(len(r.clients) for r in records)
+    full = model.full_parameters * sum(len(r.clients) for r in records)
     metrics = records[-1].metrics
+    assert config.num_clients is not None, "the configuration is resolved"
     return RunSummary(
         accuracy=metrics["accuracy"],
         macro_f1=metrics["macro_f1"],
@@ -216,110 +227,35 @@ def _summary(run: RunDirectory, setup: _Setup, records: Sequence[RoundRecord], s
         full_finetuning_parameters=full,
         reduction_percent=100 * (1 - uploaded / full),
         server_rounds=len(records),
-        num_clients=len(setup.clients),
+        num_clients=config.num_clients,
         seconds=seconds,
         peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        method=setup.config.method,
+        method=config.method,
         output_dir=str(run.path),
         personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
     )
 
 
-def _config_of(run: RunDirectory) -> RunConfig:
+def config_of(run: RunDirectory) -> RunConfig:
+    """The configuration of a run, resolved.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     return make_config(load_config(run.path / "config.toml"), {})
 
 
-def _fresh_directory(config: RunConfig) -> Path:
+def fresh_directory(config: RunConfig) -> Path:
+    """Where a run goes that was given no place."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = Path(config.data).name.split(".")[0]
     return Path("runs") / f"{name}-{config.method}-{stamp}"
 
 
 def _set_up(config: RunConfig) -> _Setup:
-    data = load_data(
-        config.data,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        client_column=config.client_column,
-        test_data=config.test_data,
-        test_fraction=config.test_fraction,
-        max_examples=config.max_examples,
-        seed=config.seed,
-        strip_newsgroups=config.strip_newsgroups,
-    )
-    method, defaults = get_method(config.method), model_defaults(config.model)
-    model = load_model(
-        config.model,
-        labels=data.label_names,
-        target_modules=config.target_modules,
-        head=config.head,
-        head_scale=config.head_scale or defaults.head_scale,
-        pooling=config.pooling,
-        dtype=config.dtype,
-        device=config.device,
-        max_length=config.max_length,
-        seed=config.seed,
-    )
-    clients = make_clients(
-        data,
-        model,
-        partitioner=config.partitioner,
-        num_clients=config.num_clients,
-        alpha=config.alpha,
-        min_client_examples=config.min_client_examples,
-        seed=config.seed,
-    )
-    config = config.model_copy(
-        update={
-            "num_clients": len(clients),
-            "head_scale": config.head_scale or defaults.head_scale,
-            "pooling": model.classifier.pooling,
-            "dtype": dtype_name(model.classifier.dtype),
-            "device": str(model.classifier.device),
-            "learning_rate": learning_rate(config),
-            "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
-            **resolved_probe(method, config.probe, config.probe_batches),
-            "cohort_size": config.cohort_size or _usual_cohort(model, len(clients), config.fraction_train),
-        }
-    )
-    return _Setup(config, data, model, clients, _plan(config, model, clients))
-
-
-def learning_rate(config: RunConfig) -> float:
-    """The learning rate of A in a run: the one given, or the default of method and model."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return model_defaults(config.model).learning_rate * get_method(config.method).learning_rate_scale
-
-
-def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
-    """One client at a time on a CPU, where more gain nothing; the whole cohort on a GPU."""
-    return 1 if model.classifier.device.type == "cpu" else cohort_size(num_clients, fraction_train)
-
-
-def _plan(config: RunConfig, model: Model, clients: Sequence[Client]) -> Plan:
-    budgets = rank_budgets(config.rank_budget, len(clients), config.r, generator(config.seed, "rank-budget"))
-    assert config.learning_rate is not None, "the configuration is resolved"
-    assert config.cohort_size is not None, "the configuration is resolved"
-    return make_plan(
-        model,
-        clients,
-        config.chosen_method(),
-        num_server_rounds=config.num_server_rounds,
-        local_epochs=config.local_epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        learning_rate_ratio=config.learning_rate_ratio,
-        weight_decay=config.weight_decay,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        rank_budget=budgets,
-        probe=config.probe,
-        probe_batches=config.probe_batches,
-        fraction_train=config.fraction_train,
-        wire_dtype=config.wire_dtype,
-        eval_every=config.eval_every,
-        cohort_size=config.cohort_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-    )
+    data = open_data(config)
+    model = open_model(config, data.label_names)
+    clients = open_clients(config, data, model)
+    config = resolved(config, model, len(clients))
+    profiles = [(client.id, len(client.train)) for client in clients]
+    return _Setup(config, data, model, clients, plan_of(config, model, profiles))

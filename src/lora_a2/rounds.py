@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,55 +12,21 @@ from lora_a2 import codec
 from lora_a2.algebra import dense, moved_base
 from lora_a2.clients import ClientMemory, Federation, client_round, receive
 from lora_a2.errors import CodecError, ReplyError
+from lora_a2.records import ClientRecord, RoundRecord
 from lora_a2.types import BaseUpdate, ClientProfile, Download, Reply, ServerState, Upload
 
-__all__ = ["ClientMemory", "ClientRecord", "Federation", "RoundRecord", "client_round", "dispatch", "receive", "screen"]
-
-
-@dataclass(frozen=True)
-class ClientRecord:
-    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out)."""
-
-    id: int
-    num_examples: int
-    rank_budget: int
-    uploaded_bytes: int
-    uploaded_parameters: int
-    downloaded_bytes: int
-    downloaded_parameters: int
-    train_loss: float
-    selected: dict[str, int]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A line of `rounds.jsonl`. Bytes are as encoded; sums are over the round's cohort.
-
-    `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
-    """
-
-    server_round: int
-    trainable: list[str]
-    clients: list[ClientRecord]
-    uploaded_bytes: int
-    uploaded_parameters: int
-    downloaded_bytes: int
-    downloaded_parameters: int
-    train_loss: float
-    refused: dict[int, str] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RoundRecord:
-        """The inverse of `to_json`."""
-        clients = [ClientRecord(**c) for c in values["clients"]]
-        refused = {int(k): v for k, v in values["refused"].items()}
-        return cls(**{**values, "clients": clients, "refused": refused})
+__all__ = [
+    "ClientMemory",
+    "ClientRecord",
+    "Federation",
+    "Refusal",
+    "RoundRecord",
+    "RoundRules",
+    "client_round",
+    "dispatch",
+    "receive",
+    "screen",
+]
 
 
 def dispatch(federation: Federation, state: ServerState, profile: ClientProfile) -> bytes:
@@ -129,8 +94,26 @@ def _full_update(federation: Federation, data: bytes) -> BaseUpdate:
     return update
 
 
-Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
-"""Takes each client's download, as many at a time as it likes, and yields the encoded uploads that come back, in any number."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What came of a client instead of an upload: an error, or nothing in time. `received_bytes` crossed the wire."""
+
+    reason: str
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRules:
+    """What the server's operator demands of a round: `min_replies` usable replies, and that no client counts for more than
+    `max_examples` examples (None: for as many as it has)."""
+
+    min_replies: int = 1
+    max_examples: int | None = None
+
+
+Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
+"""Takes each client's download, as many at a time as it likes, and yields what comes back, in any number: encoded uploads,
+and refusals that the driver knows of."""
 
 
 class _Exchange:
@@ -140,8 +123,10 @@ class _Exchange:
     cohort.
     """
 
-    def __init__(self, federation: Federation, state: ServerState, cohort: Sequence[ClientProfile]) -> None:
-        self._federation, self._state, self._cohort = federation, state, cohort
+    def __init__(
+        self, federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], rules: RoundRules
+    ) -> None:
+        self._federation, self._state, self._cohort, self._rules = federation, state, cohort, rules
         self._open: dict[int, tuple[Download, bytes]] = {}
         self.records: list[ClientRecord] = []
         self.refused: dict[int, str] = {}
@@ -158,7 +143,7 @@ class _Exchange:
             self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
             yield profile, data
 
-    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes]]) -> Iterator[Reply]:
+    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
         while True:
             mark = time.perf_counter()
@@ -167,6 +152,10 @@ class _Exchange:
             if item is None:
                 return
             profile, data = item
+            if isinstance(data, Refusal):
+                self.uploaded_bytes += data.received_bytes
+                self.refused[profile.id] = data.reason
+                continue
             self.uploaded_bytes += len(data)
             try:
                 if profile.id not in self._open:
@@ -174,16 +163,24 @@ class _Exchange:
                         f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked."
                     )
                 download, sent = self._open.pop(profile.id)
-                upload = screen(self._federation, profile, download, data)
+                upload = self._bounded(screen(self._federation, profile, download, data))
             except (CodecError, ReplyError) as error:
                 self.refused[profile.id] = str(error)
                 continue
             self.records.append(_client_record(self._federation, profile, download, upload, sent, data))
             yield Reply(profile, download, upload)
 
+    def _bounded(self, upload: Upload) -> Upload:
+        most = self._rules.max_examples
+        return upload if most is None else replace(upload, num_examples=min(upload.num_examples, most))
+
 
 def server_round(
-    federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], train: Train
+    federation: Federation,
+    state: ServerState,
+    cohort: Sequence[ClientProfile],
+    train: Train,
+    rules: RoundRules | None = None,
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
@@ -191,10 +188,11 @@ def server_round(
     too; parameters uploaded are those that counted.
 
     Raises:
-        ReplyError: no usable reply came back.
+        ReplyError: no usable reply came back, or fewer than the rules demand.
     """
     began = time.perf_counter()
-    exchange = _Exchange(federation, state, cohort)
+    rules = rules or RoundRules()
+    exchange = _Exchange(federation, state, cohort, rules)
     incoming = iter(train(exchange.downloads()))
     try:
         new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
@@ -207,6 +205,11 @@ def server_round(
             f"{reason} Where values are not finite, lower the learning rate."
         ) from error
     records = exchange.records
+    if len(records) < rules.min_replies:
+        raise ReplyError(
+            f"Round {state.server_round + 1} has {len(records)} usable replies; expected {rules.min_replies} at least"
+            + "".join(f"; client {client}: {reason}" for client, reason in sorted(exchange.refused.items()))
+        )
     new = replace(
         new,
         server_round=state.server_round + 1,

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lora_a2.algebra import initial_adapter, moved_base
-from lora_a2.clients import ClientMemory, Federation, client_round, personal
+from lora_a2.algebra import moved_base
+from lora_a2.clients import ClientMemory, client_round, personal
 from lora_a2.codec import ValueType
-from lora_a2.cohorts import choose_cohort
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import Partition, partition
+from lora_a2.driver import Observer, Plan, RunStart, run_rounds
+from lora_a2.errors import ReplyError
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.model.attention import compiled
 from lora_a2.model.classifier import Classifier
-from lora_a2.model.defaults import model_defaults
-from lora_a2.model.pretrained import Model, layout_head
-from lora_a2.probes import get_probe
+from lora_a2.model.pretrained import Model
+from lora_a2.plans import make_federation, make_profile
 from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord, Train, server_round
+from lora_a2.rounds import RoundRecord, Train
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
-from lora_a2.training.full import weight_shapes
-from lora_a2.training.local import TokenizedExamples, TrainingSettings
+from lora_a2.training.local import TokenizedExamples
 from lora_a2.training.pool import Pool, usual_workers
 from lora_a2.types import ClientProfile, ServerState
+
+__all__ = [
+    "Client",
+    "InProcess",
+    "Memories",
+    "Observer",
+    "Plan",
+    "RunStart",
+    "make_clients",
+    "make_plan",
+    "make_pool",
+    "simulate",
+]
 
 
 @dataclass(frozen=True)
@@ -43,43 +53,10 @@ class Client:
     test: TokenizedExamples
 
 
+Sent = tuple[ClientProfile, bytes]
 Memories = dict[int, ClientMemory]
 """Client id → what it keeps from round to round. Base weights are not in it: those who took part in the last round hold
 the server's `base`, bit for bit, and the others are sent all of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStart:
-    """What is known of a run before its first round in this process, which is `first_round`.
-
-    `cohort_size` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
-    """
-
-    output_dir: str
-    num_clients: int
-    cohort_size: int
-    first_round: int
-    num_server_rounds: int
-    full_finetuning_bytes_per_round: int
-    method: str
-    model: str
-    data: str
-
-
-class Observer:
-    """Hears of a run's progress; each method does nothing unless overridden."""
-
-    def started(self, start: RunStart) -> None:
-        """Once, before the first round of this process."""
-
-    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
-        """After each client, or chunk of clients, of a round."""
-
-    def round_done(self, record: RoundRecord) -> None:
-        """After each round; on resuming also for each round that was done before."""
-
-    def note(self, text: str) -> None:
-        """A line that the user should see."""
 
 
 def make_clients(
@@ -132,11 +109,9 @@ def split_data(
 def make_profiles(
     method: Method, clients: Sequence[Client], r: int, rank_budgets: Sequence[int]
 ) -> tuple[ClientProfile, ...]:
-    """A profile for each client. With selection a client holds all r ranks and uploads within its budget; without,
-    it holds as many ranks as its budget."""
+    """A profile for each client."""
     return tuple(
-        ClientProfile(c.id, r if method.select else budget, budget, len(c.train))
-        for c, budget in zip(clients, rank_budgets, strict=True)
+        make_profile(method, c.id, r, budget, len(c.train)) for c, budget in zip(clients, rank_budgets, strict=True)
     )
 
 
@@ -177,27 +152,6 @@ def evaluate_state(
     return found
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A federation together with who takes part, for how long, and how this machine goes about it.
-
-    `cohort_size` clients go through one forward and backward; `num_workers` such groups are computed side by side
-    (None: one a core on a CPU, one in all on an accelerator).
-    """
-
-    federation: Federation
-    profiles: tuple[ClientProfile, ...]
-    num_server_rounds: int
-    fraction_train: float = 1.0
-    eval_every: int = 1
-    cohort_size: int = 1
-    num_workers: int | None = None
-
-    def start(self) -> ServerState:
-        """The state before round 1."""
-        return ServerState(0, self.federation.initial, self.federation.seed)
-
-
 def make_plan(
     model: Model,
     clients: Sequence[Client],
@@ -229,22 +183,20 @@ def make_plan(
     chosen = get_method(method) if isinstance(method, str) else method
     budgets = [rank_budget] * len(clients) if isinstance(rank_budget, int) else list(rank_budget)
     profiles = make_profiles(chosen, clients, r, budgets)
-    rank = max(p.rank for p in profiles)
-    federation = Federation(
-        method=chosen,
-        layout=replace(model.layout, dense=weight_shapes(model.classifier)) if chosen.full else model.layout,
-        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
-        seed=seed,
+    federation = make_federation(
+        model,
+        chosen,
+        rank=max(p.rank for p in profiles),
+        lora_alpha=lora_alpha,
         local_epochs=local_epochs,
-        training=TrainingSettings(
-            batch_size=batch_size,
-            learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
-            learning_rate_ratio=chosen.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
-            weight_decay=weight_decay,
-            penalty=chosen.penalty,
-        ),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        learning_rate_ratio=learning_rate_ratio,
+        weight_decay=weight_decay,
         wire_dtype=wire_dtype,
-        probe=get_probe(chosen, probe, probe_batches),
+        probe=probe,
+        probe_batches=probe_batches,
+        seed=seed,
     )
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
 
@@ -269,27 +221,11 @@ def simulate(
     `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
     """
     observer = observer or Observer()
-    state = state or plan.start()
-    memories = {} if memories is None else memories
     for line in _notes(model.classifier):
         observer.note(line)
-    by_id = {client.id: client for client in clients}
     with make_pool(model, plan) as pool:
-        while state.server_round < plan.num_server_rounds:
-            number = state.server_round + 1
-            cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
-            done = partial(observer.clients_done, number, cohort=len(cohort))
-            train = _local_training(pool, plan, by_id, state, memories, done)
-            state, record = server_round(plan.federation, state, cohort, train)
-            if number % plan.eval_every == 0 or number == plan.num_server_rounds:
-                began = time.perf_counter()
-                record = replace(
-                    record,
-                    metrics=evaluate_state(pool, plan.federation.method, state, clients, memories),
-                    seconds={**record.seconds, "evaluate": time.perf_counter() - began},
-                )
-            observer.round_done(record)
-            yield state, record
+        driver = InProcess(pool, plan, clients, {} if memories is None else memories, observer)
+        yield from run_rounds(plan, state or plan.start(), driver, observer)
 
 
 def _notes(classifier: Classifier) -> Iterator[str]:
@@ -300,38 +236,59 @@ def _notes(classifier: Classifier) -> Iterator[str]:
         yield "Local training is slower than it could be: lora-a2 was installed without a C compiler; install one, then it again."
 
 
-def _local_training(
-    pool: Pool,
-    plan: Plan,
-    clients: dict[int, Client],
-    state: ServerState,
-    memories: Memories,
-    done: Callable[[int], None],
-) -> Train:
-    def work(
-        classifier: Classifier, chunk: Sequence[tuple[ClientProfile, bytes]]
-    ) -> tuple[list[ClientProfile], list[bytes], list[ClientMemory]]:
-        members = [(profile, clients[profile.id].train) for profile, _ in chunk]
-        held = [_memory(profile, state, memories) for profile, _ in chunk]
-        uploads = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
-        return [profile for profile, _ in chunk], uploads, held
+class InProcess:
+    """The driver of a simulation: the clients are computed by the workers of `pool`, and `memories` is theirs."""
 
-    def chunks(downloads: Iterable[tuple[ClientProfile, bytes]]) -> Iterator[list[tuple[ClientProfile, bytes]]]:
-        rest = iter(downloads)
-        while chunk := list(islice(rest, plan.cohort_size)):
-            yield chunk
+    def __init__(
+        self, pool: Pool, plan: Plan, clients: Sequence[Client], memories: Memories, observer: Observer
+    ) -> None:
+        self.observer = observer
+        self._pool, self._plan, self._clients, self._memories = pool, plan, clients, memories
+        self._by_id = {client.id: client for client in clients}
 
-    def train(downloads: Iterable[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
-        finished = 0
-        for members, uploads, held in pool.map(work, chunks(downloads)):
-            for profile, memory in zip(members, held, strict=True):
-                if memory.private:
-                    memories[profile.id] = ClientMemory(private=memory.private)
-            finished += len(members)
-            done(finished)
-            yield from zip(members, uploads, strict=True)
+    def profiles(self, server_round: int) -> Sequence[ClientProfile]:
+        """All of them, always."""
+        return self._plan.profiles
 
-    return train
+    def failed(self, server_round: int, error: ReplyError) -> None:
+        """Ends the run: the same clients would do the same again."""
+        raise error
+
+    def phases(self, seconds: dict[str, float]) -> dict[str, float]:
+        """As they are."""
+        return seconds
+
+    def evaluate(self, state: ServerState) -> dict[str, Any]:
+        """The global model's metrics, and those of the clients' own models."""
+        return evaluate_state(self._pool, self._plan.federation.method, state, self._clients, self._memories)
+
+    def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
+        """Local training in chunks that share a forward and backward."""
+        plan, memories = self._plan, self._memories
+
+        def work(classifier: Classifier, chunk: Sequence[Sent]) -> tuple[list[ClientProfile], list[bytes], list[Any]]:
+            members = [(profile, self._by_id[profile.id].train) for profile, _ in chunk]
+            held = [_memory(profile, state, memories) for profile, _ in chunk]
+            uploads = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
+            return [profile for profile, _ in chunk], uploads, held
+
+        def train(downloads: Iterable[Sent]) -> Iterator[Sent]:
+            finished = 0
+            for members, uploads, held in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
+                for profile, memory in zip(members, held, strict=True):
+                    if memory.private:
+                        memories[profile.id] = ClientMemory(private=memory.private)
+                finished += len(members)
+                self.observer.clients_done(state.server_round + 1, finished, len(cohort))
+                yield from zip(members, uploads, strict=True)
+
+        return train
+
+
+def _chunks(items: Iterable[Sent], size: int) -> Iterator[list[Sent]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
 
 
 def _memory(profile: ClientProfile, state: ServerState, memories: Memories) -> ClientMemory:

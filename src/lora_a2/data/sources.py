@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_a2.data import subsets
 from lora_a2.data.columns import Columns, find_columns, require
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.newsgroups import is_newsgroups, is_raw, strip_article
 from lora_a2.data.partition import IntArray
-from lora_a2.data.subsets import at_most, hold_out
 from lora_a2.data.tables import ENDINGS, Table, read_hub, read_table, split_ending
 from lora_a2.errors import ConfigError, DataError
 from lora_a2.randomness import generator
@@ -60,6 +60,8 @@ def load_data(
     max_examples: int | None = None,
     seed: int = 0,
     strip_newsgroups: bool = True,
+    label_names: Sequence[str] | None = None,
+    hold_out: float = DEFAULT_TEST_FRACTION,
 ) -> LabelledData:
     """Reads a labelled data set with a training and a test set. Labels are numbered in the order of their names.
 
@@ -70,10 +72,12 @@ def load_data(
         text_column, label_column: found by the usual names where None.
         client_column: whose example each is; None: nobody's.
         test_data: a file that takes the place of the test set that the data bring, if any.
-        test_fraction: share of the training set to hold out where there is no test set; None stands for 0.2.
+        test_fraction: share of the training set to hold out where there is no test set; it is wrong to give one where
+            there is. None stands for `hold_out`.
         max_examples: size of a stratified subset of the training set: as equal a number from each class as there is.
         seed: decides which examples are held out and which make the subset.
         strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
+        label_names: the classes, where they are agreed on beforehand; the data then need not have all of them.
 
     Raises:
         DataError: the data cannot be found, read, or used as a classification task.
@@ -91,7 +95,7 @@ def load_data(
     columns = find_columns(found.train.names, found.train.source, text_column, label_column, client_column)
     parts = [_rows(table, columns) for table in (found.train, found.test) if table is not None]
     parts = _named(parts, found.class_names)
-    label_names = _label_names(parts[0])
+    label_names = _label_names(parts[0]) if label_names is None else tuple(label_names)
     if is_newsgroups(label_names):
         parts = _stripped(parts) if strip_newsgroups and is_raw(parts[0].texts) else parts
     else:  # stripped articles may be empty, and count in the published sizes; elsewhere an empty text is a mistake
@@ -99,9 +103,9 @@ def load_data(
     train = _numbered(parts[0], label_names)
     test = _numbered(parts[1], label_names) if len(parts) > 1 else None
     if test is None:
-        train, test = _held_out(train, test_fraction or DEFAULT_TEST_FRACTION, seed)
+        train, test = _held_out(train, test_fraction or hold_out, seed)
     if max_examples is not None:
-        train = train.take(at_most(train.labels, max_examples, generator(seed, "max-examples")))
+        train = train.take(subsets.at_most(train.labels, max_examples, generator(seed, "max-examples")))
     return LabelledData(found.name, train, test, label_names)
 
 
@@ -114,13 +118,15 @@ def load_examples(
     client_column: str | None = None,
     usual_columns: tuple[str | None, str | None, str | None] = (None, None, None),
     strip_newsgroups: bool = True,
+    training: bool = False,
 ) -> Examples:
     """The test set of `data`, or all of it where it has none, labelled with a model's own `label_names`.
 
+    With `training` it is the training set.
     `usual_columns` (text, label, client) are taken where none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
     """
     found = _find(data)
-    table = found.test or found.train
+    table = found.train if training else found.test or found.train
     given = (text_column, label_column, client_column)
     text, label, client = (
         usual if chosen is None and usual in table.names else chosen
@@ -133,6 +139,16 @@ def load_examples(
     else:
         _check_texts(parts)
     return _numbered(parts[0], label_names)
+
+
+def count_rows(data: str, *, text_column: str | None = None, label_column: str | None = None) -> int:
+    """The number of training examples of `data`, once its columns are found and its texts and labels are readable.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    table = _find(data).train
+    return len(_rows(table, find_columns(table.names, table.source, text_column, label_column, None)).texts)
 
 
 def _check_options(test_data: str | None, test_fraction: float | None, max_examples: int | None) -> None:
@@ -297,7 +313,7 @@ def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
     unknown = sorted(set(rows.labels) - numbers.keys())
     if unknown:
         raise DataError(
-            f"{rows.source} has {len(unknown)} labels that the training set lacks, such as '{unknown[0]}' in row "
+            f"{rows.source} has {len(unknown)} labels that are not among the {len(label_names)} known ones, such as '{unknown[0]}' in row "
             f"{rows.labels.index(unknown[0]) + 1}; add training examples or remove these rows."
         )
     labels: IntArray = np.asarray([numbers[label] for label in rows.labels], np.int64)
@@ -305,7 +321,7 @@ def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
 
 
 def _held_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    train, test = hold_out(examples.labels, examples.clients, fraction, generator(seed, "hold-out"))
+    train, test = subsets.hold_out(examples.labels, examples.clients, fraction, generator(seed, "hold-out"))
     if len(test) == 0:
         raise DataError(
             f"Holding out {fraction:g} of {len(examples)} examples leaves none for testing, as each class keeps one "

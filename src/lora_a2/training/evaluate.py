@@ -61,17 +61,24 @@ def evaluate(predicted: IntArray, labels: IntArray, clients: dict[str, IntArray]
     """Compares predictions (n,) with labels (n,); `clients` maps a name to its rows among the n."""
     right = predicted == labels
     per_client = {name: float(right[rows].mean()) for name, rows in (clients or {}).items() if len(rows)}
-    values = np.sort(np.array(list(per_client.values())))
-    tenth = max(1, round(len(values) / 10))
     return Evaluation(
         accuracy=float(right.mean()),
         macro_f1=macro_f1(predicted, labels),
         num_examples=len(labels),
-        client_mean=float(values.mean()) if len(values) else None,
-        client_worst_tenth=float(values[:tenth].mean()) if len(values) else None,
-        client_std=float(values.std()) if len(values) else None,
-        per_client=per_client,
+        **client_figures(per_client),
     )
+
+
+def client_figures(per_client: dict[str, float]) -> dict[str, Any]:
+    """The figures of an `Evaluation` that follow from the clients' accuracies."""
+    values = np.sort(np.array(list(per_client.values())))
+    tenth = max(1, round(len(values) / 10))
+    return {
+        "client_mean": float(values.mean()) if len(values) else None,
+        "client_worst_tenth": float(values[:tenth].mean()) if len(values) else None,
+        "client_std": float(values.std()) if len(values) else None,
+        "per_client": per_client,
+    }
 
 
 def macro_f1(predicted: IntArray, labels: IntArray) -> float:

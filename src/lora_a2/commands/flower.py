@@ -1,0 +1,31 @@
+"""`lora-a2 flower …`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_a2.commands.common import examples
+
+
+@click.group("flower", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new --help"))
+def command() -> None:
+    """Federations across machines, with Flower: the same methods and the same bytes as "lora-a2 run".
+
+    Needs the extra: pip install 'lora-a2[flower]'.
+    """
+
+
+@command.command("new", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new apps/reviews"))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def new(folder: Path) -> None:
+    """Write a small Flower app for your own data into DIR.
+
+    Its data.py says where the examples come from; its README.md says how to run it.
+    """
+    from lora_a2.flower.new_app import write_app
+
+    for path in write_app(folder):
+        click.echo(path)
+    click.echo(f"Next: put your data into {folder / folder.name / 'data.py'}, then follow {folder / 'README.md'}")

@@ -1,0 +1,98 @@
+"""`lora-a2 node`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_a2.commands.common import examples
+
+
+@click.command(
+    "node",
+    epilog=examples(
+        "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock",
+        "lora-a2 node --data reviews.jsonl --text-column body --label-column stars --test-fraction 0 \\",
+        "             --model roberta-base --socket /run/lora-a2/worker.sock --store /var/lib/lora-a2",
+    ),
+)
+@click.option("--data", required=True, metavar="FILE", help="The node's own examples; they never leave this machine.")
+@click.option("--text-column", metavar="NAME", help="Column of the texts; found by itself where the name is usual.")
+@click.option("--label-column", metavar="NAME", help="Column of the labels; found by itself where the name is usual.")
+@click.option("--test-data", metavar="FILE", help="The node's own test examples, for evaluation on the node.")
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share held out for testing where there is no test set; 0: none.",
+)
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="The model that the federation trains.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 and so on.")
+@click.option("--dtype", help="Number type of the model's computation; the run's where left out.")
+@click.option(
+    "--num-threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Cores that training uses; with 1 the results are those of the simulator, byte for byte.",
+)
+@click.option(
+    "--socket",
+    "socket_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where to listen: the worker-socket of the SuperNode's --node-config. Its folder must be yours alone.",
+)
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("~/.lora-a2/clients"),
+    show_default=True,
+    help="What the node keeps from round to round, for methods that keep something.",
+)
+@click.option(
+    "--max-message",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    metavar="MB",
+    help="The largest message that is accepted, in megabytes.",
+)
+def command(
+    data: str,
+    text_column: str | None,
+    label_column: str | None,
+    test_data: str | None,
+    test_fraction: float,
+    model: str,
+    device: str,
+    dtype: str | None,
+    num_threads: int,
+    socket_path: Path,
+    store: Path,
+    max_message: int,
+) -> None:
+    """Train for a federation with this machine's own data, until stopped.
+
+    The worker holds data and model, and answers the SuperNode beside it through a local socket. Start it before the
+    SuperNode, as the same user:
+
+    \b
+      flower-supernode … --node-config 'partition-id=0 num-partitions=3 worker-socket="/path/to/worker.sock"'
+    """
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from lora_a2.node.own_data import OwnData
+    from lora_a2.node.participant import Participant, check_model, overrides, threads
+    from lora_a2.node.worker import listening, log, serve
+
+    threads(num_threads)
+    own = OwnData(data, text_column, label_column, test_data, test_fraction)
+    count = own.check()
+    participant = Participant(own, store.expanduser(), check_model(model), overrides(device, dtype))
+    with listening(socket_path) as listener:
+        log.info("Ready: %d examples of %s, listening at %s.", count, data, socket_path)
+        serve(listener, participant.answer, max_message * 10**6)

@@ -1,0 +1,80 @@
+"""The ClientApp: a go-between that holds neither model nor data, but in the simulation engine.
+
+A SuperNode starts a new process for every message. So the model stays in a worker that the node's operator starts, and
+what runs here imports neither torch nor transformers: it passes the bytes on and sends back what the worker answers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from lora_a2.errors import LoraA2Error, NodeError
+from lora_a2.flower.courier import log
+from lora_a2.flower.messages import answer_message, error_message, read_request_content
+from lora_a2.node.protocol import Answer, Request, ask
+
+if TYPE_CHECKING:
+    from lora_a2.flower.simulated import LoadData
+
+MOST_BYTES = 2**32
+"""No answer of a worker is larger."""
+
+
+def make_client_app(load_data: LoadData | None = None) -> ClientApp:
+    """A ClientApp. `load_data` gives the data set of simulations; None: the one that the run configuration names."""
+    app = ClientApp()
+    handle = partial(respond, load_data)
+    app.query("profile")(handle)
+    app.train()(handle)
+    app.evaluate()(handle)
+    return app
+
+
+def respond(load_data: LoadData | None, message: Message, context: Context) -> Message:
+    """The reply to a message, or an error reply that says what is missing."""
+    try:
+        partition, total = _place(context)
+        request, state_dir = read_request_content(message.content, partition, total)
+        answer = _answerer(load_data, context, state_dir, message.metadata.ttl)(request)
+    except LoraA2Error as error:
+        log.error("%s", error)
+        return error_message(str(error), message)
+    return answer_message(answer, message)
+
+
+def _place(context: Context) -> tuple[int, int]:
+    values = [context.node_config.get(key) for key in ("partition-id", "num-partitions")]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise NodeError(
+            "The node's configuration lacks partition-id or num-partitions: start the SuperNode with "
+            "--node-config 'partition-id=0 num-partitions=3 worker-socket=\"/path/to/socket\"'."
+        )
+    return int(str(values[0])), int(str(values[1]))
+
+
+def _answerer(load_data: LoadData | None, context: Context, state_dir: str, ttl: float) -> Callable[[Request], Answer]:
+    path = context.node_config.get("worker-socket")
+    if path:
+        return lambda request: ask(Path(str(path)), request, ttl, MOST_BYTES)
+    if "ray" not in sys.modules:
+        raise NodeError(
+            "The node's configuration names no worker-socket: start a worker with 'lora-a2 node --data FILE --socket PATH', "
+            "and the SuperNode with --node-config 'worker-socket=\"PATH\" …'."
+        )
+    from lora_a2.flower.simulated import participant
+
+    def answer(request: Request) -> Answer:
+        found = participant(load_data, state_dir).answer(request)
+        return Answer({**found.metrics, "simulated": 1}, found.payload, found.notes)
+
+    return answer
+
+
+app = make_client_app()

@@ -1,0 +1,213 @@
+"""The driver that reaches its clients through a Flower grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from flwr.app import Message
+
+from lora_a2 import codec
+from lora_a2.config import RunConfig
+from lora_a2.driver import Observer, Plan
+from lora_a2.errors import ReplyError
+from lora_a2.flower.courier import Courier, Late, log
+from lora_a2.flower.messages import number, read_answer, received_bytes, request_content
+from lora_a2.flower.options import ServerOptions, sent_config
+from lora_a2.flower.roster import Roster
+from lora_a2.node.protocol import Kind, Request
+from lora_a2.rounds import Refusal, RoundRecord, Train, dispatch
+from lora_a2.setup import profile_of
+from lora_a2.training.evaluate import client_figures
+from lora_a2.types import FACTORS, ClientProfile, Layout, ServerState
+
+Sent = tuple[ClientProfile, bytes]
+Received = tuple[ClientProfile, bytes | Refusal]
+
+
+class FlowerDriver(Observer):
+    """Rounds over the nodes of a roster.
+
+    Args:
+        run_id: names the run.
+        config: resolved.
+        labels: the class names.
+        state_dir: where simulated clients keep their state.
+        evaluate: the server's own evaluation, if it has one.
+    """
+
+    def __init__(
+        self,
+        courier: Courier,
+        roster: Roster,
+        plan: Plan,
+        options: ServerOptions,
+        *,
+        run_id: str,
+        config: RunConfig,
+        labels: tuple[str, ...],
+        state_dir: str,
+        evaluate: Callable[[ServerState], dict[str, Any]] | None,
+    ) -> None:
+        self._courier, self._roster, self._plan, self._options = courier, roster, plan, options
+        self._run_id, self._config, self._labels, self._state_dir = run_id, config, labels, state_dir
+        self._evaluate = evaluate
+        self._nodes: dict[int, int] = {}
+        self._last_round: dict[int, int] = {}
+        self._attempts: dict[int, int] = {}
+        self._slowest = 0.0
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Remembers whose reply counted, also of the rounds before a resume, and logs the round."""
+        self._last_round |= {client.id: record.server_round for client in record.clients}
+        accuracy = f"accuracy {100 * record.metrics['accuracy']:.1f} %, " if "accuracy" in record.metrics else ""
+        log.info(
+            "Round %d/%d: %sloss %.3f, %d replies, %d refused, %d bytes up, %d down, %.1f s.",
+            *(record.server_round, self._plan.num_server_rounds, accuracy, record.train_loss, len(record.clients)),
+            *(len(record.refused), record.uploaded_bytes, record.downloaded_bytes, sum(record.seconds.values())),
+        )
+        for client, reason in sorted(record.refused.items()):
+            log.warning("Round %d: client %d does not count: %s", record.server_round, client, reason)
+
+    def profiles(self, server_round: int) -> Sequence[ClientProfile]:
+        """Those who are there; waits for enough of them."""
+        self._nodes = self._roster.gather(self._options.min_train_nodes)
+        return [
+            profile_of(self._config, partition, self._roster.profile(partition).num_examples)
+            for partition in sorted(self._nodes)
+        ]
+
+    def failed(self, server_round: int, error: ReplyError) -> None:
+        """Has the round repeated with those who are there then, a limited number of times."""
+        self._attempts[server_round] = self._attempts.get(server_round, 0) + 1
+        log.warning("%s Attempt %d of %d.", error, self._attempts[server_round], self._options.max_attempts)
+        if self._attempts[server_round] >= self._options.max_attempts:
+            raise error
+
+    def phases(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Divides the time of waiting: what the slowest node trained, and all that messages and machinery took beyond."""
+        slowest = min(self._slowest, seconds["train"])
+        return {**seconds, "train": slowest, "exchange": seconds["train"] - slowest}
+
+    def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
+        """Sends the downloads and yields what comes back in the cohort's order, so that sums do not depend on who was faster."""
+        self._slowest = 0.0
+        by_id = {profile.id: profile for profile in cohort}
+
+        def train(downloads: Iterable[Sent]) -> Iterator[Received]:
+            waiting: dict[int, bytes | Refusal] = {}
+            due = iter(cohort)
+            head = next(due, None)
+            for client, reply in self._replies("train", downloads, state.server_round + 1):
+                waiting[client] = reply
+                while head is not None and head.id in waiting:
+                    yield by_id[head.id], waiting.pop(head.id)
+                    head = next(due, None)
+            yield from ((by_id[c], reply) for c, reply in waiting.items())
+            yield from self._latecomers(by_id, state.server_round + 1)
+
+        return train
+
+    def evaluate(self, state: ServerState) -> dict[str, Any]:
+        """The global model's metrics, from the server if it can; the clients' own models are evaluated where they are."""
+        found = {} if self._evaluate is None else self._evaluate(state)
+        if self._options.evaluation == "none" or (found and not self._plan.federation.method.private):
+            return found
+        return {**self._on_nodes(state), **found}
+
+    def _replies(
+        self, kind: Kind, downloads: Iterable[Sent], server_round: int
+    ) -> Iterator[tuple[int, bytes | Refusal]]:
+        limit = upload_limit(self._plan.federation.layout, self._plan.federation.initial.rank)
+        for client, reply in self._converse(kind, downloads, server_round):
+            if isinstance(reply, str):
+                yield client, Refusal(reply)
+                continue
+            try:
+                answer = read_answer(reply, limit)
+            except ReplyError as error:
+                yield client, Refusal(str(error), received_bytes(reply))
+                continue
+            seconds = answer.metrics.get("train_seconds", 0.0)
+            self._slowest = max(self._slowest, float(seconds) if isinstance(seconds, int | float) else 0.0)
+            for note in answer.notes:
+                log.warning("Round %d: client %d: %s", server_round, client, note)
+            yield client, answer.payload
+
+    def _converse(
+        self, kind: Kind, downloads: Iterable[Sent], server_round: int
+    ) -> Iterator[tuple[int, Message | str]]:
+        timeout = self._options.round_timeout
+
+        def messages() -> Iterator[tuple[int, Message, int]]:
+            for profile, data in downloads:
+                content = request_content(self._request(kind, profile.id, data), self._folder(profile.id))
+                node = self._nodes[profile.id]
+                yield profile.id, Message(content, node, kind, ttl=2 * timeout, group_id=str(server_round)), len(data)
+
+        return self._courier.converse(messages(), timeout, f"Round {server_round}, {kind}")
+
+    def _request(self, kind: Kind, client: int, data: bytes) -> Request:
+        return Request(
+            kind=kind,
+            run_id=self._run_id,
+            run=sent_config(self._config),
+            labels=self._labels,
+            partition=client,
+            num_partitions=self._roster.num_partitions,
+            last_round=self._last_round.get(client, 0),
+            payload=data,
+        )
+
+    def _folder(self, client: int) -> str:
+        """Only the simulation's nodes share this machine's disk."""
+        return self._state_dir if self._roster.profile(client).simulated else ""
+
+    def _latecomers(self, by_id: dict[int, ClientProfile], server_round: int) -> Iterator[Received]:
+        client_of = {node: client for client, node in self._nodes.items()}
+        for late in self._courier.late():
+            client = client_of.get(late.node)
+            log.warning("Round %d: a reply to an earlier message came too late, from node %d.", server_round, late.node)
+            if client is not None and client in by_id:
+                yield by_id[client], _too_late(late)
+
+    def _on_nodes(self, state: ServerState) -> dict[str, Any]:
+        """Each node's accuracy on its own test examples: of the model that it would start from next, and of its own."""
+        clients = [c for c in sorted(self._nodes) if self._roster.profile(c).num_test_examples]
+        counts = {c: self._roster.profile(c).num_test_examples for c in clients}
+        profiles = [profile_of(self._config, c, self._roster.profile(c).num_examples) for c in clients]
+        downloads = ((p, dispatch(self._plan.federation, state, p)) for p in profiles)
+        right: dict[str, dict[int, int]] = {"num_correct": {}, "num_correct_personal": {}}
+        for client, reply in self._converse("evaluate", downloads, state.server_round):
+            try:
+                if isinstance(reply, str):
+                    raise ReplyError(reply)
+                metrics = read_answer(reply, 0).metrics
+                for name in right if self._plan.federation.method.private else ("num_correct",):
+                    right[name][client] = number(metrics, name, 0, counts[client])
+            except ReplyError as error:
+                log.warning("Round %d: client %d was not evaluated: %s", state.server_round, client, error)
+        found = _evaluation(right["num_correct"], counts)
+        if found and right["num_correct_personal"]:
+            found["personal"] = _evaluation(right["num_correct_personal"], counts)
+        return found
+
+
+def _evaluation(right: dict[int, int], counts: dict[int, int]) -> dict[str, Any]:
+    if not right:
+        return {}
+    examples = sum(counts[client] for client in right)
+    figures = client_figures({str(client): n / counts[client] for client, n in sorted(right.items())})
+    return {"accuracy": sum(right.values()) / examples, "num_examples": examples, **figures}
+
+
+def _too_late(late: Late) -> Refusal:
+    return Refusal("A reply to an earlier message came too late.", received_bytes(late.message))
+
+
+def upload_limit(layout: Layout, rank: int) -> int:
+    """No upload of a run has more bytes than this."""
+    values = codec.upload_parameters(layout, rank, None, frozenset(FACTORS))
+    dense = sum(math.prod(shape) for _, shape in layout.dense)
+    return 4 * (values + dense) + values // 8 + 4 * len(layout.base) + 4096

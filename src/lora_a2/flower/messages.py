@@ -1,0 +1,133 @@
+"""Requests and answers as Flower's records. Codec bytes travel as they are, in one array; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, RecordDict
+
+from lora_a2.errors import NodeError, ReplyError
+from lora_a2.node.protocol import Answer, Request, read_request
+
+CLIENT_APP_ERROR = 2
+"""Flower's code for an error that a ClientApp reports."""
+
+_BYTES = "lora-a2.frame"
+
+
+def request_content(request: Request, state_dir: str = "") -> RecordDict:
+    """What the server sends for a request. The partition is not in it: a node knows its own.
+
+    `state_dir` is the folder of what simulated clients keep.
+    """
+    fields: dict[str, ConfigRecordValues] = {
+        "kind": request.kind,
+        "run-id": request.run_id,
+        "run": json.dumps(dict(request.run)),
+        "labels": list(request.labels),
+        "last-round": request.last_round,
+        "state-dir": state_dir,
+    }
+    content = RecordDict({"request": ConfigRecord(fields)})
+    if request.payload:
+        content["payload"] = _packed(request.payload)
+    return content
+
+
+def read_request_content(content: RecordDict, partition: int, num_partitions: int) -> tuple[Request, str]:
+    """The request that a node received, and the folder for simulated clients' state.
+
+    Raises:
+        NodeError: it is not a request of this release.
+    """
+    fields = content.config_records.get("request", ConfigRecord())
+    try:
+        run = json.loads(str(fields.get("run")))
+    except ValueError:
+        raise NodeError("The message is no request of lora-a2: run the same release at both ends.") from None
+    header = {
+        "kind": fields.get("kind"),
+        "run_id": fields.get("run-id"),
+        "run": run,
+        "labels": fields.get("labels"),
+        "last_round": fields.get("last-round"),
+        "partition": partition,
+        "num_partitions": num_partitions,
+    }
+    payload = _unpacked(content.array_records["payload"]) if "payload" in content.array_records else b""
+    return read_request(header, payload), str(fields.get("state-dir", ""))
+
+
+def answer_message(answer: Answer, message: Message) -> Message:
+    """The reply to `message`."""
+    content = RecordDict({"answer": ConfigRecord({**answer.metrics, "notes": list(answer.notes)})})
+    if answer.payload:
+        content["payload"] = _packed(answer.payload)
+    return Message(content, reply_to=message)
+
+
+def error_message(reason: str, message: Message) -> Message:
+    """The reply to `message` that says why there is no other."""
+    return Message(Error(CLIENT_APP_ERROR, reason), reply_to=message)
+
+
+def read_answer(message: Message, limit: int) -> Answer:
+    """The answer in a reply, with a payload of at most `limit` bytes.
+
+    Raises:
+        ReplyError: an error came back, or something else than an answer.
+    """
+    if message.has_error():
+        raise ReplyError(f"The node reports: {message.error.reason or 'an error without a reason'}")
+    content = message.content
+    if set(content) - {"answer", "payload"} or "answer" not in content.config_records:
+        raise ReplyError(f"The reply has the records {sorted(content)}; expected answer and payload.")
+    fields = dict(content.config_records["answer"])
+    notes = fields.pop("notes", [])
+    metrics: dict[str, int | float | str] = {}
+    for name, value in fields.items():
+        if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ReplyError(f"The reply has {name} = {str(value)[:40]}; expected a finite number or a short text.")
+        metrics[name] = value
+    if "payload" not in content:
+        payload = b""
+    elif "payload" not in content.array_records:
+        raise ReplyError("The reply's payload is no array.")
+    else:
+        size = received_bytes(message)
+        if size > limit:
+            raise ReplyError(f"The reply has {size} bytes; at most {limit} are accepted.")
+        payload = _unpacked(content.array_records["payload"])
+    return Answer(metrics, payload, tuple(str(note)[:200] for note in notes) if isinstance(notes, list) else ())
+
+
+def received_bytes(message: Message) -> int:
+    """The payload bytes that a reply carries, whatever it is."""
+    if message.has_error():
+        return 0
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def number(metrics: Mapping[str, int | float | str], name: str, low: int, high: int) -> int:
+    """A whole number of an answer.
+
+    Raises:
+        ReplyError: it is missing, of another type, or out of bounds.
+    """
+    value = metrics.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ReplyError(f"The node states {name} = {value!r}; expected a whole number from {low} to {high}.")
+    return value
+
+
+def _packed(data: bytes) -> ArrayRecord:
+    return ArrayRecord({"frame": Array("uint8", (len(data),), _BYTES, data)})
+
+
+def _unpacked(record: ArrayRecord) -> bytes:
+    arrays = list(record.values())
+    if len(arrays) != 1 or arrays[0].stype != _BYTES:
+        raise ReplyError(f"The payload has {len(arrays)} arrays; expected one of kind {_BYTES}.")
+    return arrays[0].data

@@ -1,0 +1,51 @@
+"""A Flower app for a user's own data, written from the templates beside this module."""
+
+from __future__ import annotations
+
+import json
+import keyword
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lora_a2.config import RunConfig
+from lora_a2.config_errors import kebab
+from lora_a2.errors import ConfigError
+from lora_a2.files import write_atomic
+from lora_a2.flower.options import WITHOUT, ServerOptions
+
+
+def default_config() -> dict[str, Any]:
+    """Every key of the app's run configuration with its default; an empty text where that depends on other keys."""
+    config, options = RunConfig(), ServerOptions.model_validate({})
+    values = {}
+    for name, field in RunConfig.model_fields.items():
+        if name not in WITHOUT:
+            plain = field.default_factory is None and getattr(config, name) is not None
+            values[kebab(name)] = getattr(config, name) if plain else ""
+    return values | {kebab(name): getattr(options, name) for name in ServerOptions.model_fields}
+
+
+def write_app(folder: Path) -> list[Path]:
+    """The files of a new app in `folder`, which is made and gives the app its name.
+
+    Raises:
+        ConfigError: the folder's name cannot be a package's, or something is there already.
+    """
+    name = folder.absolute().name
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.islower() or not name.isascii():
+        raise ConfigError(
+            f"{name!r} cannot name an app: use lower-case letters, digits and underscores, such as tickets."
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; choose a new folder.")
+    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in default_config().items())
+    written = []
+    for template in sorted(files("lora_a2.flower").joinpath("template").iterdir(), key=lambda t: t.name):
+        target = template.name.removesuffix(".txt")
+        path = folder / (name if target.endswith(".py") else "") / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = template.read_text(encoding="utf-8").replace("@NAME@", name).replace("@CONFIG@", settings)
+        write_atomic(path, text.encode())
+        written.append(path)
+    return written

@@ -1,0 +1,83 @@
+"""The run configuration of the Flower app: the keys of `RunConfig`, and those that only a server of real nodes needs.
+
+Flower knows no "not given", so an empty text stands for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_a2.config import RunConfig, make_config
+from lora_a2.config_errors import kebab, one_line
+from lora_a2.errors import ConfigError
+from lora_a2.rounds import RoundRules
+
+WITHOUT = frozenset({"cohort_size"})
+"""Fields of `RunConfig` that mean nothing here: every node trains one client."""
+
+
+class ServerOptions(BaseModel):
+    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True)
+
+    labels: str = Field("", description="Class names, NAME,NAME,... or a JSON list, where the server has no data.")
+    evaluation: Literal["auto", "server", "nodes", "none"] = Field(
+        "auto", description="Where the model is evaluated; auto: on the server if it has test data."
+    )
+    min_train_nodes: int = Field(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
+    max_node_examples: int = Field(0, ge=0, description="No node counts for more examples than this.")
+    start_timeout: float = Field(60, ge=0, description="How long the first round waits for all announced nodes.")
+    node_timeout: float = Field(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
+    round_timeout: float = Field(3600, gt=0, description="How long a node may take for its reply.")
+    max_attempts: int = Field(5, ge=1, description="How often a round with too few usable replies is tried.")
+    resume: str = Field("", description="The run directory to continue.")
+
+    @property
+    def rules(self) -> RoundRules:
+        """What a round must come to."""
+        return RoundRules(self.min_train_nodes, self.max_node_examples or None)
+
+    def label_names(self) -> tuple[str, ...]:
+        """The class names; empty where none are given.
+
+        Raises:
+            ConfigError: fewer than two, or one twice.
+        """
+        text = self.labels.strip()
+        if not text:
+            return ()
+        try:
+            found = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
+        except ValueError:
+            raise ConfigError(f"labels: {text[:40]!r} is neither NAME,NAME,... nor a JSON list.") from None
+        names = tuple(str(name) for name in found)
+        if len(set(names)) < max(2, len(names)) or not all(names):
+            raise ConfigError(f"labels: {text[:40]!r} must be two or more different names.")
+        return names
+
+
+def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
+    """Both halves of a run configuration. Keys are kebab-case; empty texts are left out.
+
+    Raises:
+        ConfigError: one line that names each wrong option.
+    """
+    own = set(map(kebab, ServerOptions.model_fields))
+    given = {kebab(key): value for key, value in values.items() if value != ""}
+    try:
+        options = ServerOptions.model_validate({key: v for key, v in given.items() if key in own})
+    except ValidationError as error:
+        raise ConfigError(one_line(error, sorted(own))) from None
+    options.label_names()
+    return make_config({key: v for key, v in given.items() if key not in own}, {}), options
+
+
+def sent_config(config: RunConfig) -> dict[str, Any]:
+    """What the nodes are told of a configuration: all but what concerns the server's own machine."""
+    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients"}
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)

@@ -1,0 +1,175 @@
+"""The ServerApp: from a run configuration to a finished run directory, over the nodes of a grid."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from lora_a2.algebra import moved_base
+from lora_a2.config import RunConfig, dump_config
+from lora_a2.data.labelled import Examples, LabelledData
+from lora_a2.data.sources import load_examples
+from lora_a2.driver import run_rounds
+from lora_a2.environment import environment
+from lora_a2.errors import ConfigError, RunError
+from lora_a2.flower.courier import Courier, log
+from lora_a2.flower.driver import FlowerDriver
+from lora_a2.flower.messages import request_content
+from lora_a2.flower.options import ServerOptions, read_options, sent_config
+from lora_a2.flower.roster import Roster
+from lora_a2.flower.simulated import LoadData
+from lora_a2.jobs import Rounds, config_of, finish, fresh_directory
+from lora_a2.model.pretrained import Model
+from lora_a2.node.protocol import Request
+from lora_a2.plans import federation_layout
+from lora_a2.runs import RunDirectory
+from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
+from lora_a2.simulation import Memories, evaluate_clients, make_pool
+from lora_a2.training.evaluate import evaluate, predict
+from lora_a2.training.pool import Pool
+from lora_a2.types import ServerState
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the server knows before it has spoken to a node. `num_clients` None: as many as the nodes announce."""
+
+    config: RunConfig
+    options: ServerOptions
+    run: RunDirectory | None
+    run_id: str
+    num_clients: int | None
+    data: LabelledData
+    model: Model
+
+
+def make_server_app(load_data: LoadData | None = None) -> ServerApp:
+    """A ServerApp. `load_data` gives class names and test data; None: what the run configuration names."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(Courier(grid), dict(context.run_config), load_data)
+
+    return app
+
+
+def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | None = None) -> RunDirectory:
+    """Runs a federation over the nodes that `courier` reaches, from the start or from where it was interrupted.
+
+    Raises:
+        LoraA2Error: an option is wrong, the nodes do not come, or a round does not succeed; what was finished is kept.
+    """
+    start = _prepare(run_config, load_data)
+    options, model = start.options, start.model
+    layout = federation_layout(model, start.config.chosen_method()).digest.hex()
+    roster = Roster(courier, lambda: request_content(_question(start)), layout, options.node_timeout)
+    roster.gather(options.min_train_nodes, options.start_timeout)
+    config = resolved(start.config, model, _num_clients(start, roster)).model_copy(update={"cohort_size": 1})
+    plan = plan_of(config, model, [], options.rules)
+    run = start.run or _create(start, config)
+    log.info("Run directory: %s", run.path)
+    with make_pool(model, plan) as pool:
+        driver = FlowerDriver(
+            courier,
+            roster,
+            plan,
+            options,
+            run_id=start.run_id,
+            config=config,
+            labels=start.data.label_names,
+            state_dir=str(run.path / "clients"),
+            evaluate=_server_evaluation(start, config, roster, pool),
+        )
+
+        def rounds(state: ServerState, memories: Memories) -> Rounds:
+            return run_rounds(plan, state, driver, driver)
+
+        records, seconds = finish(run, config, model, plan, rounds, driver)
+    log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)
+    return run
+
+
+def _prepare(run_config: dict[str, Any], load_data: LoadData | None) -> _Start:
+    config, options = read_options(run_config)
+    run = RunDirectory.open(Path(options.resume).expanduser().resolve()) if options.resume else None
+    run_id, num_clients = uuid.uuid4().hex, None
+    if run is not None:
+        config = config_of(run)
+        run_id, num_clients = str(run.environment().get("run_id")), config.num_clients
+    elif run_config.get("num-clients", "") != "":
+        num_clients = config.num_clients
+    data = _server_data(config, options, load_data)
+    if run is not None and data.fingerprint() != run.environment()["data_sha256"]:
+        raise RunError(f"The server's data of {run.path} have changed since it started: restore them, or start anew.")
+    return _Start(config, options, run, run_id, num_clients, data, open_model(config, data.label_names))
+
+
+def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> LabelledData:
+    """What the server has itself: all of a simulation's data; or, where class names are given, test data at most."""
+    labels = options.label_names()
+    if not labels:
+        return (load_data or open_data)(config)
+    nothing = Examples((), np.zeros(0, np.int64), None)
+    if config.test_data is None:
+        return LabelledData("nodes", nothing, nothing, labels)
+    test = load_examples(config.test_data, labels, text_column=config.text_column, label_column=config.label_column)
+    return LabelledData("nodes", nothing, test, labels)
+
+
+def _question(start: _Start) -> Request:
+    return Request(
+        kind="profile",
+        run_id=start.run_id,
+        run=sent_config(resolved(start.config, start.model, 1)),
+        labels=start.data.label_names,
+        partition=0,
+        num_partitions=1,
+    )
+
+
+def _num_clients(start: _Start, roster: Roster) -> int:
+    if start.num_clients not in (None, roster.num_partitions):
+        raise ConfigError(
+            f"num-clients is {start.num_clients}, but the nodes announce {roster.num_partitions}: in a simulation give "
+            f"--federation-config num-supernodes={start.num_clients}; elsewhere num-partitions in each --node-config."
+        )
+    return roster.num_partitions
+
+
+def _create(start: _Start, config: RunConfig) -> RunDirectory:
+    path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).expanduser().resolve()
+    facts = {**environment(start.model, start.data), "run_id": start.run_id, "flwr": version("flwr")}
+    return RunDirectory.create(path, dump_config(config.model_copy(update={"output_dir": str(path)})), facts)
+
+
+def _server_evaluation(
+    start: _Start, config: RunConfig, roster: Roster, pool: Pool
+) -> Callable[[ServerState], dict[str, Any]] | None:
+    """The server's own evaluation: in a simulation client by client, as its data are all of theirs."""
+    chosen, test = start.options.evaluation, start.data.test
+    if chosen == "none" or chosen == "nodes" or (chosen == "auto" and not len(test)):
+        return None
+    if not len(test):
+        raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
+    if roster.simulated:
+        clients = open_clients(config, start.data, start.model)
+        return lambda state: evaluate_clients(pool, state, clients).to_json()
+    sentences = start.model.tokenize(test.texts)
+
+    def central(state: ServerState) -> dict[str, Any]:
+        base = moved_base(state.base, state.base_update)
+        return evaluate(predict(pool, state.adapter, base, sentences).argmax(1), test.labels).to_json()
+
+    return central
+
+
+app = make_server_app()

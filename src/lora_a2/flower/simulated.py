@@ -1,0 +1,46 @@
+"""Clients of Flower's simulation engine: computed in the actor's process, which loads model and data once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_a2.config import RunConfig
+from lora_a2.data.labelled import LabelledData
+from lora_a2.model.pretrained import Model
+from lora_a2.node.participant import Participant, threads
+from lora_a2.node.protocol import Request
+from lora_a2.setup import open_clients, open_data
+from lora_a2.simulation import Client
+
+LoadData = Callable[[RunConfig], LabelledData]
+"""The whole data set of a simulation, before it is split over the clients."""
+
+_participants: dict[tuple[object, str], Participant] = {}
+
+
+def participant(load_data: LoadData | None, state_dir: str) -> Participant:
+    """This process's participant, made when it is first asked for. `state_dir` is empty until there is state to keep."""
+    key = load_data, state_dir
+    if key not in _participants:
+        threads(1)
+        earlier = _participants.pop((load_data, ""), None)
+        _participants.clear()  # of an earlier run in this process
+        if earlier is None:
+            earlier = Participant(_Split(load_data or open_data), Path())
+        earlier.store = Path(state_dir)
+        _participants[key] = earlier
+    return _participants[key]
+
+
+class _Split:
+    """Gives each partition its share; the split is made once for all of them."""
+
+    def __init__(self, load_data: LoadData) -> None:
+        self._load_data = load_data
+        self._last: tuple[tuple[RunConfig, Model], tuple[Client, ...]] | None = None
+
+    def __call__(self, config: RunConfig, request: Request, model: Model) -> Client:
+        if self._last is None or self._last[0][0] != config or self._last[0][1] is not model:
+            self._last = (config, model), open_clients(config, self._load_data(config), model)
+        return self._last[1][request.partition]

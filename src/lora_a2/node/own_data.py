@@ -1,0 +1,68 @@
+"""The data of one node: its own file, with the class names that the federation agreed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_a2.config import RunConfig
+from lora_a2.data.labelled import Examples
+from lora_a2.data.sources import count_rows, load_data, load_examples
+from lora_a2.model.pretrained import Model
+from lora_a2.node.protocol import Request
+from lora_a2.simulation import Client
+from lora_a2.training.local import TokenizedExamples
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Where a node's examples are, and which of them are for testing.
+
+    `test_fraction` is held out where the data bring no test set and `test_data` names none; 0: nothing is.
+    """
+
+    data: str
+    text_column: str | None = None
+    label_column: str | None = None
+    test_data: str | None = None
+    test_fraction: float = 0.2
+
+    def __call__(self, config: RunConfig, request: Request, model: Model) -> Client:
+        """The node's examples, tokenised.
+
+        Raises:
+            DataError: they cannot be read, or have a label that the federation does not know.
+        """
+        train, test = self._examples(request.labels, config.seed)
+        name = f"client {request.partition}"
+        return Client(request.partition, name, _tokenised(train, model), _tokenised(test, model))
+
+    def check(self) -> int:
+        """The number of examples in the file, before any federation is there to ask for them.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return count_rows(self.data, text_column=self.text_column, label_column=self.label_column)
+
+    def _examples(self, labels: tuple[str, ...], seed: int) -> tuple[Examples, Examples]:
+        if self.test_data is None and self.test_fraction == 0:
+            train = load_examples(
+                self.data, labels, text_column=self.text_column, label_column=self.label_column, training=True
+            )
+            return train, train.take(np.zeros(0, np.int64))
+        found = load_data(
+            self.data,
+            text_column=self.text_column,
+            label_column=self.label_column,
+            test_data=self.test_data,
+            hold_out=self.test_fraction,
+            label_names=labels,
+            seed=seed,
+        )
+        return found.train, found.test
+
+
+def _tokenised(examples: Examples, model: Model) -> TokenizedExamples:
+    return TokenizedExamples(model.tokenize(examples.texts), examples.labels)

@@ -1,0 +1,127 @@
+"""The resident worker: answers requests on a local socket that only its own user may open, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lora_a2.errors import LoraA2Error, NodeError
+from lora_a2.node.protocol import Answer, Request, read_request, receive, send
+
+log = logging.getLogger("lora_a2.node")
+
+_PATH_LIMIT = 107
+"""Bytes of a socket's path that Linux takes."""
+_READ_SECONDS = 60.0
+"""How long a connection may stay silent in the middle of a message."""
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket at `path`, mode 0600 in a folder that is this user's alone, and taken away at the end.
+
+    Raises:
+        NodeError: others may enter the folder, the path is too long, or another worker listens there.
+    """
+    path = path.expanduser().absolute()
+    if len(os.fsencode(path)) > _PATH_LIMIT:
+        raise NodeError(f"The socket's path {path} is longer than {_PATH_LIMIT} bytes; choose a shorter one.")
+    _own_folder(path.parent)
+    _free(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(16)
+        try:
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def serve(listener: socket.socket, answer: Callable[[Request], Answer], limit: int) -> None:
+    """Answers requests until it is interrupted. What goes wrong in one is answered, logged, and forgotten.
+
+    `limit` is the largest payload in bytes that is accepted.
+    """
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            serve_one(connection, answer, limit)
+
+
+def serve_one(connection: socket.socket, answer: Callable[[Request], Answer], limit: int) -> None:
+    """Answers one request. An error goes back as its one line, so that no traceback carries data out of the node."""
+    try:
+        if (peer := _peer(connection)) != os.geteuid():
+            raise NodeError(f"User {peer} may not use this worker.")
+        connection.settimeout(_READ_SECONDS)
+        request = read_request(*receive(connection, limit))
+        began = time.perf_counter()
+        found = answer(request)
+        connection.settimeout(_READ_SECONDS)
+        send(connection, {"metrics": dict(found.metrics), "notes": list(found.notes)}, found.payload)
+        _log_answer(request, found, time.perf_counter() - began)
+    except LoraA2Error as error:
+        log.error("Refused: %s", error)
+        _complain(connection, str(error))
+    except OSError as error:
+        log.error("The connection broke: %s", error)
+    except Exception as error:
+        log.exception("An error that should not happen.")
+        _complain(connection, f"The worker failed with {type(error).__name__}; its log says more.")
+
+
+def _log_answer(request: Request, answer: Answer, seconds: float) -> None:
+    for note in answer.notes:
+        log.warning("%s", note)
+    log.info(
+        "%s of run %s: %d bytes in, %d bytes out, %.1f s.",
+        *(request.kind.capitalize(), request.run_id[:8], len(request.payload), len(answer.payload), seconds),
+    )
+
+
+def _complain(connection: socket.socket, reason: str) -> None:
+    with suppress(OSError):
+        send(connection, {"error": reason}, b"")
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end, as the kernel knows it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def _own_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise NodeError(
+            f"The folder {folder} of the socket has mode {stat.S_IMODE(found.st_mode):04o} and owner {found.st_uid}: it must "
+            f"be yours alone; choose a new folder, or run: chmod 700 {folder}"
+        )
+
+
+def _free(path: Path) -> None:
+    """Removes a socket that a killed worker left behind."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise NodeError(f"{path} is not a socket; choose another --socket.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink()
+        else:
+            raise NodeError(f"Another worker listens at {path}: stop it, or choose another --socket.")

@@ -1,0 +1,62 @@
+"""What both ends of a federation agree on before the first round, each from its own copy of the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lora_a2.algebra import initial_adapter
+from lora_a2.clients import Federation
+from lora_a2.codec import ValueType
+from lora_a2.method import Method
+from lora_a2.model.defaults import model_defaults
+from lora_a2.model.pretrained import Model, layout_head
+from lora_a2.probes import get_probe
+from lora_a2.randomness import generator
+from lora_a2.training.full import weight_shapes
+from lora_a2.training.local import TrainingSettings
+from lora_a2.types import ClientProfile, Layout
+
+
+def make_profile(method: Method, client: int, r: int, rank_budget: int, num_examples: int) -> ClientProfile:
+    """With selection a client holds all r ranks and uploads within its budget; without, it holds as many as its budget."""
+    return ClientProfile(client, r if method.select else rank_budget, rank_budget, num_examples)
+
+
+def make_federation(
+    model: Model,
+    method: Method,
+    *,
+    rank: int,
+    lora_alpha: float,
+    local_epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    learning_rate_ratio: float | None,
+    weight_decay: float,
+    wire_dtype: ValueType,
+    probe: str | None,
+    probe_batches: int | None,
+    seed: int,
+) -> Federation:
+    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter."""
+    return Federation(
+        method=method,
+        layout=federation_layout(model, method),
+        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
+        seed=seed,
+        local_epochs=local_epochs,
+        training=TrainingSettings(
+            batch_size=batch_size,
+            learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
+            learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
+            weight_decay=weight_decay,
+            penalty=method.penalty,
+        ),
+        wire_dtype=wire_dtype,
+        probe=get_probe(method, probe, probe_batches),
+    )
+
+
+def federation_layout(model: Model, method: Method) -> Layout:
+    """The model's layout, with every weight where the method trains all of them."""
+    return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout
