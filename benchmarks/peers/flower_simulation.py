@@ -62,7 +62,8 @@ def serve(job: Job, answer: Answer) -> None:
         found: dict[str, np.ndarray] = {}
 
         def round_() -> None:
-            strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=len(workload.clients))
+            everyone = len(workload.clients)
+            strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone)
             config = ConfigRecord({"folder": str(job.folder), "bfloat16": job.bfloat16})
             result = strategy.start(grid, _record(workload.start), num_rounds=1, train_config=config)
             found.update({name: array.numpy() for name, array in result.arrays.items()})
