@@ -101,6 +101,7 @@ class Roster:
     def _ask(self, online: set[int]) -> None:
         """Asks those who are new, or whose refusal is a while ago."""
         now = self._courier.clock()
+        self._refused = {node: why for node, why in self._refused.items() if node in online}
         waiting = {node for node, _ in self._asked.values()}
         settled = self._known.keys() | {node for node, (_, since) in self._refused.items() if now < since + _ASK_AGAIN}
         for node in sorted(online - waiting - settled):
