@@ -6,7 +6,7 @@ What a machine of its own runs in a real deployment is a process of its own here
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import tomlkit
