@@ -15,12 +15,17 @@ from lora_a2.flower.certificates import Certificates, make_certificates
 from lora_a2.flower.processes import Processes, free_port
 
 CONNECTION = "deployment"
-SUPERLINK = "superlink"
+SUPERLINK, RUN = "superlink", "run"
 
 
 def supernode(node: int) -> str:
     """The name of a node's SuperNode process."""
     return f"supernode-{node}"
+
+
+def worker(node: int) -> str:
+    """The name of a node's worker process."""
+    return f"worker-{node}"
 
 
 class Deployment:
@@ -82,10 +87,9 @@ class Deployment:
         """What a command of Flower's command line prints."""
         return self.processes.call(["flwr", *arguments])
 
-    def start_run(self, app: Path, config: Path) -> None:
-        """Submits an app and streams the ServerApp's log into that of the process "run", which ends with the run."""
-        command = ["flwr", "run", str(app), CONNECTION, "--stream", f"--run-config={config}"]
-        self.processes.start("run", command)
+    def start_run(self, app: Path) -> None:
+        """Submits an app; the process RUN streams the ServerApp's log into its own, and ends with the run."""
+        self.processes.start(RUN, ["flwr", "run", str(app), CONNECTION, "--stream"], lasting=False)
 
     def _listening(self) -> bool:
         try:

@@ -61,6 +61,7 @@ class Processes:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lasting: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -70,8 +71,8 @@ class Processes:
     ) -> None:
         self.stop_all()
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Starts a process in the background; its output is appended to `log(name)`."""
+    def start(self, name: str, command: Sequence[str], *, lasting: bool = True) -> None:
+        """Starts a process in the background; its output is appended to `log(name)`. One that is not `lasting` may end."""
         if self.alive(name):
             raise RunError(f"{name} runs already.")
         with self.log(name).open("ab") as log:
@@ -83,6 +84,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others in order
             )
+        (self._lasting.add if lasting else self._lasting.discard)(name)
 
     def call(self, command: Sequence[str], limit: float = 60.0) -> str:
         """Runs a command to its end and returns what it printed.
@@ -118,13 +120,13 @@ class Processes:
         return name in self._running and self._running[name].poll() is None
 
     def check(self) -> None:
-        """Sees to it that every process still runs.
+        """Sees to it that every lasting process still runs.
 
         Raises:
             RunError: one has ended; with the last line that it wrote.
         """
         for name, process in self._running.items():
-            if process.poll() is not None:
+            if name in self._lasting and process.poll() is not None:
                 raise RunError(
                     f"{name} ended with status {process.returncode}: {_last_words(self.log(name).read_bytes())}"
                 )
