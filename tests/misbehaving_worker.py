@@ -1,17 +1,18 @@
-"""A node's worker that misbehaves: python misbehaving_worker.py SOCKET REAL_SOCKET FAULT ROUNDS [--delay SECONDS]
+"""A node's worker that misbehaves: python misbehaving_worker.py SOCKET REAL_SOCKET [ROUND=FAULT ...]
 
-It stands before a real worker, hands requests on, and tampers with the answers of the rounds named (such as 2,3). Standard
-library and the protocol only, so that it starts at once.
+It stands before a real worker, hands requests on, and tampers with its uploads in the rounds named, such as 2=garbage or
+3=late:20 (seconds). It says so on standard output. Standard library and the protocol only, so that it starts at once.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import socket
 import struct
+import sys
+import threading
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
@@ -27,11 +28,11 @@ def signed(body: bytes) -> bytes:
     return body + CHECKSUM.pack(zlib.crc32(body))
 
 
-class Tamper:
-    """The faults, each a function of an answer's payload; `kept` is the last honest one."""
+class Faults:
+    """What can be wrong with an upload, a method each; `kept` is the last honest one."""
 
-    def __init__(self, delay: float) -> None:
-        self.delay, self.kept = delay, b""
+    def __init__(self) -> None:
+        self.kept = b""
 
     def garbage(self, payload: bytes) -> bytes:
         """As long as an upload, and noise."""
@@ -50,13 +51,16 @@ class Tamper:
         """An upload with 64 MiB behind it."""
         return payload + bytes(64 << 20)
 
-    def late(self, payload: bytes) -> bytes:
-        """The right upload, after the round is over."""
-        time.sleep(self.delay)
+    def late(self, payload: bytes, seconds: str) -> bytes:
+        """The right upload, when the round is over."""
+        time.sleep(float(seconds))
         return payload
 
-
-FAULTS = ("garbage", "nan", "replay", "oversized", "late")
+    def apply(self, fault: str, payload: bytes) -> bytes:
+        """The fault named, with what stands behind its colon."""
+        name, *arguments = fault.split(":")
+        tampered: bytes = getattr(self, name)(payload, *arguments)
+        return tampered
 
 
 def server_round(request: Request) -> int:
@@ -65,44 +69,45 @@ def server_round(request: Request) -> int:
     return int(number)
 
 
-def serve(path: Path, real: Path, fault: Callable[[bytes], bytes], tamper: Tamper, rounds: set[int]) -> None:
-    """Answers one request after the other, for ever."""
+def serve(path: Path, real: Path, plan: dict[int, str]) -> None:
+    """Answers requests for ever; each fault of `plan` once."""
+    faults = Faults()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
         while True:
             connection, _ = listener.accept()
-            with connection:
-                request = read_request(*receive(connection, LIMIT))
-                answer = ask(real, request, timeout=600, limit=LIMIT)
-                payload = answer.payload
-                if request.kind == "train":
-                    if server_round(request) in rounds:
-                        payload = fault(payload)
-                    else:
-                        tamper.kept = payload
-                reply(connection, answer, payload)
+            threading.Thread(target=answer, args=(connection, real, plan, faults), daemon=True).start()
 
 
-def reply(connection: socket.socket, answer: Answer, payload: bytes) -> None:
+def answer(connection: socket.socket, real: Path, plan: dict[int, str], faults: Faults) -> None:
+    """One request, handed on, and its answer, honest or not."""
+    with connection:
+        request = read_request(*receive(connection, LIMIT))
+        given = ask(real, request, timeout=600, limit=LIMIT)
+        payload = given.payload
+        if request.kind == "train":
+            number = server_round(request)
+            if fault := plan.pop(number, ""):
+                print(f"round {number}: {fault}", flush=True)
+                payload = faults.apply(fault, payload)
+            else:
+                faults.kept = payload
+        reply(connection, given, payload)
+
+
+def reply(connection: socket.socket, given: Answer, payload: bytes) -> None:
     """Sends an answer, unless whoever asked has gone."""
-    try:
-        send(connection, {"metrics": dict(answer.metrics), "notes": list(answer.notes)}, payload)
-    except BrokenPipeError:
-        pass
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        send(connection, {"metrics": dict(given.metrics), "notes": list(given.notes)}, payload)
 
 
 def main() -> None:
     """Parses the command line and serves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("socket", type=Path)
-    parser.add_argument("real", type=Path)
-    parser.add_argument("fault", choices=FAULTS)
-    parser.add_argument("rounds", type=lambda text: {int(number) for number in text.split(",")})
-    parser.add_argument("--delay", type=float, default=0.0)
-    options = parser.parse_args()
-    tamper = Tamper(options.delay)
-    serve(options.socket, options.real, getattr(tamper, options.fault), tamper, options.rounds)
+    path, real, *rest = sys.argv[1:]
+    plan = {int(number): fault for number, fault in (item.split("=") for item in rest)}
+    Path(path).unlink(missing_ok=True)
+    serve(Path(path), Path(real), plan)
 
 
 if __name__ == "__main__":
