@@ -68,16 +68,21 @@ class Deployment:
         """Tells the SuperLink a node's public key; without, it refuses the node."""
         self.flwr("supernode", "register", str(self.certificates.node_public_key(node)), CONNECTION)
 
-    def start_supernode(self, node: int, config: Mapping[str, str | int], authority: Path | None = None) -> None:
-        """Starts a SuperNode. `config` is told to its ClientApp; `authority` is whom it trusts (None: ours)."""
+    def start_supernode(
+        self, node: int, config: Mapping[str, str | int], *, authority: Path | None = None, port: int | None = None
+    ) -> None:
+        """Starts a SuperNode. `config` is told to its ClientApp; it trusts `authority` (None: ours) and looks for the
+        SuperLink at `port` (None: where it is)."""
         values = {"partition-id": node, "num-partitions": self.nodes, **config}
         self.processes.start(
             supernode(node),
             [
-                "flower-supernode",
+                "python",
+                "-m",
+                "lora_a2.flower.supernode",
                 f"--root-certificates={authority or self.certificates.authority}",
                 f"--auth-supernode-private-key={self.certificates.node_key(node)}",
-                f"--superlink={self.address}",
+                f"--superlink=127.0.0.1:{port or self.port}",
                 f"--port={free_port()}",
                 f"--node-config={node_config(values)}",
             ],

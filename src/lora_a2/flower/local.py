@@ -58,9 +58,9 @@ class LocalDeployment(Deployment):
             ],
         )
 
-    def start_node(self, node: int) -> None:
-        """Starts the SuperNode of a node that has a worker."""
-        self.start_supernode(node, {"worker-socket": str(self.socket(node))})
+    def start_node(self, node: int, port: int | None = None) -> None:
+        """Starts the SuperNode of a node that has a worker; `port` is where it finds the SuperLink."""
+        self.start_supernode(node, {"worker-socket": str(self.socket(node))}, port=port)
 
     def start_all(self, say: Say) -> None:
         """Starts everything but the run, and waits until the workers listen."""
