@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import share_of, write_shares
+from lora_a2.jobs import config_of, fresh_directory
+from lora_a2.runs import RunDirectory
 
 Say = Callable[[str], None]
 """Takes a line for the user."""
@@ -96,6 +99,60 @@ def run_values(config: RunConfig) -> dict[str, Value]:
 
 def _flat(value: Any) -> Value:
     return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    """Deploys, runs a configuration from the start, and takes everything down; returns a summary.
+
+    `options` are those of the server alone, such as min-train-nodes.
+
+    Raises:
+        LoraA2Error: anything the user gave is wrong, or the run did not succeed.
+        KeyboardInterrupt: Ctrl-C; its text says how to continue.
+    """
+    path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).resolve()
+    RunDirectory.check_free(path)
+    return _run(config.model_copy(update={"output_dir": str(path)}), options, say)
+
+
+def resume(run_dir: Path, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    """Deploys anew and continues a run after its last finished round; as `launch`."""
+    run = RunDirectory.open(run_dir.resolve())
+    config = config_of(run).model_copy(update={"output_dir": str(run.path)})
+    return _run(config, {**options, "resume": str(run.path)}, say)
+
+
+def _run(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    run = RunDirectory(Path(str(config.output_dir)))
+    try:
+        with local_deployment(config, run.path.with_name(f"{run.path.name}-nodes")) as deployment:
+            deployment.start_all(say)
+            deployment.submit(options)
+            follow(deployment, say)
+    except KeyboardInterrupt:
+        begun = (run.path / "config.toml").exists()
+        raise KeyboardInterrupt(_interrupted(run.path) if begun else "Interrupted before the first round.") from None
+    run.require_finished()
+    return summary(run)
+
+
+def _interrupted(path: Path) -> str:
+    return f"Interrupted; continue with: lora-a2 flower local-deployment --resume {shlex.quote(str(path))}"
+
+
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """What a finished run comes to: its last metrics, what was sent, and where it is."""
+    records = [json.loads(line) for line in run.ledger.read_bytes().splitlines()]
+    metrics = records[-1]["metrics"]
+    return {
+        **{name: metrics[name] for name in ("accuracy", "macro_f1") if name in metrics},
+        "server_rounds": len(records),
+        "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
+        "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
+        "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
+        "adapter": str(run.adapter),
+        "output_dir": str(run.path),
+    }
 
 
 def follow(deployment: LocalDeployment, say: Say) -> None:
