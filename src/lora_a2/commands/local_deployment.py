@@ -71,11 +71,14 @@ def command(
 
     options = {"min-train-nodes": min_train_nodes, "round-timeout": round_timeout}
     say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
-    if run_dir is None:
-        values = {**(load_config(config_file) if config_file else {}), "num-clients": nodes}
-        summary = launch(make_config(values, flags), options, say)
-    else:
-        summary = resume(run_dir, options, say)
+    try:
+        if run_dir is None:
+            values = {**(load_config(config_file) if config_file else {}), "num-clients": nodes}
+            summary = launch(make_config(values, flags), options, say)
+        else:
+            summary = resume(run_dir, options, say)
+    except KeyboardInterrupt as error:
+        raise click.Abort(str(error)) from None
     if as_json:
         print_json(summary)
         return

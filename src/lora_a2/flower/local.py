@@ -18,6 +18,7 @@ from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import share_of, write_shares
+from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import config_of, fresh_directory
 from lora_a2.runs import RunDirectory
 
@@ -87,7 +88,11 @@ class LocalDeployment(Deployment):
 @contextmanager
 def local_deployment(config: RunConfig, state: Path) -> Iterator[LocalDeployment]:
     """A deployment in a temporary folder, which goes with it."""
-    with tempfile.TemporaryDirectory(prefix="lora-a2-") as home, Processes(Path(home)) as processes:
+    with (
+        tempfile.TemporaryDirectory(prefix="lora-a2-") as home,
+        Processes(Path(home)) as processes,
+        interruptible(),
+    ):
         yield LocalDeployment(processes, config, state)
 
 

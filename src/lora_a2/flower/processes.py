@@ -20,6 +20,7 @@ from typing import Self
 import psutil
 
 from lora_a2.errors import RunError
+from lora_a2.flower.signals import undisturbed
 
 GRACE_SECONDS = 10.0
 """How long a process has to end by itself before it is killed."""
@@ -69,7 +70,8 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop_all()
+        with undisturbed():
+            self.stop_all()
 
     def start(self, name: str, command: Sequence[str], *, lasting: bool = True) -> None:
         """Starts a process in the background; its output is appended to `log(name)`. One that is not `lasting` may end."""

@@ -35,7 +35,7 @@ def main() -> None:
     from flwr.supernode.cli import flower_supernode
 
     if getattr(start_client_internal, "time", None) is time:
-        start_client_internal.time = ShortSleeps("time")
+        vars(start_client_internal)["time"] = ShortSleeps("time")
     else:
         print("This release of Flower is unknown: each round waits up to 3 seconds for a SuperNode.", file=sys.stderr)
     flower_supernode()
