@@ -1,59 +1,90 @@
-"""A TCP proxy on the loopback that counts the bytes that pass it, by direction and connection."""
+"""A proxy between a SuperNode and its SuperLink that counts what the node sends, request by request.
+
+It holds the server's certificate and so ends TLS, which the node and the SuperLink both speak as ever. Counted are HTTP's
+headers and bodies; TLS adds 22 bytes to each 16 KiB, and some 2 KB for each new connection.
+"""
 
 from __future__ import annotations
 
+import re
 import socket
-import socketserver
+import ssl
 import threading
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
+from lora_a2.flower.certificates import Certificates
+
+LENGTH = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
+
 
 class CountingProxy:
-    """Listens on `port` and passes everything on to `target` of this machine; a context.
+    """Listens on `port` of the loopback and passes everything on to the SuperLink at `target`; a context.
 
-    `upstream` and `downstream` are the bytes sent to the target and back since the start, TCP's and IP's headers left out.
+    Attributes:
+        sent: request path → bytes that the node sent for it.
     """
 
-    def __init__(self, target: int) -> None:
-        self.upstream = self.downstream = 0
-        self._lock = threading.Lock()
-        proxy = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                with socket.create_connection(("127.0.0.1", target)) as other:
-                    back = threading.Thread(target=proxy._pump, args=(other, self.request, False), daemon=True)
-                    back.start()
-                    proxy._pump(self.request, other, True)
-                    back.join()
-
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-            block_on_close = False
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.port = int(self._server.server_address[1])
+    def __init__(self, target: int, certificates: Certificates) -> None:
+        self.sent: Counter[str] = Counter()
+        self._target = target
+        self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._server.load_cert_chain(certificates.server_certificate, certificates.server_key)
+        self._client = ssl.create_default_context(cafile=str(certificates.authority))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._listener.close()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
         try:
-            while data := source.recv(1 << 16):
-                with self._lock:
-                    if up:
-                        self.upstream += len(data)
-                    else:
-                        self.downstream += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:  # one side has gone; the other learns of it when it writes
+            plain = socket.create_connection(("127.0.0.1", self._target))
+            with (
+                self._server.wrap_socket(connection, server_side=True) as node,
+                self._client.wrap_socket(plain, server_hostname="localhost") as superlink,
+            ):
+                threading.Thread(target=_pass_on, args=(superlink, node), daemon=True).start()
+                self._count(node, superlink)
+        except OSError:  # either side has gone
             pass
+
+    def _count(self, node: socket.socket, superlink: socket.socket) -> None:
+        """Passes on one request after the other."""
+        data = b""
+        while True:
+            while b"\r\n\r\n" not in data:
+                if not (piece := node.recv(1 << 16)):
+                    return
+                data += piece
+            head = data.partition(b"\r\n\r\n")[0]
+            found = LENGTH.search(head)
+            size = len(head) + 4 + (int(found[1]) if found else 0)
+            while len(data) < size:
+                data += node.recv(1 << 16)
+            superlink.sendall(data[:size])
+            self.sent[head.split(b" ")[1].decode()] += size
+            data = data[size:]
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    except OSError:  # either side has gone
+        pass

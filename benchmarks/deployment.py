@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/deployment.py --only overhead
 
 overhead: seconds from one round's line in the ledger to the next, less what the slowest node says that it trained; the
-first round and the evaluation left out; median. bytes: what a SuperNode sends, counted by a proxy between it and the SuperLink,
-TLS and every request of the rounds included, over the codec's bytes; what it sends when idle is measured before and taken off.
+first round and the evaluation left out; median. network: the requests by which a SuperNode sends its replies, headers
+included, counted by a proxy between it and the SuperLink, over the codec's bytes; what it sends besides is told apart.
 identical: the adapter of the deployment against that of `lora-a2 run`. nodes: 200 SuperNodes in Flower's simulation engine;
 memory of all processes together, pages that are shared counted once.
 """
@@ -34,6 +34,8 @@ from lora_a2.jobs import launch
 from lora_a2.simulation import Observer
 
 NODES, MANY = 3, 200
+UPLOADING = ("push-messages", "push-object")
+"""The requests by which a SuperNode sends a reply."""
 Figures = dict[str, float]
 
 
@@ -90,22 +92,17 @@ def network(folder: Path) -> Figures:
         deployment.start_worker(0)
         deployment.register(0)
         deployment.processes.wait_until(deployment.socket(0).exists, "Starting the worker")
-        with CountingProxy(deployment.port) as proxy:
+        with CountingProxy(deployment.port, deployment.certificates) as proxy:
             deployment.start_node(0, port=proxy.port)
-            deployment.processes.wait_until(lambda: proxy.upstream > 0, "Joining")
-            idle = _rate(proxy)
-            before, began = proxy.upstream, time.monotonic()
             seen = watch(deployment, folder / "run")
-            sent = proxy.upstream - before - idle * (time.monotonic() - began)
     uploads = sum(record["uploaded_bytes"] for _, record in seen)
-    return {"upload_bytes": uploads / len(seen), "network_ratio": sent / uploads, "idle_bytes_per_second": idle}
-
-
-def _rate(proxy: CountingProxy, seconds: float = 20.0) -> float:
-    time.sleep(5)  # joining is over
-    before = proxy.upstream
-    time.sleep(seconds)
-    return (proxy.upstream - before) / seconds
+    carried = sum(size for path, size in proxy.sent.items() if path.rpartition("/")[2] in UPLOADING)
+    rest = sum(proxy.sent.values()) - carried
+    return {
+        "upload_bytes": uploads / len(seen),
+        "network_ratio": carried / uploads,
+        "other_requests_bytes_per_round": rest / len(seen),
+    }
 
 
 def identical(folder: Path) -> Figures:
