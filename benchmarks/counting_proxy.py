@@ -7,6 +7,7 @@ headers and bodies; TLS adds 22 bytes to each 16 KiB, and some 2 KB for each new
 from __future__ import annotations
 
 import re
+import select
 import socket
 import ssl
 import threading
@@ -59,32 +60,41 @@ class CountingProxy:
                 self._server.wrap_socket(connection, server_side=True) as node,
                 self._client.wrap_socket(plain, server_hostname="localhost") as superlink,
             ):
-                threading.Thread(target=_pass_on, args=(superlink, node), daemon=True).start()
-                self._count(node, superlink)
+                _pass_on(node, superlink, Requests(self.sent))
         except OSError:  # either side has gone
             pass
 
-    def _count(self, node: socket.socket, superlink: socket.socket) -> None:
-        """Passes on one request after the other."""
-        data = b""
-        while True:
-            while b"\r\n\r\n" not in data:
-                if not (piece := node.recv(1 << 16)):
-                    return
-                data += piece
-            head = data.partition(b"\r\n\r\n")[0]
-            found = LENGTH.search(head)
-            size = len(head) + 4 + (int(found[1]) if found else 0)
-            while len(data) < size:
-                data += node.recv(1 << 16)
-            superlink.sendall(data[:size])
-            self.sent[head.split(b" ")[1].decode()] += size
-            data = data[size:]
+
+class Requests:
+    """Counts the requests of one connection, fed with its bytes as they come."""
+
+    def __init__(self, sent: Counter[str]) -> None:
+        self._sent, self._head, self._path, self._left = sent, b"", "", 0
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes."""
+        while data:
+            if self._left:
+                body, data = data[: self._left], data[self._left :]
+                self._left -= len(body)
+                self._sent[self._path] += len(body)
+                continue
+            self._head, found, data = (self._head + data).partition(b"\r\n\r\n")
+            if not found:
+                return
+            length = LENGTH.search(self._head)
+            self._path, self._left = self._head.split(b" ")[1].decode(), int(length[1]) if length else 0
+            self._sent[self._path] += len(self._head) + len(found)
+            self._head = b""
 
 
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    except OSError:  # either side has gone
-        pass
+def _pass_on(node: ssl.SSLSocket, superlink: ssl.SSLSocket, requests: Requests) -> None:
+    """Both directions in one thread, since a TLS connection is not to be used by two at once."""
+    while True:
+        waiting = [side for side in (node, superlink) if side.pending()]
+        for side in waiting or select.select([node, superlink], [], [])[0]:
+            if not (data := side.recv(1 << 16)):
+                return
+            (superlink if side is node else node).sendall(data)
+            if side is node:
+                requests.feed(data)
