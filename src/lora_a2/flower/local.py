@@ -164,7 +164,7 @@ def follow(deployment: LocalDeployment, say: Say) -> None:
     """Passes on what the server logs until the run ends.
 
     Raises:
-        RunError: a process of the deployment ended before.
+        RunError: it could not be started, or a process of the deployment ended before.
     """
     processes = deployment.processes
     with processes.log(RUN).open("rb") as log:
@@ -177,6 +177,7 @@ def follow(deployment: LocalDeployment, say: Say) -> None:
             return done
 
         processes.wait_until(ended, "The run", limit=math.inf)
+    processes.finish(RUN)
 
 
 def _whole_lines(log: BinaryIO) -> Iterator[bytes]:

@@ -133,6 +133,16 @@ class Processes:
                     f"{name} ended with status {process.returncode}: {_last_words(self.log(name).read_bytes())}"
                 )
 
+    def finish(self, name: str) -> None:
+        """Takes note that a process has ended by itself.
+
+        Raises:
+            RunError: it ended with an error.
+        """
+        process = self._running.pop(name)
+        if process.wait():
+            raise RunError(f"{name} ended with status {process.returncode}: {_last_words(self.log(name).read_bytes())}")
+
     def wait_until(self, ready: Callable[[], bool], what: str, limit: float = 60.0) -> None:
         """Waits until `ready()`, with all processes alive.
 
@@ -162,14 +172,15 @@ class Processes:
 
     def stop_all(self) -> None:
         """Ends every process, the last started first; what they leave behind is killed."""
+        families = [member for process in self._running.values() for member in _family(process.pid)]
         _terminate(list(reversed(self._running.values())))
-        _kill(self.members())
+        _kill([*families, *self.members()])
         for process in self._running.values():
             process.wait()
         self._running.clear()
 
     def members(self) -> list[psutil.Process]:
-        """Every process of this machine that runs with our `FLWR_HOME`, this one excepted."""
+        """Every process of this machine that runs with our `FLWR_HOME`, as far as we may see, this one excepted."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
