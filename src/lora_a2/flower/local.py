@@ -17,7 +17,7 @@ from lora_a2.config import RunConfig
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.processes import Processes
-from lora_a2.flower.shares import share_of, write_shares
+from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
 from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import config_of, fresh_directory
 from lora_a2.runs import RunDirectory
@@ -50,15 +50,18 @@ class LocalDeployment(Deployment):
 
     def start_worker(self, node: int) -> None:
         """Starts the worker of a node on its own share."""
+        share = share_of(self.shares, node)
+        test = f"--test-data={share / TEST}" if (share / TEST).exists() else "--test-fraction=0"
         self.processes.start(
             worker(node),
             [
                 "lora-a2",
                 "node",
-                f"--data={share_of(self.shares, node)}",
+                f"--data={share / TRAIN}",
+                test,
                 f"--socket={self.socket(node)}",
                 f"--model={self.config.model}",
-                f"--state-dir={self.state / f'node-{node}'}",
+                f"--store={self.state / f'node-{node}'}",
             ],
         )
 

@@ -10,11 +10,13 @@ from lora_a2.data.labelled import Examples
 from lora_a2.setup import open_data
 from lora_a2.simulation import split_data
 
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+
 
 def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
-    """Splits the data of a run as the simulator does; client k's share is `folder`/node-k/train.jsonl and test.jsonl.
+    """Splits the data of a run as the simulator does; client k's share is TRAIN and TEST in `folder`/node-k.
 
-    A share without test examples has no test.jsonl. Returns the names of the labels.
+    A share without test examples has no TEST. Returns the names of the labels.
 
     Raises:
         DataError, ConfigError: data that cannot be read, or not be split in this way.
@@ -31,9 +33,9 @@ def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
     for node, (train, test) in enumerate(zip(split.train, split.test, strict=True)):
         share = share_of(folder, node)
         share.mkdir(parents=True)
-        _write(share / "train.jsonl", data.train.take(train), data.label_names)
+        _write(share / TRAIN, data.train.take(train), data.label_names)
         if len(test):
-            _write(share / "test.jsonl", data.test.take(test), data.label_names)
+            _write(share / TEST, data.test.take(test), data.label_names)
     return data.label_names
 
 
