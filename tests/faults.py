@@ -54,11 +54,23 @@ class Subject:
         return real.with_name(f"front-{node}.sock") if node == BAD else real
 
     def start_node(self, node: int) -> None:
-        """Starts a SuperNode and waits until the SuperLink has let it in."""
-        log = self.deployment.processes.log(supernode(node))
-        log.unlink(missing_ok=True)
-        self.deployment.start_supernode(node, {"worker-socket": str(self.front(node))})
-        self.wait(lambda: b"SuperNode ID" in log.read_bytes(), f"node {node} to join")
+        """Starts a SuperNode until the SuperLink lets it in, as a service manager does: one that was killed is held for
+        present for a minute, and refused for as long."""
+        processes, name = self.deployment.processes, supernode(node)
+        log = processes.log(name)
+
+        def joined() -> bool:
+            if not processes.alive(name):
+                processes.stop(name)
+                start()
+            return b"SuperNode ID" in log.read_bytes()
+
+        def start() -> None:
+            log.unlink(missing_ok=True)
+            self.deployment.start_supernode(node, {"worker-socket": str(self.front(node))})
+
+        start()
+        self.wait(joined, f"node {node} to join")
 
     # --- runs ---
 
@@ -164,7 +176,7 @@ def tampered_replies(subject: Subject) -> None:
     subject.finish()
     assert subject.clients() == [[0, 1, 2], [0, 2], [0, 2], [0, 2], [0, 2], [0, 1, 2]], subject.said()
     reasons = [subject.refused(number)[str(BAD)] for number in (2, 3, 4, 5)]
-    for reason, expected in zip(reasons, ("starts with", "not finite", "for round 3", "at most"), strict=True):
+    for reason, expected in zip(reasons, ("starts with", "not finite", "for round 1", "at most"), strict=True):
         assert expected in reason, reasons
 
 
@@ -180,17 +192,27 @@ def late_reply(subject: Subject) -> None:
 
 
 def killed_mid_round(subject: Subject) -> None:
-    """A SuperNode killed while it trains: the round goes on without; started again, it is there again."""
+    """A SuperNode killed while it trains: the round and the run go on without."""
     subject.start_double("2=late:600")
     subject.submit(min_train_nodes=2, round_timeout=8.0)
     subject.wait_for_fault()
     subject.deployment.processes.kill(supernode(BAD))
-    subject.wait_for_round(2)
+    subject.finish()
+    assert subject.clients() == [[0, 1, 2]] + 5 * [[0, 2]]
+    assert "No answer within 8 s" in subject.refused(2)[str(BAD)]
     subject.start_double()
     subject.start_node(BAD)
+
+
+def killed_mid_run(subject: Subject) -> None:
+    """A SuperNode killed that the run cannot do without: it waits and says so, and goes on when the node is back."""
+    subject.submit(min_train_nodes=3)
+    subject.wait_for_round(2)
+    subject.deployment.processes.kill(supernode(BAD))
+    subject.wait(lambda: "2 usable replies; expected 3" in subject.said(), "the server to miss the node")
+    subject.start_node(BAD)
     subject.finish()
-    assert subject.clients()[:2] == [[0, 1, 2], [0, 2]]
-    assert subject.clients()[-1] == [0, 1, 2], subject.said()
+    assert subject.clients() == 6 * [[0, 1, 2]]
 
 
 def joining_late(subject: Subject) -> None:
@@ -216,35 +238,48 @@ def too_few(subject: Subject) -> None:
 
 
 def superlink_killed(subject: Subject) -> None:
-    """The SuperLink killed and started again: the nodes come back, the run goes on where it was, byte for byte."""
-    subject.submit(min_train_nodes=3)
+    """The SuperLink killed and started again: nodes come back, and the run goes on where it was: cohorts, alternation."""
+    _kill_superlink(subject, fraction_train=0.67)
+
+
+def superlink_killed_with_state(subject: Subject) -> None:
+    """The same with a method whose clients keep factors of their own from round to round."""
+    _kill_superlink(subject, method="fedsa-lora", rank_budget="4")
+
+
+def _kill_superlink(subject: Subject, **options: Value) -> None:
+    subject.submit(**options)
     subject.finish()
-    undisturbed = _outcome(subject.run)
-    subject.submit(min_train_nodes=3)
+    undisturbed = _outcome(subject)
+    subject.submit(**options)
     subject.wait_for_round(3)
     subject.deployment.processes.kill(SUPERLINK)
     subject.deployment.processes.stop(RUN)
-    subject.deployment.start_superlink()
     assert len(subject.records()) < 6, "it was killed too late"
-    subject.submit(resume=True, min_train_nodes=3)
+    subject.deployment.start_superlink()
+    subject.submit(resume=True, **options)
     subject.finish()
-    assert _outcome(subject.run) == undisturbed
+    assert _outcome(subject) == undisturbed
 
 
-def _outcome(run: Path) -> tuple[dict[str, bytes], list[Any]]:
-    """The result's bytes, and the rounds without their times."""
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_bytes().splitlines()]
+def _outcome(subject: Subject) -> tuple[dict[str, bytes], list[Any], list[bytes]]:
+    """The result's bytes, the rounds without their times, and what the nodes keep."""
+    records = subject.records()
     for record in records:
         del record["seconds"]
-    adapter = {path.name: path.read_bytes() for path in sorted((run / "adapter").iterdir())}
-    return adapter, records
+    adapter = {path.name: path.read_bytes() for path in sorted((subject.run / "adapter").iterdir())}
+    run_id = json.loads((subject.run / "environment.json").read_text())["run_id"]
+    kept = sorted((subject.folder / "state").glob(f"*/{run_id}/*/*"))
+    return adapter, records, [path.read_bytes() for path in kept]
 
 
 FAULTS: tuple[Callable[[Subject], None], ...] = (
     tampered_replies,
     late_reply,
     killed_mid_round,
+    killed_mid_run,
     joining_late,
     too_few,
     superlink_killed,
+    superlink_killed_with_state,
 )

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    with subject(tmp_path_factory.mktemp("faults"), fraction_train=1.0) as made:
+    with subject(tmp_path_factory.mktemp("faults")) as made:
         yield made
 
 

@@ -11,6 +11,7 @@ from lora_a2.commands.common import examples
 
 @click.command(
     "certificates",
+    short_help="Make a test authority and keys for TLS.",
     epilog=examples(
         "lora-a2 flower certificates certificates --nodes 5",
         "lora-a2 flower certificates certificates --host superlink.example.org --host 10.0.0.5",

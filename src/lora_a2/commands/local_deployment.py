@@ -18,6 +18,7 @@ _GIVEN_OTHERWISE = {"num_clients", "cohort_size", "num_workers", "device"}
 @click.command(
     "local-deployment",
     cls=GroupedCommand,
+    short_help="Deploy on this machine, over TLS, and run.",
     epilog=examples(
         "lora-a2 flower local-deployment --nodes 3",
         "lora-a2 flower local-deployment --nodes 5 --data tickets.csv --client-column branch --min-train-nodes 4",
