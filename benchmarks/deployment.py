@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/deployment.py --only overhead
 
 overhead: seconds from one round's line in the ledger to the next, less what the slowest node says that it trained; the
-first round and the evaluation left out; median. network: the requests by which a SuperNode sends its replies, headers
+first round and the evaluation left out; median. With it, memory by kind of process, pages that are shared divided up. network: the requests by which a SuperNode sends its replies, headers
 included, counted by a proxy between it and the SuperLink, over the codec's bytes; what it sends besides is told apart.
 identical: the adapter of the deployment against that of `lora-a2 run`. nodes: 200 SuperNodes in Flower's simulation engine;
 memory of all processes together, pages that are shared counted once.
@@ -13,9 +13,11 @@ memory of all processes together, pages that are shared counted once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from counting_proxy import CountingProxy
+import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from listening_proxy import ListeningProxy
 from lora_a2.config import RunConfig, make_config
 from lora_a2.flower.app_folder import write_app
 from lora_a2.flower.deployment import RUN
@@ -36,6 +41,14 @@ from lora_a2.simulation import Observer
 NODES, MANY = 3, 200
 UPLOADING = ("push-messages", "push-object")
 """The requests by which a SuperNode sends a reply."""
+ROLES = {
+    "worker": "lora-a2 node",
+    "supernode": "lora_a2.flower.supernode",
+    "superexec": "lora_a2.flower.superexec",
+    "superlink": "flower-superlink",
+    "serverapp": "flwr-serverapp",
+}
+"""Kind of process → what stands in its command line."""
 Figures = dict[str, float]
 
 
@@ -59,13 +72,17 @@ def lines(ledger: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
-def watch(deployment: LocalDeployment, run: Path, **options: Any) -> list[tuple[float, dict[str, Any]]]:
-    """Does a run; each round's record with the time at which it was seen in the ledger."""
+def watch(
+    deployment: LocalDeployment, run: Path, on_round: Callable[[int], None] = lambda number: None, **options: Any
+) -> list[tuple[float, dict[str, Any]]]:
+    """Does a run; each round's record with the time at which it was seen in the ledger. `on_round` hears of each."""
     deployment.submit({"output-dir": str(run), **{key.replace("_", "-"): value for key, value in options.items()}})
     seen: list[tuple[float, dict[str, Any]]] = []
     while deployment.processes.alive(RUN):
         now = time.monotonic()
-        seen += [(now, record) for record in lines(run / "rounds.jsonl")[len(seen) :]]
+        for record in lines(run / "rounds.jsonl")[len(seen) :]:
+            seen.append((now, record))
+            on_round(record["server_round"])
         deployment.processes.check()
         time.sleep(0.02)
     deployment.processes.stop(RUN)
@@ -75,13 +92,19 @@ def watch(deployment: LocalDeployment, run: Path, **options: Any) -> list[tuple[
 
 
 def overhead(folder: Path) -> Figures:
-    """Seconds of a round that nobody trained in."""
+    """Seconds of a round that nobody trained in, and the memory of each kind of process in the last round."""
     config = config_of(num_server_rounds=12, local_epochs=1, eval_every=12)
+    memory: Figures = {}
     with deployment_of(config, folder) as deployment:
-        seen = watch(deployment, folder / "run", min_train_nodes=NODES)
+
+        def measure(server_round: int) -> None:
+            if server_round == 11:
+                memory.update(_memory_by_role(deployment.processes))
+
+        seen = watch(deployment, folder / "run", measure, min_train_nodes=NODES)
     pairs = itertools.pairwise(seen[:-1])  # the last round is evaluated
     spent = [after - before - record["seconds"]["train"] for (before, _), (after, record) in pairs]
-    return {"overhead_seconds": statistics.median(spent), "overhead_worst_seconds": max(spent)}
+    return {"overhead_seconds": statistics.median(spent), "overhead_worst_seconds": max(spent), **memory}
 
 
 def network(folder: Path) -> Figures:
@@ -92,7 +115,7 @@ def network(folder: Path) -> Figures:
         deployment.start_worker(0)
         deployment.register(0)
         deployment.processes.wait_until(deployment.socket(0).exists, "Starting the worker")
-        with CountingProxy(deployment.port, deployment.certificates) as proxy:
+        with ListeningProxy(deployment.port, deployment.certificates) as proxy:
             deployment.start_node(0, port=proxy.port)
             seen = watch(deployment, folder / "run")
     uploads = sum(record["uploaded_bytes"] for _, record in seen)
@@ -147,7 +170,27 @@ def nodes(folder: Path) -> Figures:
 
 def _memory(processes: Processes) -> float:
     """Proportional set size of all processes together."""
-    return float(sum(process.memory_full_info().pss for process in processes.members()))
+    return sum(_pss(process) for process in processes.members())
+
+
+def _memory_by_role(processes: Processes) -> Figures:
+    """The largest of each kind of process."""
+    found: Figures = {}
+    for process in processes.members():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            for role, words in ROLES.items():
+                if words in command:
+                    name = f"memory_{role}_bytes"
+                    found[name] = max(found.get(name, 0.0), _pss(process))
+    return found
+
+
+def _pss(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_full_info().pss)
+    except psutil.Error:  # it has ended
+        return 0.0
 
 
 BENCHMARKS: dict[str, Callable[[Path], Figures]] = {

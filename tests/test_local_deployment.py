@@ -17,10 +17,12 @@ pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from cli_helpers import one_error
 from faults import tiny_config
+from federation import save_data
 from inotify import opened
+from listening_proxy import ListeningProxy
 from lora_a2.cli import main
 from lora_a2.config import RunConfig
-from lora_a2.flower.local import LocalDeployment, local_deployment, server_line
+from lora_a2.flower.local import LocalDeployment, follow, local_deployment, server_line
 from lora_a2.flower.shares import TEST, TRAIN, share_of
 from lora_a2.jobs import launch
 from lora_a2.node.protocol import Request, ask
@@ -128,6 +130,31 @@ def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:
         answer.metrics["num_examples"] == (folders[1] / TRAIN).read_text().count("\n") if folders[1].exists() else True
     )
     assert files == {folders[1] / TRAIN, folders[1] / TEST}
+
+
+@pytest.mark.slow
+def test_no_text_and_no_label_leaves_a_node(tmp_path: Path) -> None:
+    """Every byte that a node sends in a run, TLS taken off: replies, and all that Flower says besides."""
+    labels = ("Mahnung", "Kuendigung", "Rueckfrage")
+    data = save_data(tmp_path / "secret.csv", 40, labels)
+    config = tiny_config(tmp_path, data=str(data), num_clients=1, num_server_rounds=3, output_dir=str(tmp_path / "run"))
+    with local_deployment(config, tmp_path / "state") as deployment:
+        deployment.start_superlink()
+        deployment.register(0)
+        deployment.start_worker(0)
+        deployment.processes.wait_until(deployment.socket(0).exists, "Starting the worker")
+        with ListeningProxy(deployment.port, deployment.certificates) as proxy:
+            deployment.start_node(0, port=proxy.port)
+            deployment.submit({})
+            follow(deployment, print)
+    uploads = [
+        json.loads(line)["uploaded_bytes"] for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    ]
+    assert sum(proxy.sent.values()) == len(proxy.heard) > sum(uploads)
+    assert proxy.heard.count(b"LoA2") == len(uploads) == 3
+    texts = [line.rpartition(",")[0] for line in data.read_text().splitlines()[1:]]
+    for secret in (*labels, *texts):
+        assert secret.encode() not in proxy.heard
 
 
 def profile(deployment: LocalDeployment) -> Request:

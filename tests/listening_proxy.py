@@ -1,4 +1,4 @@
-"""A proxy between a SuperNode and its SuperLink that counts what the node sends, request by request.
+"""A proxy between a SuperNode and its SuperLink that hears what the node sends, and counts it request by request.
 
 It holds the server's certificate and so ends TLS, which the node and the SuperLink both speak as ever. Counted are HTTP's
 headers and bodies; TLS adds 22 bytes to each 16 KiB, and some 2 KB for each new connection.
@@ -20,15 +20,17 @@ from lora_a2.flower.certificates import Certificates
 LENGTH = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
 
 
-class CountingProxy:
+class ListeningProxy:
     """Listens on `port` of the loopback and passes everything on to the SuperLink at `target`; a context.
 
     Attributes:
         sent: request path → bytes that the node sent for it.
+        heard: everything that the node sent, TLS taken off, one connection's bytes mixed with another's.
     """
 
     def __init__(self, target: int, certificates: Certificates) -> None:
         self.sent: Counter[str] = Counter()
+        self.heard = bytearray()
         self._target = target
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server.load_cert_chain(certificates.server_certificate, certificates.server_key)
@@ -55,12 +57,13 @@ class CountingProxy:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            plain = socket.create_connection(("127.0.0.1", self._target))
             with (
+                connection,
+                socket.create_connection(("127.0.0.1", self._target)) as plain,
                 self._server.wrap_socket(connection, server_side=True) as node,
                 self._client.wrap_socket(plain, server_hostname="localhost") as superlink,
             ):
-                _pass_on(node, superlink, Requests(self.sent))
+                _pass_on(node, superlink, Requests(self))
         except OSError:  # either side has gone
             pass
 
@@ -68,11 +71,13 @@ class CountingProxy:
 class Requests:
     """Counts the requests of one connection, fed with its bytes as they come."""
 
-    def __init__(self, sent: Counter[str]) -> None:
-        self._sent, self._head, self._path, self._left = sent, b"", "", 0
+    def __init__(self, proxy: ListeningProxy) -> None:
+        self._heard, self._sent = proxy.heard, proxy.sent
+        self._head, self._path, self._left = b"", "", 0
 
     def feed(self, data: bytes) -> None:
         """The next bytes."""
+        self._heard += data
         while data:
             if self._left:
                 body, data = data[: self._left], data[self._left :]
