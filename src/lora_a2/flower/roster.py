@@ -14,6 +14,8 @@ from lora_a2.flower.messages import number, read_answer
 PROFILE = "query.profile"
 _LIMIT = 1 << 16
 _MOST = 2**31 - 1
+_ASK_AGAIN = 30.0
+"""Seconds after which a refused node is asked again: its worker may be there by then."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ class Roster:
     def __init__(self, courier: Courier, content: Callable[[], RecordDict], layout: str, node_timeout: float) -> None:
         self._courier, self._content, self._layout, self._timeout = courier, content, layout, node_timeout
         self._known: dict[int, NodeProfile] = {}
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, tuple[str, float]] = {}
         self.num_partitions = 0
 
     def present(self) -> dict[int, int]:
-        """Partition → node, of the nodes that are there now; new ones are asked for their profile."""
+        """Partition → node, of the nodes that are there now; new ones are asked for their profile, refused ones again."""
         online = set(self._courier.grid.get_node_ids())
-        self._ask(sorted(online - self._known.keys() - self._refused.keys()))
-        self._refused = {node: why for node, why in self._refused.items() if node in online}
+        recently = self._courier.clock() - _ASK_AGAIN
+        refused = {node for node, (_, when) in self._refused.items() if when > recently}
+        self._ask(sorted(online - self._known.keys() - refused))
+        self._refused = {n: why for n, why in self._refused.items() if n in online and n not in self._known}
         return {self._known[node].partition: node for node in sorted(online & self._known.keys())}
 
     def profile(self, partition: int) -> NodeProfile:
@@ -87,7 +91,7 @@ class Roster:
             self._courier.sleep(1.0)
 
     def _complaints(self) -> str:
-        return "".join(f"; node {node} is refused: {reason}" for node, reason in sorted(self._refused.items()))
+        return "".join(f"; node {node} is refused: {reason}" for node, (reason, _) in sorted(self._refused.items()))
 
     def _ask(self, nodes: list[int]) -> None:
         questions = ((n, Message(self._content(), n, PROFILE, ttl=2 * self._timeout), 1) for n in nodes)
@@ -99,7 +103,7 @@ class Roster:
                     raise ReplyError(reply)
                 self._admit(node, self._read(reply))
             except ReplyError as error:
-                self._refused[node] = str(error)
+                self._refused[node] = str(error), self._courier.clock()
                 log.warning("Node %d does not take part: %s", node, error)
 
     def _read(self, reply: Message) -> NodeProfile:

@@ -121,7 +121,8 @@ def send(connection: socket.socket, header: Mapping[str, Any], payload: bytes) -
     """Sends one message."""
     text = json.dumps(header).encode()
     connection.sendall(_PREFIX.pack(_MAGIC, len(text), len(payload)) + text)
-    connection.sendall(payload)
+    if payload:  # without one the other side may have answered and gone by now, and sending even nothing would fail
+        connection.sendall(payload)
 
 
 def receive(connection: socket.socket, limit: int) -> tuple[dict[str, Any], bytes]:
