@@ -267,6 +267,17 @@ def test_a_late_joiner_takes_part_from_the_next_round(options: dict[str, Any], t
     assert [[c["id"] for c in r["clients"]] for r in rounds] == [[0, 1], [0, 1, 2], [0, 1, 2]]
 
 
+def test_a_node_whose_worker_is_not_there_yet_is_asked_again(options: dict[str, Any], tmp_path: Path) -> None:
+    class Early(FakeGrid):
+        def answer(self, partition: int, message: Message) -> Message:
+            if partition == 2 and self.now < 40:
+                return error_message("No worker answers.", message)
+            return super().answer(partition, message)
+
+    rounds = ledger(flower(options, tmp_path, Early(tmp_path / "nodes", NODES)))
+    assert [len(r["clients"]) for r in rounds] == [3, 3, 3]
+
+
 def test_the_first_round_waits_for_all_announced_nodes(options: dict[str, Any], tmp_path: Path) -> None:
     def appear(grid: FakeGrid) -> None:
         if grid.now > 20:

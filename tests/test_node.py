@@ -70,6 +70,21 @@ def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes
         assert receive(right, 2000) == (header, payload)
 
 
+def test_whoever_sends_no_payload_does_not_need_the_other_side_any_longer() -> None:
+    with pair() as (left, right):
+
+        class Answered(socket.socket):
+            """The other side answers as soon as the header is there, and goes."""
+
+            def sendall(self, *data: Any) -> None:
+                left.sendall(*data)
+                right.recv(1 << 16)
+                right.shutdown(socket.SHUT_RDWR)
+
+        with Answered() as connection:
+            send(connection, {}, b"")
+
+
 @given(st.binary(max_size=200))
 def test_whatever_arrives_is_a_message_or_a_node_error(data: bytes) -> None:
     with pair() as (left, right):
