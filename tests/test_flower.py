@@ -329,7 +329,7 @@ def test_a_round_is_not_repeated_for_ever(options: dict[str, Any], tmp_path: Pat
 
 
 @given(st.lists(st.lists(st.sampled_from(["ok", *FAULTS]), min_size=NODES, max_size=NODES), min_size=3, max_size=3))
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_any_mixture_of_faults(
     options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, plan: list[list[str]]
 ) -> None:

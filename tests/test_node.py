@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli_helpers import one_error
@@ -63,7 +63,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 # --- protocol
 
 
-@given(st.dictionaries(st.text(), JSON), st.binary(max_size=2000))
+@given(st.dictionaries(st.text(max_size=9), JSON, max_size=4), st.binary(max_size=2000))
+@settings(max_examples=40, deadline=None)
 def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes) -> None:
     with pair() as (left, right):
         send(left, header, payload)
@@ -71,6 +72,7 @@ def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_whatever_arrives_is_a_message_or_a_node_error(data: bytes) -> None:
     with pair() as (left, right):
         left.sendall(data)
