@@ -6,10 +6,18 @@ from pathlib import Path
 
 import click
 
+from lora_a2.commands import certificates, local_deployment
 from lora_a2.commands.common import examples
 
 
-@click.group("flower", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new --help"))
+@click.group(
+    "flower",
+    epilog=examples(
+        "lora-a2 flower local-deployment --nodes 3",
+        "lora-a2 flower new tickets",
+        "lora-a2 flower certificates keys --nodes 5",
+    ),
+)
 def command() -> None:
     """Federations across machines, with Flower: the same methods and the same bytes as "lora-a2 run".
 
@@ -29,3 +37,7 @@ def new(folder: Path) -> None:
     for path in write_app(folder):
         click.echo(path)
     click.echo(f"Next: put your data into {folder / folder.name / 'data.py'}, then follow {folder / 'README.md'}")
+
+
+command.add_command(local_deployment.command)
+command.add_command(certificates.command)

@@ -1,0 +1,32 @@
+"""A folder that `flwr run` takes: the apps of this package with the configuration of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import tomlkit
+
+Value = str | int | float | bool
+
+
+def write_app(folder: Path, config: Mapping[str, Value]) -> None:
+    """Writes the app; `config` is what its ServerApp finds as the run's configuration, by kebab-case key."""
+    app = {
+        "publisher": "local",
+        "components": {
+            "serverapp": "lora_a2.flower.server_app:app",
+            "clientapp": "lora_a2.flower.client_app:app",
+        },
+        "config": dict(config),
+    }
+    project = {
+        "name": "lora-a2-run",
+        "version": "1.0.0",
+        "description": "Federated LoRA fine-tuning",
+        "license": "Apache-2.0",
+        "dependencies": [f"lora-a2[flower]=={version('lora-a2')}"],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(tomlkit.dumps({"project": project, "tool": {"flwr": {"app": app}}}))

@@ -1,0 +1,199 @@
+"""A whole deployment on this machine, from a run's configuration to its run directory: each node sees its own share alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lora_a2.config import RunConfig
+from lora_a2.flower.app_folder import Value, write_app
+from lora_a2.flower.deployment import RUN, Deployment, worker
+from lora_a2.flower.processes import Processes
+from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
+from lora_a2.flower.signals import interruptible
+from lora_a2.jobs import config_of, fresh_directory
+from lora_a2.runs import RunDirectory
+
+Say = Callable[[str], None]
+"""Takes a line for the user."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class LocalDeployment(Deployment):
+    """A deployment whose nodes have workers with a share of the run's data each.
+
+    Args:
+        processes: where to start it all.
+        config: of the run; it has as many clients as there are nodes.
+        state: the folder of what the nodes keep from round to round.
+    """
+
+    def __init__(self, processes: Processes, config: RunConfig, state: Path) -> None:
+        assert config.num_clients is not None, "the number of nodes is known"
+        super().__init__(processes, config.num_clients)
+        self.config, self.state = config, state
+        self.shares = processes.home / "data"
+        self.labels = write_shares(config, self.shares)
+
+    def socket(self, node: int) -> Path:
+        """Where a node's worker listens."""
+        return self.processes.home / f"{worker(node)}.sock"
+
+    def start_worker(self, node: int) -> None:
+        """Starts the worker of a node on its own share."""
+        share = share_of(self.shares, node)
+        test = f"--test-data={share / TEST}" if (share / TEST).exists() else "--test-fraction=0"
+        self.processes.start(
+            worker(node),
+            [
+                "lora-a2",
+                "node",
+                f"--data={share / TRAIN}",
+                test,
+                f"--socket={self.socket(node)}",
+                f"--model={self.config.model}",
+                f"--store={self.state / f'node-{node}'}",
+            ],
+        )
+
+    def start_node(self, node: int, port: int | None = None) -> None:
+        """Starts the SuperNode of a node that has a worker; `port` is where it finds the SuperLink."""
+        self.start_supernode(node, {"worker-socket": str(self.socket(node))}, port=port)
+
+    def start_all(self, say: Say) -> None:
+        """Starts everything but the run, and waits until the workers listen."""
+        self.start_superlink()
+        say(f"SuperLink at {self.address}, TLS and a key for each node.")
+        for node in range(self.nodes):
+            self.start_worker(node)
+            self.register(node)
+        for node in range(self.nodes):
+            self.processes.wait_until(self.socket(node).exists, f"Starting {worker(node)}")
+            self.start_node(node)
+        say(f"{self.nodes} SuperNodes, each with a worker and its own data file.")
+
+    def submit(self, options: Mapping[str, Value]) -> None:
+        """Starts the run; `options` are run configuration beside that of `config`."""
+        app = self.processes.home / "app"
+        write_app(app, {**run_values(self.config), "labels": json.dumps(self.labels), **options})
+        self.start_run(app)
+
+
+@contextmanager
+def local_deployment(config: RunConfig, state: Path) -> Iterator[LocalDeployment]:
+    """A deployment in a temporary folder, which goes with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lora-a2-") as home,
+        Processes(Path(home)) as processes,
+        interruptible(),
+    ):
+        yield LocalDeployment(processes, config, state)
+
+
+def run_values(config: RunConfig) -> dict[str, Value]:
+    """A configuration as Flower takes it: what is not given is left out, and lists are written with commas."""
+    values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {key: _flat(value) for key, value in values.items()}
+
+
+def _flat(value: Any) -> Value:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    """Deploys, runs a configuration from the start, and takes everything down; returns a summary.
+
+    `options` are those of the server alone, such as min-train-nodes.
+
+    Raises:
+        LoraA2Error: anything the user gave is wrong, or the run did not succeed.
+        KeyboardInterrupt: Ctrl-C; its text says how to continue.
+    """
+    path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).resolve()
+    RunDirectory.check_free(path)
+    return _run(config.model_copy(update={"output_dir": str(path)}), options, say)
+
+
+def resume(run_dir: Path, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    """Deploys anew and continues a run after its last finished round; as `launch`."""
+    run = RunDirectory.open(run_dir.resolve())
+    config = config_of(run).model_copy(update={"output_dir": str(run.path)})
+    return _run(config, {**options, "resume": str(run.path)}, say)
+
+
+def _run(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+    run = RunDirectory(Path(str(config.output_dir)))
+    try:
+        with local_deployment(config, run.path.with_name(f"{run.path.name}-nodes")) as deployment:
+            deployment.start_all(say)
+            deployment.submit(options)
+            follow(deployment, say)
+    except KeyboardInterrupt:
+        begun = (run.path / "config.toml").exists()
+        raise KeyboardInterrupt(_interrupted(run.path) if begun else "Interrupted before the first round.") from None
+    run.require_finished()
+    return summary(run)
+
+
+def _interrupted(path: Path) -> str:
+    return f"Interrupted; continue with: lora-a2 flower local-deployment --resume {shlex.quote(str(path))}"
+
+
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """What a finished run comes to: its last metrics, what was sent, and where it is."""
+    records = [json.loads(line) for line in run.ledger.read_bytes().splitlines()]
+    metrics = records[-1]["metrics"]
+    return {
+        **{name: metrics[name] for name in ("accuracy", "macro_f1") if name in metrics},
+        "server_rounds": len(records),
+        "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
+        "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
+        "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
+        "adapter": str(run.adapter),
+        "output_dir": str(run.path),
+    }
+
+
+def follow(deployment: LocalDeployment, say: Say) -> None:
+    """Passes on what the server logs until the run ends.
+
+    Raises:
+        RunError: it could not be started, or a process of the deployment ended before.
+    """
+    processes = deployment.processes
+    with processes.log(RUN).open("rb") as log:
+
+        def ended() -> bool:
+            done = not processes.alive(RUN)
+            for line in _whole_lines(log):
+                if said := server_line(line):
+                    say(said)
+            return done
+
+        processes.wait_until(ended, "The run", limit=math.inf)
+    processes.finish(RUN)
+
+
+def _whole_lines(log: BinaryIO) -> Iterator[bytes]:
+    """The lines that were written since the last call; one that is not finished is left for the next."""
+    while line := log.readline():
+        if not line.endswith(b"\n"):
+            log.seek(-len(line), os.SEEK_CUR)
+            return
+        yield line
+
+
+def server_line(line: bytes) -> str:
+    """What a line of the streamed log says, if it is the ServerApp's; empty otherwise."""
+    text = _COLOUR.sub("", line.decode(errors="replace")).strip()
+    level, found, said = text.partition(":")
+    return said.strip() if found and level.strip() in ("INFO", "WARNING", "ERROR") else ""

@@ -1,0 +1,225 @@
+"""The processes of a deployment on one machine: started together, watched together, and gone together.
+
+Flower's processes start others, some in sessions of their own, which outlive a parent that is killed. All of them inherit
+the environment, and with it `FLWR_HOME`, a folder that is ours alone: whatever still has it in the end is ended too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from lora_a2.errors import RunError
+from lora_a2.flower.signals import undisturbed
+
+GRACE_SECONDS = 10.0
+"""How long a process has to end by itself before it is killed."""
+
+QUIET = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+"""Flower installs nothing, asks nobody for updates and reports to nobody."""
+
+
+def program(name: str) -> str:
+    """A command of this Python's environment, whatever PATH says.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise RunError(f"There is no {name} beside {sys.executable}: install lora-a2[flower].")
+    return str(path)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Processes:
+    """Named processes with a log file each, in the environment of one `FLWR_HOME`; a context that ends them all."""
+
+    def __init__(self, home: Path, extra: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.logs = home / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lasting: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with undisturbed():
+            self.stop_all()
+
+    def start(self, name: str, command: Sequence[str], *, lasting: bool = True) -> None:
+        """Starts a process in the background; its output is appended to `log(name)`. One that is not `lasting` may end."""
+        if self.alive(name):
+            raise RunError(f"{name} runs already.")
+        with self.log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [program(command[0]), *command[1:]],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others in order
+            )
+        (self._lasting.add if lasting else self._lasting.discard)(name)
+
+    def call(self, command: Sequence[str], limit: float = 60.0) -> str:
+        """Runs a command to its end and returns what it printed.
+
+        Raises:
+            RunError: it failed, or took longer than `limit` seconds.
+        """
+        try:
+            done = subprocess.run(
+                [program(command[0]), *command[1:]],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=limit,
+                check=False,
+                text=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(
+                f"'{' '.join(command[:3])}' took longer than {limit:g} s: {_last_words(error.output)}"
+            ) from None
+        if done.returncode:
+            raise RunError(f"'{' '.join(command[:3])}' failed: {_last_words(done.stdout)}")
+        return done.stdout
+
+    def log(self, name: str) -> Path:
+        """Where a process's output is."""
+        return self.logs / f"{name}.log"
+
+    def alive(self, name: str) -> bool:
+        """Whether the process was started and has not ended."""
+        return name in self._running and self._running[name].poll() is None
+
+    def check(self) -> None:
+        """Sees to it that every lasting process still runs.
+
+        Raises:
+            RunError: one has ended; with the last line that it wrote.
+        """
+        for name, process in self._running.items():
+            if name in self._lasting and process.poll() is not None:
+                raise RunError(
+                    f"{name} ended with status {process.returncode}: {_last_words(self.log(name).read_bytes())}"
+                )
+
+    def finish(self, name: str) -> None:
+        """Takes note that a process has ended by itself.
+
+        Raises:
+            RunError: it ended with an error.
+        """
+        process = self._running.pop(name)
+        if process.wait():
+            raise RunError(f"{name} ended with status {process.returncode}: {_last_words(self.log(name).read_bytes())}")
+
+    def wait_until(self, ready: Callable[[], bool], what: str, limit: float = 60.0) -> None:
+        """Waits until `ready()`, with all processes alive.
+
+        Raises:
+            RunError: a process ended, or it took longer than `limit` seconds.
+        """
+        end = time.monotonic() + limit
+        while not ready():
+            self.check()
+            if time.monotonic() > end:
+                raise RunError(f"{what} took longer than {limit:g} s; see the logs in {self.logs}.")
+            time.sleep(0.05)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a process and all that it started, as when a machine loses power."""
+        process = self._running.pop(name)
+        _kill(_family(process.pid))
+        process.wait()
+
+    def stop(self, name: str) -> None:
+        """SIGTERM to a process, SIGKILL where that is not enough, and to what it leaves behind."""
+        process = self._running.pop(name)
+        family = _family(process.pid)
+        _terminate([process])
+        _kill(family)
+        process.wait()
+
+    def stop_all(self) -> None:
+        """Ends every process, the last started first; what they leave behind is killed."""
+        families = [member for process in self._running.values() for member in _family(process.pid)]
+        _terminate(list(reversed(self._running.values())))
+        _kill([*families, *self.members()])
+        for process in self._running.values():
+            process.wait()
+        self._running.clear()
+
+    def members(self) -> list[psutil.Process]:
+        """Every process of this machine that runs with our `FLWR_HOME`, as far as we may see, this one excepted."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(self.home):
+                    found.append(process)
+        return found
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Asks processes to end and gives them `GRACE_SECONDS` for it together."""
+    end = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+
+
+def _last_words(output: bytes | str | None) -> str:
+    """Why a program ended, by its output: what Flower says of it, or else the last line."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    _, found, reason = text.rpartition("Exit Code: ")
+    if found:
+        return " ".join(reason.partition("\n\n")[0].split("\n")[1:])
+    lines = [line.strip() for line in text.splitlines()]
+    boxed = [line.strip("│ ") for line in lines if line.startswith("│")]  # Flower's command line draws boxes
+    return " ".join(boxed) or next((line for line in reversed(lines) if line), "it printed nothing.")

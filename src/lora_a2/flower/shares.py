@@ -1,0 +1,50 @@
+"""The shares of a data set, a folder for each node: what the nodes of a real deployment have from the start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lora_a2.config import RunConfig
+from lora_a2.data.labelled import Examples
+from lora_a2.setup import open_data
+from lora_a2.simulation import split_data
+
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+
+
+def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
+    """Splits the data of a run as the simulator does; client k's share is TRAIN and TEST in `folder`/node-k.
+
+    A share without test examples has no TEST. Returns the names of the labels.
+
+    Raises:
+        DataError, ConfigError: data that cannot be read, or not be split in this way.
+    """
+    data = open_data(config)
+    split = split_data(
+        data,
+        partitioner=config.partitioner,
+        num_clients=config.num_clients,
+        alpha=config.alpha,
+        min_client_examples=config.min_client_examples,
+        seed=config.seed,
+    )
+    for node, (train, test) in enumerate(zip(split.train, split.test, strict=True)):
+        share = share_of(folder, node)
+        share.mkdir(parents=True)
+        _write(share / TRAIN, data.train.take(train), data.label_names)
+        if len(test):
+            _write(share / TEST, data.test.take(test), data.label_names)
+    return data.label_names
+
+
+def share_of(folder: Path, node: int) -> Path:
+    """Where a node's share is."""
+    return folder / f"node-{node}"
+
+
+def _write(path: Path, examples: Examples, label_names: tuple[str, ...]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for text, label in zip(examples.texts, examples.labels, strict=True):
+            file.write(json.dumps({"text": text, "label": label_names[label]}) + "\n")
