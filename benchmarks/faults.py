@@ -1,0 +1,78 @@
+"""Whether runs survive what goes wrong in deployments, each fault so many times, done to real processes.
+
+    .venv/bin/python benchmarks/faults.py --runs 20
+
+The faults are those of tests/faults.py. A run survives if it ends with all its rounds and an adapter, and with the outcome
+that the fault's own checks demand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from faults import FAULTS, Subject, subject
+
+
+def main() -> None:
+    """Does the faults, prints a line for each, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20, help="how often each")
+    parser.add_argument("--only", choices=[fault.__name__ for fault in FAULTS], action="append", help="may be repeated")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
+    options = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not options.only or fault.__name__ in options.only]
+    survived = {fault.__name__: 0 for fault in chosen}
+    with Deployments() as deployments:
+        for number in range(1, options.runs + 1):
+            for fault in chosen:
+                began = time.monotonic()
+                try:
+                    fault(deployments.current())
+                    survived[fault.__name__] += 1
+                except Exception:
+                    traceback.print_exc()
+                    deployments.renew()
+                seconds = time.monotonic() - began
+                print(f"{fault.__name__} {survived[fault.__name__]}/{number} ({seconds:.0f} s)", flush=True)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps({"runs": number, "survived": survived}, indent=2) + "\n")
+    for name, count in survived.items():
+        print(f"{name} {count} of {options.runs} (goal {options.runs})")
+
+
+class Deployments:
+    """One deployment for all faults, and a new one after a fault that it did not survive."""
+
+    def __init__(self) -> None:
+        self._stack, self._current = ExitStack(), None
+
+    def __enter__(self) -> Deployments:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def current(self) -> Subject:
+        """The deployment, started when it is first asked for."""
+        if self._current is None:
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lora-a2-"))
+            self._current = self._stack.enter_context(subject(Path(folder)))
+        return self._current
+
+    def renew(self) -> None:
+        """Ends the deployment."""
+        self._current = None
+        self._stack.close()
+
+
+if __name__ == "__main__":
+    main()

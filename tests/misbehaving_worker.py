@@ -1,0 +1,114 @@
+"""A node's worker that misbehaves: python misbehaving_worker.py SOCKET REAL_SOCKET [ROUND=FAULT ...]
+
+It stands before a real worker, hands requests on, and tampers with its uploads in the rounds named, such as 2=garbage or
+3=late:20 (seconds). It says so on standard output. Standard library and the protocol only, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
+
+ROUND_AT = struct.Struct("<4sBB16s")
+"""What stands before the server round in a frame (lora_a2/codec/frame.py)."""
+CHECKSUM = struct.Struct("<I")
+LIMIT = 1 << 30
+
+
+def signed(body: bytes) -> bytes:
+    """A frame whose checksum is right, whatever is in it."""
+    return body + CHECKSUM.pack(zlib.crc32(body))
+
+
+class Faults:
+    """What can be wrong with an upload, a method each; `kept` is the last honest one."""
+
+    def __init__(self) -> None:
+        self.kept = b""
+
+    def garbage(self, payload: bytes) -> bytes:
+        """As long as an upload, and noise."""
+        return bytes((7 * i + 13) % 256 for i in range(len(payload)))
+
+    def nan(self, payload: bytes) -> bytes:
+        """A well-formed upload whose last value is not a number."""
+        return signed(payload[: -2 * CHECKSUM.size] + struct.pack("<f", float("nan")))
+
+    def replay(self, payload: bytes) -> bytes:
+        """The upload of an earlier round once more."""
+        assert self.kept, "there was no earlier round"
+        return self.kept
+
+    def oversized(self, payload: bytes) -> bytes:
+        """An upload with 64 MiB behind it."""
+        return payload + bytes(64 << 20)
+
+    def late(self, payload: bytes, seconds: str) -> bytes:
+        """The right upload, when the round is over."""
+        time.sleep(float(seconds))
+        return payload
+
+    def apply(self, fault: str, payload: bytes) -> bytes:
+        """The fault named, with what stands behind its colon."""
+        name, *arguments = fault.split(":")
+        tampered: bytes = getattr(self, name)(payload, *arguments)
+        return tampered
+
+
+def server_round(request: Request) -> int:
+    """The round of the download in a request."""
+    (number,) = struct.unpack_from("<I", request.payload, ROUND_AT.size)
+    return int(number)
+
+
+def serve(path: Path, real: Path, plan: dict[int, str]) -> None:
+    """Answers requests for ever; each fault of `plan` once."""
+    faults = Faults()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=answer, args=(connection, real, plan, faults), daemon=True).start()
+
+
+def answer(connection: socket.socket, real: Path, plan: dict[int, str], faults: Faults) -> None:
+    """One request, handed on, and its answer, honest or not."""
+    with connection:
+        request = read_request(*receive(connection, LIMIT))
+        given = ask(real, request, timeout=600, limit=LIMIT)
+        payload = given.payload
+        if request.kind == "train":
+            number = server_round(request)
+            if fault := plan.pop(number, ""):
+                print(f"round {number}: {fault}", flush=True)
+                payload = faults.apply(fault, payload)
+            else:
+                faults.kept = payload
+        reply(connection, given, payload)
+
+
+def reply(connection: socket.socket, given: Answer, payload: bytes) -> None:
+    """Sends an answer, unless whoever asked has gone."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        send(connection, {"metrics": dict(given.metrics), "notes": list(given.notes)}, payload)
+
+
+def main() -> None:
+    """Parses the command line and serves."""
+    path, real, *rest = sys.argv[1:]
+    plan = {int(number): fault for number, fault in (item.split("=") for item in rest)}
+    Path(path).unlink(missing_ok=True)
+    serve(Path(path), Path(real), plan)
+
+
+if __name__ == "__main__":
+    main()

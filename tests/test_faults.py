@@ -1,0 +1,24 @@
+"""Every fault of `faults.py`, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs lora-a2[flower]")
+
+from faults import FAULTS, Subject, subject
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    with subject(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_run_survives(deployed: Subject, fault: Callable[[Subject], None]) -> None:
+    fault(deployed)
