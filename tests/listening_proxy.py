@@ -98,8 +98,19 @@ def _pass_on(node: ssl.SSLSocket, superlink: ssl.SSLSocket, requests: Requests) 
     while True:
         waiting = [side for side in (node, superlink) if side.pending()]
         for side in waiting or select.select([node, superlink], [], [])[0]:
-            if not (data := side.recv(1 << 16)):
+            if (data := _received(side)) == b"":
                 return
-            (superlink if side is node else node).sendall(data)
+            (superlink if side is node else node).sendall(data or b"")
             if side is node:
-                requests.feed(data)
+                requests.feed(data or b"")
+
+
+def _received(side: ssl.SSLSocket) -> bytes | None:
+    """What has come: bytes, none of them at the end, or None where it was only TLS's own."""
+    side.setblocking(False)
+    try:
+        return side.recv(1 << 16)
+    except ssl.SSLWantReadError:
+        return None
+    finally:
+        side.setblocking(True)
