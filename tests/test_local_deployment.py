@@ -89,7 +89,7 @@ def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_one_leaves_nothing_but_its_run(tmp_path: Path, number: signal.Signals) -> None:
-    config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=30, output_dir=str(tmp_path / "deployed"))
+    config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=8, output_dir=str(tmp_path / "deployed"))
     command = start(tmp_path, "--nodes", str(NODES), "--min-train-nodes", str(NODES), *options(config))
     ledger = tmp_path / "deployed" / "rounds.jsonl"
     end = time.monotonic() + 240

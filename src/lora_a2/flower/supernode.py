@@ -12,6 +12,7 @@ With `--isolation` or certificates for the Runtime API given, the SuperExec is t
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -49,6 +50,18 @@ def main() -> None:
     flower_supernode()
 
 
+def _can_fork() -> bool:
+    """Whether this release of Flower has what our SuperExec needs."""
+    try:
+        superexec = importlib.import_module("lora_a2.flower.superexec")
+    except ImportError:
+        superexec = None
+    if superexec is None or not hasattr(superexec.run_superexec, "get_executor"):
+        print("This release of Flower is unknown: each message starts a new Python.", file=sys.stderr)
+        return False
+    return True
+
+
 def _start_superexec() -> None:
     """Starts our SuperExec, which ends with this process, and has Flower start none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -57,7 +70,7 @@ def _start_superexec() -> None:
     for name in ("--isolation", "--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certfile"):
         parser.add_argument(name, dest="other")
     given, _ = parser.parse_known_args()
-    if given.other is not None or {"--help", "-h", "--version", "-V"} & set(sys.argv):
+    if given.other is not None or {"--help", "-h", "--version", "-V"} & set(sys.argv) or not _can_fork():
         return
     address = f"[{given.host}]:{given.port}" if ":" in given.host else f"{given.host}:{given.port}"
     command = ["--insecure", f"--runtime-api-address={address}", f"--parent-pid={os.getpid()}"]
