@@ -35,6 +35,7 @@ from lora_a2.flower.app_folder import write_app
 from lora_a2.flower.deployment import RUN
 from lora_a2.flower.local import LocalDeployment, local_deployment, run_values
 from lora_a2.flower.processes import Processes
+from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import launch
 from lora_a2.simulation import Observer
 
@@ -163,7 +164,7 @@ def nodes(folder: Path) -> Figures:
     )
     home = folder / "flower"
     home.mkdir()
-    with Processes(home) as processes:
+    with Processes(home) as processes, interruptible():
         write_app(home / "app", run_values(config))
         federation = f"num-supernodes={MANY} client-resources-num-cpus=1"
         command = ["flwr", "run", str(home / "app"), "local", "--stream", f"--federation-config={federation}"]
