@@ -7,5 +7,5 @@ RUN pip install --no-cache-dir --constraint /source/constraints.txt "/source[min
  && useradd --uid 1000 lora-a2 && install -d -o lora-a2 -m 700 /run/lora-a2 /state
 USER lora-a2
 ENV HF_HUB_OFFLINE=1
-ENTRYPOINT ["lora-a2", "node", "--data", "/data", "--socket", "/run/lora-a2/worker.sock", "--state-dir", "/state"]
+ENTRYPOINT ["lora-a2", "node", "--data", "/data", "--socket", "/run/lora-a2/worker.sock", "--store", "/state"]
 CMD ["--model", "all-MiniLM-L6-v2"]
