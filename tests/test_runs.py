@@ -275,7 +275,7 @@ def test_a_ledger_line_broken_off_by_a_kill(
 ) -> None:
     launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
     writes = Writes(monkeypatch)
-    writes.die(5, "before")  # the second round's tensors; its ledger line is there
+    writes.die(6, "before")  # the second round's tensors; its ledger line is there
     with pytest.raises(Killed):
         launch(RunConfig(**study, output_dir=str(tmp_path / "run")), Observer())
     ledger = tmp_path / "run" / "rounds.jsonl"

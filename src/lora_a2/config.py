@@ -212,6 +212,9 @@ class RunConfig(BaseModel):
     num_workers: Int | None = _option(
         None, "Run", "Forward passes side by side; one a core on a CPU where left out. Changes no result.", ge=1
     )
+    record_analysis: bool = _option(
+        True, "Run", "Record what 'lora-a2 analyze' reads: labels by client, selected ranks, how alike updates are."
+    )
     output_dir: str | None = _option(
         None,
         "Run",

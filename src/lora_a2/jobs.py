@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lora_a2.algebra import moved_base
+from lora_a2.analysis.record import clients_json
 from lora_a2.budgets import rank_budgets
 from lora_a2.clients import personal
 from lora_a2.cohorts import cohort_size
@@ -29,6 +30,7 @@ from lora_a2.model.pretrained import Model, load_model
 from lora_a2.predict import load_predictor
 from lora_a2.probes import resolved_probe
 from lora_a2.randomness import generator
+from lora_a2.recording import Recorder
 from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import (
@@ -100,7 +102,7 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     RunDirectory.check_free(path)
     setup = _set_up(config)
     resolved = setup.config.model_copy(update={"output_dir": str(path)})
-    run = RunDirectory.create(path, dump_config(resolved), environment(setup.model, setup.data))
+    run = RunDirectory.create(path, dump_config(resolved), environment(setup.model, setup.data), _clients(setup))
     return _finish(run, setup, observer)
 
 
@@ -182,14 +184,33 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
         for record in records:
             observer.round_done(record)
         memories = run.load_memories()
+        recorder = Recorder(setup.model.layout, setup.plan.federation.method) if setup.config.record_analysis else None
         for new, record in simulate(
-            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer
+            setup.model,
+            setup.clients,
+            setup.plan,
+            state=state,
+            memories=memories,
+            observer=observer,
+            watch=recorder and recorder.reply,
         ):
+            analysis = None
+            if recorder is not None:
+                analysis = recorder.finish(state, new).to_json()
+                record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
             state = new
-            run.commit(state, record, memories)
+            run.commit(state, record, memories, analysis)
             records.append(record)
         _save(run, setup, state, memories)
     return _summary(run, setup, records, earlier + time.perf_counter() - began)
+
+
+def _clients(setup: _Setup) -> dict[str, Any] | None:
+    """What `clients.json` says, where the run records it."""
+    if not setup.config.record_analysis:
+        return None
+    rows = ((c.id, c.name, c.train.labels, c.test.labels) for c in setup.clients)
+    return clients_json(setup.model.layout, setup.data.label_names, rows)
 
 
 def _save(run: RunDirectory, setup: _Setup, state: ServerState, memories: Memories) -> None:

@@ -132,6 +132,9 @@ def _full_update(federation: Federation, data: bytes) -> BaseUpdate:
 Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes]]]
 """Takes each client's download, as many at a time as it likes, and yields the encoded uploads that come back, in any number."""
 
+Watch = Callable[[Reply], None]
+"""Hears of each reply that counts, before it is aggregated."""
+
 
 class _Exchange:
     """What crosses the wire in a round, counted where it crosses, and what is still expected to come back.
@@ -158,7 +161,7 @@ class _Exchange:
             self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
             yield profile, data
 
-    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes]]) -> Iterator[Reply]:
+    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes]], watch: Watch | None) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
         while True:
             mark = time.perf_counter()
@@ -179,11 +182,18 @@ class _Exchange:
                 self.refused[profile.id] = str(error)
                 continue
             self.records.append(_client_record(self._federation, profile, download, upload, sent, data))
-            yield Reply(profile, download, upload)
+            reply = Reply(profile, download, upload)
+            if watch is not None:
+                watch(reply)
+            yield reply
 
 
 def server_round(
-    federation: Federation, state: ServerState, cohort: Sequence[ClientProfile], train: Train
+    federation: Federation,
+    state: ServerState,
+    cohort: Sequence[ClientProfile],
+    train: Train,
+    watch: Watch | None = None,
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
@@ -197,7 +207,7 @@ def server_round(
     exchange = _Exchange(federation, state, cohort)
     incoming = iter(train(exchange.downloads()))
     try:
-        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
+        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming, watch))
     except ReplyError as error:
         if not exchange.refused:
             raise

@@ -3,6 +3,8 @@
     config.toml       the resolved configuration; enough to run it again
     environment.json  versions, machine, fingerprints of data and model
     rounds.jsonl      a line a round
+    clients.json      who holds what, and
+    analysis.jsonl    a line a round, where the run records for analysis (`analysis.record`)
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
     adapter/          the result, once the run is complete
     personal/N/       client N's own model, for methods that make such
@@ -27,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
 from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import write_atomic
@@ -40,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = path / "rounds.jsonl"
+        self.analysis = path / ANALYSIS_FILE
         self.checkpoint = path / "checkpoint"
         self.adapter = path / "adapter"
         self.personal = path / "personal"
@@ -59,8 +63,10 @@ class RunDirectory:
             )
 
     @classmethod
-    def create(cls, path: Path, config: str, environment: Mapping[str, Any]) -> RunDirectory:
-        """A new directory with its configuration and environment.
+    def create(
+        cls, path: Path, config: str, environment: Mapping[str, Any], clients: Mapping[str, Any] | None = None
+    ) -> RunDirectory:
+        """A new directory with its configuration and environment, and `clients.json` if given.
 
         Raises:
             RunError: something is there already, or it cannot be written.
@@ -70,6 +76,8 @@ class RunDirectory:
         try:
             run.checkpoint.mkdir(parents=True, exist_ok=True)
             write_atomic(path / "environment.json", _json(environment))
+            if clients is not None:
+                write_atomic(path / CLIENTS_FILE, (json.dumps(clients, ensure_ascii=False) + "\n").encode())
             write_atomic(path / "config.toml", config.encode())
         except OSError as error:
             raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
@@ -126,13 +134,16 @@ class RunDirectory:
             os.close(descriptor)
 
     def commit(
-        self, state: ServerState, record: RoundRecord, memories: Mapping[int, ClientMemory] | None = None
+        self,
+        state: ServerState,
+        record: RoundRecord,
+        memories: Mapping[int, ClientMemory] | None = None,
+        analysis: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes a finished round: the ledger's line, the tensors, then the state that makes them count."""
-        with self.ledger.open("ab") as file:
-            file.write(json.dumps(record.to_json()).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count."""
+        if analysis is not None:
+            _append(self.analysis, analysis)
+        _append(self.ledger, record.to_json())
         data = save_tensors({**state_tensors(state), **memory_tensors(memories or {})})
         name = _tensor_file(state.server_round)
         write_atomic(self.checkpoint / name, data)
@@ -200,14 +211,22 @@ class RunDirectory:
     def discard_uncommitted(self, server_round: int) -> None:
         """Drops what a kill left beside the first `server_round` rounds: later or broken ledger lines, stray files."""
         self._drop_other_checkpoints(server_round)
-        if self.ledger.exists():
-            lines = self.ledger.read_bytes().split(b"\n")[:server_round]
-            write_atomic(self.ledger, b"".join(line + b"\n" for line in lines))
+        for path in (self.ledger, self.analysis):
+            if path.exists():
+                lines = path.read_bytes().split(b"\n")[:server_round]
+                write_atomic(path, b"".join(line + b"\n" for line in lines))
 
     def _drop_other_checkpoints(self, server_round: int) -> None:
         for other in self.checkpoint.iterdir():
             if other.name not in (_tensor_file(server_round), "state.json"):
                 other.unlink()
+
+
+def _append(path: Path, values: Mapping[str, Any]) -> None:
+    with path.open("ab") as file:
+        file.write(json.dumps(values).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _tensor_file(server_round: int) -> str:
@@ -216,7 +235,8 @@ def _tensor_file(server_round: int) -> str:
 
 def _barely_begun(path: Path) -> bool:
     """Whether a directory is empty, or holds only what `create` writes before the configuration."""
-    early = {"checkpoint", "environment.json", ".environment.json.partial", ".config.toml.partial"}
+    early = {"checkpoint", *(f for name in ("environment.json", CLIENTS_FILE) for f in (name, f".{name}.partial"))}
+    early.add(".config.toml.partial")
     return {p.name for p in path.iterdir()} <= early and not any(path.glob("checkpoint/*"))
 
 

@@ -24,7 +24,7 @@ from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.probes import get_probe
 from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord, Train, server_round
+from lora_a2.rounds import RoundRecord, Train, Watch, server_round
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.full import weight_shapes
 from lora_a2.training.local import TokenizedExamples, TrainingSettings
@@ -262,10 +262,12 @@ def simulate(
     state: ServerState | None = None,
     memories: Memories | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` (None: from the start) and yields state and record after each.
 
     `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
+    `watch` hears of every reply, as `recording.Recorder.reply` wants to.
     """
     observer = observer or Observer()
     state = state or plan.start()
@@ -279,7 +281,7 @@ def simulate(
             cohort = choose_cohort(plan.profiles, plan.fraction_train, plan.federation.seed, number)
             done = partial(observer.clients_done, number, cohort=len(cohort))
             train = _local_training(pool, plan, by_id, state, memories, done)
-            state, record = server_round(plan.federation, state, cohort, train)
+            state, record = server_round(plan.federation, state, cohort, train, watch)
             if number % plan.eval_every == 0 or number == plan.num_server_rounds:
                 began = time.perf_counter()
                 record = replace(
