@@ -192,7 +192,7 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
             state=state,
             memories=memories,
             observer=observer,
-            watch=recorder and recorder.reply,
+            watch=recorder.reply if recorder else None,
         ):
             analysis = None
             if recorder is not None:

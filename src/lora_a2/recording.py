@@ -153,7 +153,7 @@ def _similarities(
     """Norms (K,) of the clients' changes, and the upper triangle of their cosines."""
     if not changes:
         return (), ()
-    gram = sum(gram_matrix(list(module)) for module in zip(*changes, strict=True))
+    gram = np.sum([gram_matrix(list(module)) for module in zip(*changes, strict=True)], axis=0)
     norms = np.sqrt(np.diag(gram))
     upper = np.triu_indices(len(norms), 1)
     products = np.outer(norms, norms)[upper]

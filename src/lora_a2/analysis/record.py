@@ -71,7 +71,8 @@ class RoundAnalysis:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RoundAnalysis:
         """The inverse of `to_json`."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        tuples = {key: tuple(values[key]) for key in ("clients", "masks", "norms", "cosines")}
+        return cls(**{**values, **tuples})
 
     def selected(self, modules: Sequence[ModuleShape]) -> dict[int, Mask]:
         """Client id → its mask, module → bool (r,); empty where nothing was selected."""
