@@ -29,8 +29,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("simulation", "predict", "environment", "flower", "report"),
     ("config",),
     ("jobs",),
-    ("compare",),
+    ("batch", "experiment", "results"),
+    ("compare", "sweep", "execution"),
     ("display",),
+    ("worker",),
     ("commands", "cli"),
     ("__init__",),
 )

@@ -19,8 +19,11 @@ COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
     "resume": "Continue a run that was interrupted.",
     "compare": "Run several methods on the same data and print one table.",
+    "sweep": "Run an experiment: a grid over any options, in one table.",
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
+    "analyze": "Tell what a run's record says: ranks, similarity of clients, discordance, convergence.",
+    "partition": "Show who would hold which examples, without running anything.",
     "cost": "Tell what a run will send, without running it.",
     "methods": "List the algorithms.",
 }

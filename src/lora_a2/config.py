@@ -31,7 +31,7 @@ from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.probes import DEFAULT_PROBE, DEFAULT_PROBE_BATCHES, ProbeName, get_probe
 from lora_a2.selection import CRITERIA
 
-Partitioner = Literal["iid", "dirichlet", "pathological", "natural"]
+Partitioner = Literal["iid", "dirichlet", "quantity", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
 DEFAULT_RANK_BUDGET = 2
 
@@ -123,6 +123,14 @@ class RunConfig(BaseModel):
     max_examples: Int | None = _option(
         None, "Data", "Size of a stratified part of the training set, for a quick try.", gt=0
     )
+    max_test_examples: Int | None = _option(None, "Data", "Size of a stratified part of the test set, likewise.", gt=0)
+    validation_fraction: Float | None = _option(
+        None,
+        "Data",
+        "Hold out this share of the training set and evaluate on it in place of the test set, to tune options.",
+        gt=0,
+        lt=1,
+    )
     strip_newsgroups: bool = _option(True, "Data", "Take headers, footers and quotes off 20 Newsgroups articles.")
 
     partitioner: Partitioner = _option(
@@ -131,7 +139,9 @@ class RunConfig(BaseModel):
         "How examples are split over clients.",
         shown="dirichlet; natural with --client-column",
     )
-    alpha: Float = _option(0.5, "Clients", "Concentration of the Dirichlet split; small is uneven.", gt=0)
+    alpha: Float = _option(
+        0.5, "Clients", "Concentration of the Dirichlet and the quantity split; small is uneven.", gt=0
+    )
     num_clients: Int | None = _option(
         _default_num_clients,
         "Clients",
@@ -244,6 +254,17 @@ class RunConfig(BaseModel):
                 f"rank-budget: {self.method} needs the same for every client; give one number, or use {mixed}."
             )
         return self
+
+    def data_options(self) -> dict[str, Any]:
+        """The arguments of `load_data`."""
+        names = ("text_column", "label_column", "client_column", "test_data", "test_fraction", "validation_fraction")
+        more = ("max_examples", "max_test_examples", "strip_newsgroups", "seed")
+        return {"data": self.data, **{name: getattr(self, name) for name in (*names, *more)}}
+
+    def split_options(self) -> dict[str, Any]:
+        """The arguments that tell how examples are split over clients."""
+        names = ("partitioner", "num_clients", "alpha", "min_client_examples", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def chosen_method(self) -> Method:
         """The method with its switches.

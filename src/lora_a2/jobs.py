@@ -257,17 +257,7 @@ def _fresh_directory(config: RunConfig) -> Path:
 
 
 def _set_up(config: RunConfig) -> _Setup:
-    data = load_data(
-        config.data,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        client_column=config.client_column,
-        test_data=config.test_data,
-        test_fraction=config.test_fraction,
-        max_examples=config.max_examples,
-        seed=config.seed,
-        strip_newsgroups=config.strip_newsgroups,
-    )
+    data = load_data(**config.data_options())
     method, defaults = get_method(config.method), model_defaults(config.model)
     model = load_model(
         config.model,
@@ -281,15 +271,7 @@ def _set_up(config: RunConfig) -> _Setup:
         max_length=config.max_length,
         seed=config.seed,
     )
-    clients = make_clients(
-        data,
-        model,
-        partitioner=config.partitioner,
-        num_clients=config.num_clients,
-        alpha=config.alpha,
-        min_client_examples=config.min_client_examples,
-        seed=config.seed,
-    )
+    clients = make_clients(data, model, **config.split_options())
     config = config.model_copy(
         update={
             "num_clients": len(clients),

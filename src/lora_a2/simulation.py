@@ -16,7 +16,7 @@ from lora_a2.clients import ClientMemory, Federation, client_round, personal
 from lora_a2.codec import ValueType
 from lora_a2.cohorts import choose_cohort
 from lora_a2.data.labelled import LabelledData
-from lora_a2.data.partition import Partition, partition
+from lora_a2.data.split import split_data
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.model.classifier import Classifier
@@ -108,23 +108,6 @@ def make_clients(
     return tuple(
         Client(i, name, train.take(rows), test.take(test_rows))
         for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
-    )
-
-
-def split_data(
-    data: LabelledData, *, partitioner: str, num_clients: int | None, alpha: float, min_client_examples: int, seed: int
-) -> Partition:
-    """The seeded split of a data set over clients, train and test alike."""
-    return partition(
-        partitioner,
-        data.train.labels,
-        data.test.labels,
-        num_clients,
-        generator(seed, "partition"),
-        alpha=alpha,
-        train_clients=data.train.clients,
-        test_clients=data.test.clients,
-        min_examples=min_client_examples,
     )
 
 

@@ -67,7 +67,7 @@ def _span(by_round: Mapping[str, float] | None) -> str:
     """First and last round's value."""
     if by_round is None:
         return "not recorded"
-    (first, start), (last, end) = list(by_round.items())[0], list(by_round.items())[-1]
+    (first, start), (last, end) = next(iter(by_round.items())), list(by_round.items())[-1]
     return f"{start:.3g} in round {first}" + (f", {end:.3g} in round {last}" if first != last else "")
 
 

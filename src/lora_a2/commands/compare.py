@@ -14,7 +14,8 @@ from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.compare import Comparison, PlannedRun
+    from lora_a2.batch import PlannedRun
+    from lora_a2.compare import Comparison
     from lora_a2.jobs import RunSummary
 
 Number = TypeVar("Number", int, float)

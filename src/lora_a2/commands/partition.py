@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json
-from lora_a2.commands.options import GroupedCommand, field_options
+from lora_a2.commands.options import GroupedCommand, field_options, fields_of
 from lora_a2.config import RunConfig
 
 if TYPE_CHECKING:
     from lora_a2.data.split import SplitTable
 
-_GROUPS = ("Data", "Clients")
-_FIELDS = [n for n, f in RunConfig.model_fields.items() if (f.json_schema_extra or {}).get("group") in _GROUPS]  # type: ignore[union-attr]
+_FIELDS = fields_of("Data", "Clients")
 
 
 @click.command(
