@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lora_a2.config import RunConfig, make_config
-from lora_a2.errors import RunError
+from lora_a2.errors import ConfigError, RunError
 from lora_a2.files import write_atomic
 from lora_a2.jobs import RunSummary, launch, learning_rate, resume
 from lora_a2.runs import RunDirectory
@@ -144,6 +144,21 @@ def candidate_rates(
 def headline(summary: RunSummary) -> float:
     """The accuracy by which runs are compared: the personal models' where the method makes such, else the global model's."""
     return summary.accuracy if summary.personal_accuracy is None else summary.personal_accuracy
+
+
+def check_evaluated(run: PlannedRun, server_rounds: Sequence[int]) -> None:
+    """Refuses rounds of which nothing will be known.
+
+    Raises:
+        ConfigError: one of them is not evaluated.
+    """
+    for number in server_rounds:
+        if not run.evaluates(number):
+            every, last = run.config.eval_every, run.config.num_server_rounds
+            raise ConfigError(
+                f"at-rounds: round {number} is not evaluated; with eval-every {every} and {last} rounds choose "
+                f"multiples of {every} up to {last}, or {last}."
+            )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_a2.batch import Batch, PlannedRun, candidate_rates, headline
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline
 from lora_a2.config import make_config
-from lora_a2.errors import ConfigError, RunError
+from lora_a2.errors import RunError
 from lora_a2.jobs import RunSummary
 from lora_a2.runs import RunDirectory
 
@@ -25,14 +25,8 @@ class Comparison(Batch):
         Raises:
             ConfigError: one of them is not evaluated.
         """
-        for number in server_rounds:
-            for run in self.runs:
-                if not run.evaluates(number):
-                    every, last = run.config.eval_every, run.config.num_server_rounds
-                    raise ConfigError(
-                        f"at-rounds: round {number} is not evaluated; with eval-every {every} and {last} rounds choose "
-                        f"multiples of {every} up to {last}, or {last}."
-                    )
+        for run in self.runs:
+            check_evaluated(run, server_rounds)
 
 
 def plan_comparison(

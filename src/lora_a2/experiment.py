@@ -9,8 +9,9 @@
     per = ["data"]      options for each of whose values a rate is chosen apart
     [tune.run]          options of the tuning runs; what they fix leaves the grids
     [tune.arms.NAME]    likewise of one arm
-    [table]             rows and columns: lists of options, "arm" among them; how the table is laid out
-    [published]         row of the table → its figures as published, one a column
+    [table]             rows and columns: lists of options, "arm" among them, how the table is laid out; at-rounds: rounds after
+                        which the accuracy is shown too
+    [published]         columns: heads of the table; NAME OF A ROW → its figures as published (%), one a head
     [profiles.NAME]     the same sections again, which win, when this profile is chosen; only = arms that take part
 
 The profile "published" is the file without any profile.
@@ -63,7 +64,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment in one profile; see the module's docstring."""
+    """An experiment in one profile; see the module's docstring. `published`: (row, head of the column) → %."""
 
     title: str
     values: Values
@@ -72,7 +73,8 @@ class Experiment:
     tuning: Tuning | None
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    at_rounds: tuple[int, ...] = ()
+    published: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,18 @@ def _experiment(raw: dict[str, Any]) -> Experiment:
         tuning=_tuning(raw["tune"]) if raw.get("tune") else None,
         rows=tuple(table.get("rows", ())),
         columns=tuple(table.get("columns", ())),
-        published={row: tuple(map(float, figures)) for row, figures in raw.get("published", {}).items()},
+        at_rounds=tuple(map(int, table.get("at-rounds", ()))),
+        published=_published(raw.get("published", {})),
     )
+
+
+def _published(raw: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], float]:
+    heads = raw.get("columns", ())
+    rows = {row: figures for row, figures in raw.items() if row != "columns"}
+    wrong = [row for row, figures in rows.items() if len(figures) != len(heads)]
+    if wrong:
+        raise ConfigError(f"[published] {wrong[0]} has {len(rows[wrong[0]])} figures for {len(heads)} columns.")
+    return {(row, str(head)): float(x) for row, xs in rows.items() for head, x in zip(heads, xs, strict=True)}
 
 
 def _arm(name: str, values: dict[str, Any]) -> Arm:

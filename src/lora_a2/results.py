@@ -13,6 +13,8 @@ from lora_a2.files import write_atomic
 
 MEASURES = ("accuracy", "personal_accuracy", "macro_f1", "client_mean", "client_worst_tenth")
 COSTS = ("uploaded_parameters", "uploaded_bytes", "downloaded_bytes", "reduction_percent", "seconds")
+AT_ROUND = "accuracy_at_"
+"""Beginning of the names of measures such as accuracy_at_20."""
 REPEATS = "seed"
 """Runs that differ in this alone are repetitions of one cell."""
 
@@ -29,11 +31,15 @@ def cells(runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         done = group[group["status"] == "done"]
         row: dict[str, Any] = dict(zip(keys, values, strict=True))
         row |= {"runs": len(done), "failed": int((group["status"] == "failed").sum())}
-        for name in MEASURES:
+        for name in (*MEASURES, *_at_rounds(runs)):
             row[f"{name}_mean"] = _mean(done[name])
             row[f"{name}_std"] = float(done[name].std(ddof=1)) if len(done) > 1 else np.nan
         rows.append({**row, **{name: _mean(done[name]) for name in COSTS}})
     return pd.DataFrame(rows)
+
+
+def _at_rounds(runs: pd.DataFrame) -> list[str]:
+    return [name for name in runs if name.startswith(AT_ROUND) and name[len(AT_ROUND) :].isdigit()]
 
 
 def _mean(values: pd.Series) -> float:
@@ -48,13 +54,16 @@ def plus_minus(mean: float, std: float) -> str:
 
 
 def long_table(table: pd.DataFrame, keys: Sequence[str]) -> list[list[str]]:
-    """Header and rows: the keys, accuracy, worst tenth, uploads, number of runs."""
-    rows = [[*keys, "accuracy %", "worst tenth %", "uploaded parameters", "runs"]]
+    """Header and rows: the keys, accuracy (at rounds, and at the end), worst tenth, uploads, number of runs."""
+    rounds = [name.removesuffix("_mean") for name in table if name.startswith(AT_ROUND) and name.endswith("_mean")]
+    heads = [f"round {name.removeprefix(AT_ROUND)} %" for name in rounds]
+    rows = [[*keys, *heads, "accuracy %", "worst tenth %", "uploaded parameters", "runs"]]
     for cell in table.to_dict("records"):
         failed = f" ({cell['failed']} failed)" if cell["failed"] else ""
         rows.append(
             [
                 *(_shown(cell[key]) for key in keys),
+                *(plus_minus(cell[f"{name}_mean"], cell[f"{name}_std"]) for name in rounds),
                 plus_minus(*_accuracy(cell)),
                 plus_minus(cell["client_worst_tenth_mean"], cell["client_worst_tenth_std"]),
                 _count(cell["uploaded_parameters"]),
@@ -65,11 +74,11 @@ def long_table(table: pd.DataFrame, keys: Sequence[str]) -> list[list[str]]:
 
 
 def wide_table(
-    table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], published: Mapping[str, Sequence[float]]
+    table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], published: Mapping[tuple[str, str], float]
 ) -> list[list[str]]:
     """Header and rows of a layout as in a paper: accuracy, with the published figure (%) in brackets where there is one.
 
-    A published row is named by its values joined with a blank; its figures follow the order of the columns.
+    `published` is by row and head, their values joined by a blank and by a comma.
     """
     heads = list(dict.fromkeys(tuple(_shown(cell[key]) for key in columns) for cell in table.to_dict("records")))
     found: dict[tuple[str, ...], dict[tuple[str, ...], dict[Any, Any]]] = {}
@@ -78,9 +87,9 @@ def wide_table(
         found.setdefault(row, {})[tuple(_shown(cell[key]) for key in columns)] = cell
     shown = [[*rows, *(", ".join(head) for head in heads), "uploaded parameters"]]
     for row, held in found.items():
-        figures = published.get(" ".join(row), ())
         texts = [plus_minus(*_accuracy(held[head])) if head in held else "" for head in heads]
-        beside = [f" ({figures[i]:g})" if i < len(figures) else "" for i in range(len(heads))]
+        figures = [published.get((" ".join(row), ", ".join(head))) for head in heads]
+        beside = ["" if figure is None else f" ({figure:g})" for figure in figures]
         mean_upload = float(np.mean([cell["uploaded_parameters"] for cell in held.values()]))
         shown.append([*row, *(a + b for a, b in zip(texts, beside, strict=True)), _count(mean_upload)])
     return shown

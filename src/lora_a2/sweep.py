@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_a2.batch import Batch, PlannedRun, candidate_rates, headline, read_json_object
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_json_object
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.files import write_atomic
-from lora_a2.results import COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
+from lora_a2.results import AT_ROUND, COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
 from lora_a2.runs import RunDirectory
 
 SWEEP_FILE = "sweep.json"
@@ -61,7 +61,8 @@ class Sweep:
         self.trials = self._plan_trials()
         self.points = self._points(request.flags)
         for point in self.points:  # all of them are checked before anything runs
-            point.config({})
+            config = point.config({})
+            check_evaluated(PlannedRun(point.name, config), self.experiment.at_rounds)
 
     def _points(self, fixed: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]] | None = None) -> list[Point]:
         root = None if self.request.data_root is None else Path(self.request.data_root)
@@ -182,7 +183,9 @@ class Sweep:
 
     def tables(self, batch: Batch) -> tuple[pd.DataFrame, list[list[str]]]:
         """Writes the tables; returns the cells and the table as shown, header first."""
-        runs = pd.DataFrame([_row(point, run) for point, run in zip(self.points, batch.runs, strict=True)])
+        runs = pd.DataFrame(
+            [_row(*each, self.experiment.at_rounds) for each in zip(self.points, batch.runs, strict=True)]
+        )
         keys = ["arm", *(key for key in varied(self.points) if key not in (REPEATS, "method"))]
         keys += ["learning-rate"] if self.trials and "learning-rate" not in keys else []
         rows, columns = self.experiment.rows, self.experiment.columns
@@ -199,13 +202,14 @@ class Sweep:
         return table, shown[0]
 
 
-def _row(point: Point, run: PlannedRun) -> dict[str, Any]:
+def _row(point: Point, run: PlannedRun, at_rounds: Sequence[int]) -> dict[str, Any]:
     summary = run.summary()
     found = {} if summary is None else summary.to_json()
     status = "done" if summary is not None else "open" if run.failure() is None else "failed"
     shared = {"run": run.name, "arm": point.arm, "method": run.config.method, REPEATS: run.config.seed}
     numbers = {name: np.nan if found.get(name) is None else float(found[name]) for name in (*MEASURES, *COSTS)}
-    return {**shared, "status": status, **numbers}
+    rounds = {f"{AT_ROUND}{n}": run.accuracy_at(n) if summary is not None else np.nan for n in at_rounds}
+    return {**shared, "status": status, **numbers, **rounds}
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -62,9 +62,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "ou
 @json_option
 @quiet_option
 @field_options(_FIELDS)
-@click.pass_context
 def command(
-    ctx: click.Context,
     experiment: Path | None,
     profile: str,
     data_root: Path | None,
@@ -85,6 +83,7 @@ def command(
     """
     from lora_a2.sweep import Request, Sweep, default_path
 
+    ctx = click.get_current_context()
     if (resumed is None) == (experiment is None):
         raise click.UsageError("Name an experiment file, or a sweep to --resume.", ctx)
     if resumed is not None:
