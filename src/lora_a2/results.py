@@ -39,7 +39,7 @@ def cells(runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def _at_rounds(runs: pd.DataFrame) -> list[str]:
-    return [name for name in runs if name.startswith(AT_ROUND) and name[len(AT_ROUND) :].isdigit()]
+    return [name for name in map(str, runs.columns) if name.startswith(AT_ROUND) and name[len(AT_ROUND) :].isdigit()]
 
 
 def _mean(values: pd.Series) -> float:
@@ -55,7 +55,11 @@ def plus_minus(mean: float, std: float) -> str:
 
 def long_table(table: pd.DataFrame, keys: Sequence[str]) -> list[list[str]]:
     """Header and rows: the keys, accuracy (at rounds, and at the end), worst tenth, uploads, number of runs."""
-    rounds = [name.removesuffix("_mean") for name in table if name.startswith(AT_ROUND) and name.endswith("_mean")]
+    rounds = [
+        name.removesuffix("_mean")
+        for name in map(str, table.columns)
+        if name.startswith(AT_ROUND) and name.endswith("_mean")
+    ]
     heads = [f"round {name.removeprefix(AT_ROUND)} %" for name in rounds]
     rows = [[*keys, *heads, "accuracy %", "worst tenth %", "uploaded parameters", "runs"]]
     for cell in table.to_dict("records"):
