@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
-    ("randomness", "files", "algebra", "selection", "codec", "privacy", "budgets", "data.partition"),
+    ("randomness", "files", "algebra", "selection", "codec", "privacy", "budgets", "data.partition", "data.shares"),
     ("cohorts", "method"),
     ("methods",),
     ("model", "data", "cost", "analysis"),

@@ -19,12 +19,12 @@ from lora_a2.data.partition import (
     IntArray,
     Partition,
     dirichlet,
-    dirichlet_shares,
     label_counts,
     natural,
     partition,
     pathological,
 )
+from lora_a2.data.shares import dirichlet_shares
 from lora_a2.errors import ConfigError
 from lora_a2.randomness import generator
 

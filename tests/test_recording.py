@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from federation import save_data, save_model, tiny_clients, tiny_model
 from lora_a2 import recording
 from lora_a2.algebra import delta_weight, dense
+from lora_a2.analysis.convergence import client_accuracies
 from lora_a2.analysis.record import load_run
 from lora_a2.analysis.summary import analyze
+from lora_a2.cli import main
 from lora_a2.config import RunConfig
 from lora_a2.jobs import launch
 from lora_a2.method import trained_adapter
@@ -184,3 +186,45 @@ def test_off_it_leaves_no_file_and_changes_no_result(study: dict[str, Any], tmp_
     found = analyze(load_run(tmp_path / "off"))
     assert (found["updates"], found["discordance"]) == (None, None)
     assert found["selected_ranks"]["1"]
+
+
+def test_analyze_prints_one_run_or_a_table_of_several(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"lora-a2": "ours", "ffa-lora": "theirs"}
+    for method, name in names.items():
+        launch(RunConfig(**study, method=method, output_dir=str(tmp_path / "c" / name)), Observer())
+    (tmp_path / "c" / "compare.json").write_text(json.dumps({key: {} for key in [*names.values(), "later"]}))
+    ours = tmp_path / "c" / "ours"
+    assert main(["analyze", str(ours)]) == 0
+    printed = capsys.readouterr().out
+    for part in ("Discordance / change", "Selected ranks of two clients", "Updates of two clients", "Layer"):
+        assert part in printed
+    assert main(["analyze", str(ours), "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one == analyze(load_run(ours))
+    assert main(["analyze", str(tmp_path / "c"), "--json"]) == 0
+    several = json.loads(capsys.readouterr().out)["runs"]
+    assert [Path(found["run"]).name for found in several] == list(names.values())
+    assert several[0] == one
+    assert main(["analyze", str(tmp_path / "c")]) == 0
+    assert "theirs" in capsys.readouterr().out
+    assert main(["analyze", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> None:
+    """A client column: every user its own accuracy, and the worst tenth of them."""
+    texts = Path(study["data"]).read_text().splitlines()
+    rows = [f"{line},user{k % 5}" for k, line in enumerate(texts[1:] * 3)]
+    (tmp_path / "tweets.csv").write_text("text,label,user\n" + "\n".join(rows) + "\n")
+    options = {k: v for k, v in study.items() if k != "num_clients"} | {"data": str(tmp_path / "tweets.csv")}
+    options |= {"client_column": "user", "min_client_examples": 5, "fraction_train": 0.6}
+    summary = launch(RunConfig(**options, output_dir=str(tmp_path / "run")), Observer())
+    run = load_run(tmp_path / "run")
+    assert sorted(client.name for client in run.clients) == [f"user{k}" for k in range(5)]
+    assert [len(line["clients"]) for line in run.rounds] == [3, 3]
+    accuracies = client_accuracies(run)
+    assert set(accuracies.index) == {client.name for client in run.clients}
+    assert summary.client_worst_tenth == accuracies.min()
+    assert analyze(run)["clients"]["worst_tenth"] == accuracies.min()

@@ -22,6 +22,7 @@ from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.execution import shares
 from lora_a2.experiment import parse_experiment, points, varied
 from lora_a2.results import COSTS, MEASURES, cells, markdown, plus_minus, wide_table
+from lora_a2.sweep import on_front
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -142,6 +143,18 @@ def test_a_cell_is_the_mean_of_its_finished_runs(values: list[float]) -> None:
             spread = (sum((value - mean) ** 2 for value in done) / (len(done) - 1)) ** 0.5
             assert cell["accuracy_std"] == pytest.approx(spread, abs=1e-12)
     assert np.isnan(cell["accuracy_std"]) == (len(done) < 2)
+
+
+def test_the_front_is_within_a_task() -> None:
+    table = pd.DataFrame(
+        {
+            "alpha": [0.5, 0.5, 0.5, 0.1, 0.1],
+            "uploaded_bytes": [10.0, 20.0, 30.0, 10.0, 5.0],
+            "accuracy_mean": [0.5, 0.6, 0.55, 0.2, np.nan],
+        }
+    )
+    assert on_front(table, ["alpha"]) == [True, True, False, True, False]
+    assert on_front(table, []) == [True, True, False, False, False]
 
 
 def test_a_layout_as_in_a_paper() -> None:

@@ -283,6 +283,13 @@ class RunConfig(BaseModel):
             raise ConfigError(one_line(error, list(map(kebab, RunConfig.model_fields)))) from None
 
 
+def fields_of(*groups: str) -> list[str]:
+    """The names of the fields in these groups, in their order."""
+
+    extras = {name: field.json_schema_extra for name, field in RunConfig.model_fields.items()}
+    return [name for name, extra in extras.items() if isinstance(extra, dict) and extra["group"] in groups]
+
+
 def make_config(file_values: Mapping[str, Any], flag_values: Mapping[str, Any]) -> RunConfig:
     """The configuration of a file and of flags; flags win, and a flag that is None was not given.
 

@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_a2.analysis.convergence import pareto_front
 from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_json_object
+from lora_a2.config import fields_of
+from lora_a2.config_errors import kebab
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.files import write_atomic
@@ -193,6 +196,7 @@ class Sweep:
             if key not in runs:
                 runs[key] = _column([_value(run, key) for run in batch.runs])
         table = cells(runs, keys)
+        table["pareto"] = on_front(table, [key for key in keys if key in _TASK])
         shown = [long_table(table, keys)]
         if rows and columns:
             shown.insert(0, wide_table(cells(runs, [*rows, *columns]), rows, columns, self.experiment.published))
@@ -200,6 +204,19 @@ class Sweep:
         text += "Accuracy in percent, mean ± standard deviation over seeds; published figures in brackets.\n\n"
         write_tables(self.path, runs, table, text + "\n".join(map(markdown, shown)))
         return table, shown[0]
+
+
+_TASK = {kebab(name) for name in fields_of("Data", "Clients", "Model")}
+"""Options that make another task: accuracies are compared at equal values of these."""
+
+
+def on_front(table: pd.DataFrame, task: Sequence[str]) -> list[bool]:
+    """Which cells no other cell of the same task beats in both accuracy and bytes uploaded."""
+    front = pd.Series(False, index=table.index)
+    known = table[table["accuracy_mean"].notna()]
+    for _, group in known.groupby([*task], dropna=False) if task else [((), known)]:
+        front[group.index] = pareto_front(group["uploaded_bytes"].to_numpy(), group["accuracy_mean"].to_numpy())
+    return [bool(value) for value in front]
 
 
 def _row(point: Point, run: PlannedRun, at_rounds: Sequence[int]) -> dict[str, Any]:

@@ -178,6 +178,22 @@ def load_run(path: str | Path) -> RunRecord:
         raise RunError(f"The run {path} is damaged: {error}.") from error
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The run directory itself, or those of a sweep or a comparison, in the order of its plan, that have begun.
+
+    Raises:
+        RunError: it is none of these, or nothing in it has begun.
+    """
+    for place in (folder / "runs" / "plan.json", folder / "plan.json", folder / "compare.json"):
+        if place.is_file() and not (folder / "config.toml").is_file():
+            found = [place.parent / name for name in json.loads(place.read_bytes())]
+            begun = [path for path in found if (path / "checkpoint" / "state.json").is_file()]
+            if not begun:
+                raise RunError(f"{folder} has no run with a finished round yet.")
+            return begun
+    return [folder]
+
+
 def _committed(path: Path) -> int:
     state = path / "checkpoint" / "state.json"
     return int(json.loads(state.read_bytes())["server_round"]) if state.exists() else 0

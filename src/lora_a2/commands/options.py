@@ -52,16 +52,6 @@ def field_options(names: Iterable[str] | None = None) -> Callable[[Decorated], D
     return decorate
 
 
-def fields_of(*groups: str) -> list[str]:
-    """The names of the fields under these headings, in their order."""
-
-    def group(field: FieldInfo) -> object:
-        assert isinstance(field.json_schema_extra, dict)
-        return field.json_schema_extra["group"]
-
-    return [name for name, field in RunConfig.model_fields.items() if group(field) in groups]
-
-
 def _option(name: str, field: FieldInfo) -> Callable[[Decorated], Decorated]:
     extra = field.json_schema_extra
     assert isinstance(extra, dict)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json
-from lora_a2.commands.options import GroupedCommand, field_options, fields_of
-from lora_a2.config import RunConfig
+from lora_a2.commands.options import GroupedCommand, field_options
+from lora_a2.config import RunConfig, fields_of
 
 if TYPE_CHECKING:
     from lora_a2.data.split import SplitTable

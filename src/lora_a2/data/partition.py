@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lora_a2.data.shares import FloatArray64, dirichlet_shares
 from lora_a2.errors import ConfigError
 
 IntArray = npt.NDArray[np.int64]
-FloatArray64 = npt.NDArray[np.float64]
 
 DRAWS = 100  # Dirichlet draws before the best one is repaired
 
@@ -81,21 +81,6 @@ def dirichlet(
     train = _cut(train_labels, best, rng)
     _fill_empty(train, rng)
     return _numbered(train, _cut(test_labels, best, rng))
-
-
-def dirichlet_shares(num_classes: int, num_clients: int, alpha: float, rng: np.random.Generator) -> FloatArray64:
-    """(C, K) rows ~ Dir(alpha · 1_K), each of sum 1.
-
-    Gamma draws of a small shape underflow to 0 and their shares to 0/0. Here their logarithms are drawn, by
-    G(a) = G(a + 1) · U^(1/a) in distribution (Marsaglia and Tsang 2000, section 6), so that any alpha > 0 works;
-    as alpha → 0 the whole class goes to one client.
-    """
-    alpha = min(alpha, 1e12)  # beyond this the shares are equal to six digits, and the products would overflow
-    gammas = np.log(rng.standard_gamma(alpha + 1, (num_classes, num_clients)))
-    scaled = alpha * gammas - rng.standard_exponential((num_classes, num_clients))
-    with np.errstate(over="ignore", under="ignore"):  # a gap that overflows is a share of exactly 0
-        weights = np.exp((scaled - scaled.max(axis=1, keepdims=True)) / alpha)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
 def quantity(
