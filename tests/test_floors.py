@@ -16,8 +16,8 @@ ROOT = Path(lora_a2.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types"),
-    ("randomness", "files", "algebra", "selection", "codec", "privacy", "budgets", "data.partition", "data.shares"),
+    ("errors", "types", "data.shares"),
+    ("randomness", "files", "algebra", "selection", "codec", "privacy", "budgets", "data.partition"),
     ("cohorts", "method"),
     ("methods",),
     ("model", "data", "cost", "analysis"),

@@ -44,7 +44,7 @@ def test_partition_shows_the_split_that_a_run_gets(
 def test_partition_as_a_table(texts: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["partition", "--data", texts, "--num-clients", "2", "--partitioner", "quantity"]) == 0
     printed = capsys.readouterr().out
-    for part in ("client-0", "client-1", "Most frequent class", "of a client, max / min", "Test examples"):
+    for part in ("client-0", "client-1", "Largest class", "of a client, max / min", "Test examples"):
         assert part in printed
 
 

@@ -78,8 +78,9 @@ def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | Non
     from lora_a2.progress import percent
 
     table = Table(Column("Client", no_wrap=True), box=SIMPLE)
-    for header in ("Examples", "Classes", "Test examples", "Test classes", "Most frequent class"):
-        table.add_column(header, justify="left" if header.startswith("Most") else "right", no_wrap=True)
+    for header in ("Train", "Classes", "Test", "Classes"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("Largest class")
     for row in rows:
         numbers = (row[k] for k in ("train_examples", "train_classes", "test_examples", "test_classes"))
         top = f"{row['top_class']} ({percent(row['top_share'])})"
