@@ -140,10 +140,13 @@ def test_product_sum_is_the_sum_of_products(trained: Any, ranks: list[int], seed
         total.add(c, Factors(A=a, B=b), trained)
         expected += c * b.astype(float) @ a
     np.testing.assert_allclose(total.total(), expected, atol=1e-9)
+    assert total.square() == pytest.approx(np.sum(expected**2), abs=1e-9)
+    total.add_dense(2, np.ones((4, 3), np.float32))
+    assert total.square() == pytest.approx(np.sum((expected + 2) ** 2), abs=1e-9)
 
 
 def test_many_terms_are_added_up_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "_TERMS", 2)
+    monkeypatch.setattr(recording, "_MAX_RANK", 3)
     test_product_sum_is_the_sum_of_products.hypothesis.inner_test(frozenset("AB"), [1, 2, 1, 1, 2, 2, 1], 0)  # type: ignore[attr-defined]
 
 

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from lora_a2.algebra import dense
 from lora_a2.analysis.record import FloatArray64, RoundAnalysis, pack_mask
-from lora_a2.method import Method, trained_adapter
-from lora_a2.types import Factor, Factors, FloatArray, Layout, Reply, ServerState, weight_name
+from lora_a2.method import Method
+from lora_a2.types import BoolArray, Factor, Factors, FloatArray, Layout, Reply, ServerState, weight_name
 
 MAX_PAIRED = 64
 """Clients of a round whose updates are compared pair by pair; beyond it memory and lines would grow with the cohort."""
 
-_TERMS = 32  # products of one module that wait to be added up densely
+_MAX_RANK = 256  # up to this rank a sum stays in factors
 
 
 class ProductSum:
     """Σ c · B @ A of one module, for terms that come one at a time; memory does not grow with their number.
 
-    Terms that differ in one factor only are added up in that factor, so that one product remains of them.
+    Terms that differ in one factor only are added up in that factor, so that one product remains of them. Computed in float64:
+    what an exact method loses shows as rounding.
     """
 
     def __init__(self) -> None:
@@ -33,23 +34,43 @@ class ProductSum:
 
     def add(self, c: float, f: Factors, trained: frozenset[Factor]) -> None:
         """Adds c · B @ A; `trained` names the factors in which terms may differ."""
-        in_b = "B" in trained
-        a, b = f.A.astype(np.float64), f.B.astype(np.float64)
-        scaled = Factors(A=a, B=c * b) if in_b else Factors(A=c * a, B=b)  # type: ignore[arg-type]
         last = self._terms[-1] if self._terms else None
-        if last is not None and trained == {"B"} and np.array_equal(last.A, scaled.A):
-            self._terms[-1] = Factors(A=last.A, B=last.B + scaled.B)
-        elif last is not None and trained == {"A"} and np.array_equal(last.B, scaled.B):
-            self._terms[-1] = Factors(A=last.A + scaled.A, B=last.B)
+        if last is not None and trained == {"B"} and np.array_equal(last.A, f.A):
+            self._terms[-1] = Factors(A=last.A, B=last.B + _times(c, f.B))
+        elif last is not None and trained == {"A"} and np.array_equal(last.B, f.B):
+            self._terms[-1] = Factors(A=last.A + _times(c, f.A), B=last.B)
+        elif trained == {"A"}:
+            self._terms.append(Factors(A=_times(c, f.A), B=f.B))
         else:
-            self._terms.append(scaled)
-        if len(self._terms) > _TERMS:
+            self._terms.append(Factors(A=f.A, B=_times(c, f.B)))
+        if sum(term.rank for term in self._terms) > _MAX_RANK:
             self._dense, self._terms = self.total(), []
+
+    def add_dense(self, c: float, product: FloatArray) -> None:
+        """Adds c · product (d_out, d_in)."""
+        self._dense, self._terms = self.total() + c * product, []
 
     def total(self) -> FloatArray64:
         """The sum (d_out, d_in) so far."""
-        product = np.concatenate([f.B for f in self._terms], axis=1) @ np.concatenate([f.A for f in self._terms])
-        return np.asarray(product if self._dense is None else self._dense + product, np.float64)
+        left, right = self._stacked()
+        return np.asarray(left @ right if self._dense is None else self._dense + left @ right, np.float64)
+
+    def square(self) -> float:
+        """The sum's squared Frobenius norm; of factors it is Σ (Lᵀ L) ∘ (R Rᵀ)."""
+        if self._dense is not None:
+            return float(np.sum(self.total() ** 2))
+        left, right = self._stacked()
+        return max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))
+
+    def _stacked(self) -> tuple[FloatArray64, FloatArray64]:
+        left = np.concatenate([f.B for f in self._terms], axis=1, dtype=np.float64) if self._terms else np.zeros((1, 0))
+        right = np.concatenate([f.A for f in self._terms], dtype=np.float64) if self._terms else np.zeros((0, 1))
+        return left, right
+
+
+def _times(c: float, values: FloatArray) -> FloatArray:
+    """c · values in float64, for use inside a sum: wider than factors are elsewhere."""
+    return cast(FloatArray, np.float64(c) * values)
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,7 @@ class Recorder:
         self._seen: list[_Seen] = []
         self._sums = {m.name: ProductSum() for m in self._layout.modules}
         self._examples, self._rank = 0, 0
+        self._trained: frozenset[Factor] = frozenset()
         self.seconds = 0.0
 
     def reply(self, reply: Reply) -> None:
@@ -85,13 +107,14 @@ class Recorder:
         if not self._seen:
             self._clear()
         upload, start = reply.upload, reply.download.adapter
-        self._rank = start.rank
+        self._rank, self._trained = start.rank, upload.trainable
         selects = self._method.select is not None and upload.mask is not None
         mask = pack_mask(upload.mask, self._layout) if selects and upload.mask is not None else None
         if self._whole:
             self._examples += upload.num_examples
-            for name, factors in trained_adapter(reply).factors.items():
-                self._sums[name].add(upload.num_examples * start.scaling, factors, upload.trainable)
+            for name, factors in start.factors.items():
+                end = _end(factors, upload.update.factors[name], upload.trainable)
+                self._sums[name].add(upload.num_examples * start.scaling, end, upload.trainable)
         paired = self._whole and len(self._seen) < MAX_PAIRED
         self._seen.append(_Seen(reply.profile.id, mask, _changes(reply, self._layout) if paired else None))
         self.seconds += time.perf_counter() - began
@@ -119,32 +142,51 @@ class Recorder:
 
     def _discordance(self, before: ServerState, after: ServerState) -> tuple[float, float]:
         lost = moved = 0.0
-        for module in self._layout.modules:
-            new = _effective(after, module.name)
-            if (update := after.base_update.get(weight_name(module.name))) is not None:
-                new = new + dense(update)
-            lost += float(np.sum((self._sums[module.name].total() / self._examples - new) ** 2))
-            moved += float(np.sum((new - _effective(before, module.name)) ** 2))
+        for name, mean in self._sums.items():
+            change = ProductSum()
+            for state, sign in ((after, 1), (before, -1)):
+                change.add(sign * state.adapter.scaling, state.adapter.factors[name], self._trained)
+            # The sum of the clients has weights n_k, so that the server's part counts Σ n_k times.
+            mean.add(-self._examples * after.adapter.scaling, after.adapter.factors[name], self._trained)
+            if (update := after.base_update.get(weight_name(name))) is not None:
+                for total, c in ((change, 1), (mean, -self._examples)):
+                    _add_update(total, c, update)
+            lost += mean.square() / self._examples**2
+            moved += change.square()
         return _digits(np.sqrt(lost)), _digits(np.sqrt(moved))
 
 
-def _effective(state: ServerState, name: str) -> FloatArray64:
-    """scaling · B @ A (d_out, d_in) in float64. What base weights had moved by is common to all, and left out."""
-    f = state.adapter.factors[name]
-    return np.asarray(state.adapter.scaling * (f.B.astype(np.float64) @ f.A), np.float64)
+def _add_update(total: ProductSum, c: float, update: FloatArray | Factors) -> None:
+    if isinstance(update, Factors):
+        total.add(c, update, frozenset())
+    else:
+        total.add_dense(c, update)
+
+
+def _end(start: Factors, update: Factors, trained: frozenset[Factor]) -> Factors:
+    return Factors(
+        A=start.A + update.A if "A" in trained else start.A, B=start.B + update.B if "B" in trained else start.B
+    )
 
 
 def _changes(reply: Reply, layout: Layout) -> list[tuple[FloatArray, FloatArray]]:
     """The change of a client's effective weights, module by module, as factors: ΔB A + (B + ΔB) ΔA, zero slices left out."""
-    start, update = reply.download.adapter, reply.upload.update
+    start, upload = reply.download.adapter, reply.upload
     result = []
     for module in layout.modules:
-        old, change = start.factors[module.name], update.factors[module.name]
-        in_b, in_a = change.B.any(axis=0), change.A.any(axis=1)
+        old, change = start.factors[module.name], upload.update.factors[module.name]
+        in_b, in_a = _moved(change, "B", upload.trainable), _moved(change, "A", upload.trainable)
         left = np.concatenate([change.B[:, in_b], (old.B + change.B)[:, in_a]], axis=1)
         right = np.concatenate([old.A[in_b], change.A[in_a]])
         result.append((np.float32(start.scaling) * left, right))
     return result
+
+
+def _moved(change: Factors, factor: Factor, trained: frozenset[Factor]) -> BoolArray:
+    """(r,) which rank slices of a factor changed."""
+    if factor not in trained:
+        return np.zeros(change.rank, np.bool_)
+    return np.asarray(change.slices(factor).any(axis=1))
 
 
 def _similarities(
