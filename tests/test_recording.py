@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation import save_data, save_model, tiny_clients, tiny_model
+from federation import study_options, tiny_clients, tiny_model
 from lora_a2 import recording
 from lora_a2.algebra import delta_weight, dense
 from lora_a2.analysis.convergence import client_accuracies
@@ -152,17 +152,7 @@ def test_many_terms_are_added_up_on_the_way(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("study")
-    return {
-        "data": str(save_data(folder / "texts.csv")),
-        "model": str(save_model(folder / "model")),
-        "dtype": "float32",
-        "num_clients": 3,
-        "num_server_rounds": 2,
-        "local_epochs": 1,
-        "learning_rate": 0.01,
-        "r": 4,
-    }
+    return study_options(tmp_path_factory.mktemp("study"), num_clients=3)
 
 
 def test_a_run_is_read_back_and_analysed(study: dict[str, Any], tmp_path: Path) -> None:

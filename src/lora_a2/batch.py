@@ -103,11 +103,7 @@ class Batch:
             run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"})
             for run in self.runs
         }
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / plan_file, (json.dumps(plan, indent=2) + "\n").encode())
-        except OSError as error:
-            raise RunError(f"Output directory {self.path} cannot be written: {error.strerror}.") from error
+        write_plan(self.path / plan_file, plan)
 
     @classmethod
     def open(cls, path: Path, plan_file: str = "plan.json") -> Self:
@@ -159,6 +155,19 @@ def check_evaluated(run: PlannedRun, server_rounds: Sequence[int]) -> None:
                 f"at-rounds: round {number} is not evaluated; with eval-every {every} and {last} rounds choose "
                 f"multiples of {every} up to {last}, or {last}."
             )
+
+
+def write_plan(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object, and the folder for it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"Output directory {path.parent} cannot be written: {error.strerror}.") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.convergence import pareto_front
-from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_json_object
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_json_object, write_plan
 from lora_a2.config import fields_of
 from lora_a2.config_errors import kebab
 from lora_a2.errors import ConfigError, RunError
@@ -102,11 +102,7 @@ class Sweep:
                 )
             return sweep
         RunDirectory.check_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomic(path / SWEEP_FILE, (json.dumps(asdict(request), indent=2) + "\n").encode())
-        except OSError as error:
-            raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
+        write_plan(path / SWEEP_FILE, asdict(request))
         return sweep
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, quiet_option
+from lora_a2.commands.common import examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config import RunConfig
 from lora_a2.config_errors import kebab
@@ -52,13 +52,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "ou
     metavar="FOLDER",
     help="The sweep's directory.  [default: runs/FILE-PROFILE; the same command goes on there]",
 )
-@click.option(
-    "--resume",
-    "resumed",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Continue a sweep; file, profile and the options of its runs are its own.",
-)
+@resume_option("sweep; file, profile and the options of its runs are its own")
 @json_option
 @quiet_option
 @field_options(_FIELDS)
