@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "Run an experiment: a grid over any options, in one table.",
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
-    "analyze": "Tell what a run's record says: ranks, similarity of clients, discordance, convergence.",
+    "analyze": "Statistics of a finished run, a sweep or a comparison.",
     "partition": "Show who would hold which examples, without running anything.",
     "cost": "Tell what a run will send, without running it.",
     "methods": "List the algorithms.",

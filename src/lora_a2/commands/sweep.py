@@ -26,9 +26,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "ou
     cls=GroupedCommand,
     epilog=examples(
         "lora-a2 sweep experiments/table-1.toml --profile small --data-root data",
-        "lora-a2 sweep experiments/table-1.toml --dry-run",
         "lora-a2 sweep experiments/clustering.toml --profile small --processes 2 --num-server-rounds 3",
-        "lora-a2 sweep experiments/table-1.toml --devices cuda:0,cuda:1 --processes 2",
         "lora-a2 sweep --resume runs/table-1-small",
     ),
 )
