@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,3 +61,17 @@ def texts(count: int = 9) -> list[str]:
     """Random texts of the tiny vocabulary, of unequal lengths."""
     rng = generator(1, "test-texts")
     return [" ".join(f"w{i}" for i in rng.integers(3, VOCABULARY, n)) for n in np.arange(count) % 7 + 1]
+
+
+def study_options(folder: Path, num_clients: int = 2) -> dict[str, Any]:
+    """The options of a tiny run that takes a blink; model and data are written to `folder`."""
+    return {
+        "data": str(save_data(folder / "texts.csv")),
+        "model": str(save_model(folder / "model")),
+        "dtype": "float32",
+        "num_clients": num_clients,
+        "num_server_rounds": 2,
+        "local_epochs": 1,
+        "learning_rate": 0.01,
+        "r": 4,
+    }

@@ -159,6 +159,12 @@ def halve(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def break_off(run: Path) -> None:
+    """The configuration ends in the middle of a line."""
+    data = (run / "config.toml").read_bytes()
+    (run / "config.toml").write_bytes(data[: data.index(b"=", len(data) // 2) + 1])
+
+
 def other_rounds(run: Path) -> None:
     """Valid JSON, valid checksum, wrong number."""
     path = run / "checkpoint" / "state.json"
@@ -172,7 +178,7 @@ RESUME, EVALUATE, PREDICT = ["resume", "run", "--quiet"], ["evaluate", "run"], [
     ("damage", "commands"),
     [
         (delete("config.toml"), [RESUME, EVALUATE, PREDICT]),
-        (halve("config.toml"), [RESUME, EVALUATE]),
+        (break_off, [RESUME, EVALUATE]),
         (replace("config.toml", "r = 'many'\n"), [RESUME, EVALUATE]),
         (delete("environment.json"), [RESUME, EVALUATE, PREDICT]),
         (halve("environment.json"), [RESUME]),

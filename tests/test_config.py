@@ -79,7 +79,7 @@ def test_names_and_synonyms() -> None:
         ({"alpha": float("nan")}, "alpha: nan should be a finite number."),
         ({"r": True}, "r: true is not a number."),
         ({"num-clients": "ten"}, "num-clients: 'ten' should be a valid integer"),
-        ({"partitioner": "dirichle"}, "'dirichle' is not one of iid, dirichlet, pathological, natural."),
+        ({"partitioner": "dirichle"}, "'dirichle' is not one of iid, dirichlet, quantity, pathological, natural."),
         ({"partitioner": "natural"}, "client-column: the natural partitioner needs it"),
         ({"target-modules": "query,,value"}, "target-modules: an empty name"),
         ({"test-data": "t.csv", "test-fraction": 0.2}, "test-fraction: it has nothing to hold out"),
@@ -150,7 +150,7 @@ def test_what_is_dumped_loads_back_equal(tmp_path_factory: pytest.TempPathFactor
 
 def test_every_field_has_a_description_and_a_group() -> None:
     fields = RunConfig.model_fields
-    assert len(fields) == 39
+    assert len(fields) == 44
     for name, info in fields.items():
         assert (info.description or "").endswith("."), name
         assert isinstance(info.json_schema_extra, dict), name

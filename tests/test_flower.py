@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 from fake_grid import FakeGrid, Fault, honest, silent, with_payload
 from federation import LABELS, save_data, save_model
+from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE, load_run
+from lora_a2.analysis.summary import analyze
+from lora_a2.cli import main
 from lora_a2.config import make_config
 from lora_a2.errors import ConfigError, ReplyError, RunError
 from lora_a2.flower.messages import error_message, request_content
@@ -76,6 +79,7 @@ def test_the_results_are_those_of_the_simulator(method: str, options: dict[str, 
         twin / "adapter/adapter_model.safetensors"
     ).read_bytes()
     mine, theirs = ledger(run), ledger(twin)
+    assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
     for a, b in zip(mine, theirs, strict=True):
         ours, others = a.pop("metrics"), b.pop("metrics")
         assert a == b
@@ -86,6 +90,19 @@ def test_the_results_are_those_of_the_simulator(method: str, options: dict[str, 
         else:
             assert ours == others
             assert tensors(run) == tensors(twin)
+
+
+def test_a_run_of_nodes_is_analysed_without_their_labels(options: dict[str, Any], tmp_path: Path) -> None:
+    run, twin = flower(options, tmp_path), simulated(options, tmp_path / "twin")
+    found, other = analyze(load_run(run)), analyze(load_run(twin))
+    for key in ("selected_ranks", "gradient_similarity", "discordance", "accuracy"):
+        assert found[key] is not None and found[key] == other[key]
+    assert (found["updates"], found["masks"]) == (None, None)
+    assert other["updates"] and other["masks"]
+    assert main(["analyze", str(run)]) == 0
+    off = flower({**options, "record-analysis": False}, tmp_path / "off")
+    assert not {CLIENTS_FILE, ANALYSIS_FILE} & {path.name for path in off.iterdir()}
+    assert tensors(off) == tensors(run)
 
 
 def test_cohorts_are_those_of_the_simulator(options: dict[str, Any], tmp_path: Path) -> None:
@@ -315,7 +332,8 @@ def test_the_wait_for_nodes_has_a_limit(options: dict[str, Any], tmp_path: Path)
     assert 30 <= grid.now < 40
 
 
-def test_a_round_below_the_minimum_is_repeated(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fedsa-lora", "lora-a2"])
+def test_a_round_below_the_minimum_is_repeated(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     seen: list[str] = []
 
     def once(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message | None:
@@ -324,12 +342,14 @@ def test_a_round_below_the_minimum_is_repeated(options: dict[str, Any], tmp_path
             return None
         return reply
 
-    given = {**options, "method": "fedsa-lora"}
+    given = {**options, "method": method}
     grid = FakeGrid(tmp_path / "nodes", NODES, once)
-    run = flower(given, tmp_path, grid, min_train_nodes=2, round_timeout=20)
+    run, twin = flower(given, tmp_path, grid, min_train_nodes=2, round_timeout=20), flower(given, tmp_path / "twin")
     assert [len(r["clients"]) for r in ledger(run)] == [3, 3, 3]
     # Those who had trained the round already started again from what they held before it.
-    assert tensors(run) == tensors(flower(given, tmp_path / "twin"))
+    assert tensors(run) == tensors(twin)
+    # The replies of the first attempt are not in the record.
+    assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
 
 
 def test_a_round_is_not_repeated_for_ever(options: dict[str, Any], tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from lora_a2.data.partition import (
     IntArray,
     Partition,
     dirichlet,
-    dirichlet_shares,
     label_counts,
     natural,
     partition,
     pathological,
 )
+from lora_a2.data.shares import dirichlet_shares
 from lora_a2.errors import ConfigError
 from lora_a2.randomness import generator
 
@@ -50,7 +50,7 @@ def same(left: Partition, right: Partition) -> bool:
 
 
 @given(
-    kind=st.sampled_from(["iid", "dirichlet", "pathological"]),
+    kind=st.sampled_from(["iid", "dirichlet", "quantity", "pathological"]),
     labels=st.lists(st.integers(0, 4), min_size=40, max_size=120),
     pairs=st.integers(1, 4),
     alpha=ALPHAS,
@@ -81,7 +81,7 @@ def test_dirichlet_splits_train_and_test_alike(alpha: float, seed: int, each: in
     assert np.abs(difference).max() <= 1 / each + 1 / 15 + 1e-12
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity", "pathological"])
 def test_another_seed_gives_another_split(kind: str) -> None:
     labels = labels_of(6, 20)
     splits = [partition(kind, labels, labels, 4, generator(seed, "split")) for seed in (0, 1)]
@@ -115,6 +115,28 @@ def test_iid_sizes_differ_by_at_most_one() -> None:
     split = partition("iid", labels_of(7, 15), labels_of(7, 3), 4, generator(0, "split"))
     assert {len(part) for part in split.train} == {26, 27}
     assert {len(part) for part in split.test} == {5, 6}
+
+
+@given(alpha=ALPHAS, seed=st.integers(0, 99), clients=st.integers(2, 6))
+@settings(max_examples=40, deadline=None)
+def test_quantity_gives_the_same_shares_of_training_and_test(alpha: float, seed: int, clients: int) -> None:
+    train, test = labels_of(4, 50), labels_of(4, 30)
+    split = partition("quantity", train, test, clients, generator(seed, "split"), alpha=alpha)
+    held, tested = ([len(part) for part in parts] for parts in (split.train, split.test))
+    shares = dirichlet_shares(1, clients, alpha, generator(seed, "split"))[0]
+    repaired = sum(round(200 * share) == 0 for share in shares)
+    assert np.abs(np.array(held) / 200 - shares).max() <= (1 + repaired) / 200
+    assert np.abs(np.array(tested) / 120 - shares).max() <= 1 / 120
+
+
+def test_quantity_is_uneven_in_size_and_even_in_labels() -> None:
+    labels = labels_of(5, 400)
+    split = partition("quantity", labels, labels, 5, generator(1, "split"), alpha=0.5)
+    counts = label_counts(split.train, labels, 5)
+    sizes = counts.sum(axis=1)
+    assert sizes.max() > 4 * sizes.min()
+    large = counts[sizes > 200]
+    assert np.abs(large / large.sum(axis=1, keepdims=True) - 0.2).max() < 0.1
 
 
 def test_pathological_pairs_hold_half_each_of_their_own_classes() -> None:
@@ -160,6 +182,8 @@ def test_label_counts_of_nobody() -> None:
         ("dirichlet", 2, {"alpha": 0.0}, "alpha is 0.0"),
         ("dirichlet", 2, {"alpha": float("nan")}, "alpha is nan"),
         ("dirichlet", 2, {"alpha": float("inf")}, "alpha is inf"),
+        ("quantity", 2, {"alpha": -1.0}, "alpha is -1.0"),
+        ("quantity", 13, {}, "only 12 training examples"),
         ("pathological", 3, {}, "give an even number"),
         ("pathological", 10, {}, "give at most 8"),
         ("natural", 2, {}, "--client-column"),
@@ -181,7 +205,7 @@ def test_pathological_says_which_client_stays_empty() -> None:
 
 
 def test_the_kinds_are_the_documented_ones() -> None:
-    assert list(KINDS) == ["iid", "dirichlet", "pathological", "natural"]
+    assert list(KINDS) == ["iid", "dirichlet", "quantity", "pathological", "natural"]
 
 
 # ../shared/paper.md, "Data": training examples max / min of a client, classes max / min of a client. None: see below.

@@ -19,7 +19,7 @@ import pytest
 
 import lora_a2.model.peft_io
 import lora_a2.runs
-from federation import save_data, save_model, tiny_clients, tiny_model
+from federation import study_options, tiny_clients, tiny_model
 from lora_a2.config import RunConfig
 from lora_a2.errors import RunError
 from lora_a2.jobs import launch, resume
@@ -199,18 +199,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The options of a tiny run that takes a blink."""
-    folder = tmp_path_factory.mktemp("study")
-    return {
-        "data": str(save_data(folder / "texts.csv")),
-        "model": str(save_model(folder / "model")),
-        "dtype": "float32",
-        "num_clients": 2,
-        "num_server_rounds": 2,
-        "eval_every": 2,
-        "local_epochs": 1,
-        "learning_rate": 0.01,
-        "r": 4,
-    }
+    return study_options(tmp_path_factory.mktemp("study")) | {"eval_every": 2}
 
 
 class Writes:
@@ -275,7 +264,7 @@ def test_a_ledger_line_broken_off_by_a_kill(
 ) -> None:
     launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
     writes = Writes(monkeypatch)
-    writes.die(5, "before")  # the second round's tensors; its ledger line is there
+    writes.die(6, "before")  # the second round's tensors; its ledger line is there
     with pytest.raises(Killed):
         launch(RunConfig(**study, output_dir=str(tmp_path / "run")), Observer())
     ledger = tmp_path / "run" / "rounds.jsonl"

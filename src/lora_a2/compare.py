@@ -1,66 +1,23 @@
-"""Several methods on the same split, seed and cohort order: a directory with a run directory for each, resumable.
-
-compare.json     the configuration of every run, written before the first begins
-NAME/            its run directory, with summary.json once it is finished
-"""
+"""Several methods on the same split, seed and cohort order: a batch of runs, planned by compare.json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_a2.config import RunConfig, make_config
-from lora_a2.errors import ConfigError, RunError
-from lora_a2.files import write_atomic
-from lora_a2.jobs import RunSummary, launch, resume
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline
+from lora_a2.config import make_config
+from lora_a2.errors import RunError
+from lora_a2.jobs import RunSummary
 from lora_a2.runs import RunDirectory
-from lora_a2.setup import learning_rate
-from lora_a2.simulation import Observer
+
+PLAN_FILE = "compare.json"
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison; `config` names its directory."""
-
-    name: str
-    config: RunConfig
-
-    @property
-    def path(self) -> Path:
-        """Its run directory."""
-        return Path(str(self.config.output_dir))
-
-    def run(self, observer: Observer) -> RunSummary:
-        """Starts it, continues it, or reads what came of it."""
-        done = self.path / "summary.json"
-        if done.exists():
-            return RunSummary(**json.loads(done.read_bytes()))
-        started = (self.path / "config.toml").exists()
-        summary = resume(self.path, observer) if started else launch(self.config, observer)
-        write_atomic(done, (json.dumps(summary.to_json(), indent=2) + "\n").encode())
-        return summary
-
-    def accuracy_at(self, server_round: int) -> float:
-        """The accuracy after a round that was evaluated, of the personal models where the method makes such."""
-        metrics = RunDirectory(self.path).load_records(server_round)[-1].metrics
-        return float(metrics.get("personal", metrics)["accuracy"])
-
-    def evaluates(self, server_round: int) -> bool:
-        """Whether it has this round and evaluates after it."""
-        last = self.config.num_server_rounds
-        return 1 <= server_round <= last and (server_round % self.config.eval_every == 0 or server_round == last)
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Batch):
     """A comparison's directory and its runs, in order."""
-
-    path: Path
-    runs: tuple[PlannedRun, ...]
 
     def check_evaluated(self, server_rounds: Sequence[int]) -> None:
         """Refuses rounds of which nothing will be known.
@@ -68,14 +25,8 @@ class Comparison:
         Raises:
             ConfigError: one of them is not evaluated.
         """
-        for number in server_rounds:
-            for run in self.runs:
-                if not run.evaluates(number):
-                    every, last = run.config.eval_every, run.config.num_server_rounds
-                    raise ConfigError(
-                        f"at-rounds: round {number} is not evaluated; with eval-every {every} and {last} rounds choose "
-                        f"multiples of {every} up to {last}, or {last}."
-                    )
+        for run in self.runs:
+            check_evaluated(run, server_rounds)
 
 
 def plan_comparison(
@@ -106,29 +57,15 @@ def plan_comparison(
     runs = []
     for method in dict.fromkeys(methods):
         usual = make_config(file_values, {**flag_values, "method": method})
-        for suffix, rate in _rates(usual, learning_rates, multiples).items():
+        for suffix, rate in candidate_rates(usual, learning_rates, multiples).items():
             own = {"method": method, "learning_rate": rate, "output_dir": str(path / (method + suffix))}
             config = make_config(file_values, {**flag_values, **{k: v for k, v in own.items() if v is not None}})
             runs.append(PlannedRun(method + suffix, config))
     comparison = Comparison(path, tuple(runs))
     comparison.check_evaluated(at_rounds)
     RunDirectory.check_free(path)
-    plan = {run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"}) for run in runs}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / "compare.json", (json.dumps(plan, indent=2) + "\n").encode())
-    except OSError as error:
-        raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
+    comparison.write(PLAN_FILE)
     return comparison
-
-
-def _rates(usual: RunConfig, learning_rates: Sequence[float], multiples: Sequence[float]) -> Mapping[str, float | None]:
-    """What a run's name ends with → its learning rate (None: as if nothing had been asked for)."""
-    if learning_rates:
-        return {f"-lr{rate:g}": rate for rate in learning_rates}
-    if multiples:
-        return {f"-x{multiple:g}": multiple * learning_rate(usual) for multiple in multiples}
-    return {"": None}
 
 
 def open_comparison(path: Path) -> Comparison:
@@ -137,27 +74,16 @@ def open_comparison(path: Path) -> Comparison:
     Raises:
         RunError: there is none at `path`, or it is damaged.
     """
-    if not (path / "compare.json").is_file():
-        raise RunError(f"{path} holds no comparison: expected {path / 'compare.json'}.")
-    try:
-        plan = json.loads((path / "compare.json").read_bytes())
-        runs = [
-            PlannedRun(name, make_config(values, {"output_dir": str(path / name)})) for name, values in plan.items()
-        ]
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{path / 'compare.json'} is damaged: {error}.") from error
-    return Comparison(path, tuple(runs))
+    if not (path / PLAN_FILE).is_file():
+        raise RunError(f"{path} holds no comparison: expected {path / PLAN_FILE}.")
+    return Comparison.open(path, PLAN_FILE)
 
 
 def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple[PlannedRun, RunSummary]]:
     """Of each method's runs the one of highest accuracy: the personal models' where it makes such."""
-
-    def score(summary: RunSummary) -> float:
-        return summary.accuracy if summary.personal_accuracy is None else summary.personal_accuracy
-
     best: dict[str, tuple[PlannedRun, RunSummary]] = {}
     for run, summary in results:
         held = best.get(run.config.method)
-        if held is None or score(summary) > score(held[1]):
+        if held is None or headline(summary) > headline(held[1]):
             best[run.config.method] = run, summary
     return list(best.values())

@@ -31,7 +31,7 @@ from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.probes import DEFAULT_PROBE, DEFAULT_PROBE_BATCHES, ProbeName, get_probe
 from lora_a2.selection import CRITERIA
 
-Partitioner = Literal["iid", "dirichlet", "pathological", "natural"]
+Partitioner = Literal["iid", "dirichlet", "quantity", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
 DEFAULT_RANK_BUDGET = 2
 
@@ -123,6 +123,14 @@ class RunConfig(BaseModel):
     max_examples: Int | None = _option(
         None, "Data", "Size of a stratified part of the training set, for a quick try.", gt=0
     )
+    max_test_examples: Int | None = _option(None, "Data", "Size of a stratified part of the test set, likewise.", gt=0)
+    validation_fraction: Float | None = _option(
+        None,
+        "Data",
+        "Hold out this share of the training set and evaluate on it in place of the test set, to tune options.",
+        gt=0,
+        lt=1,
+    )
     strip_newsgroups: bool = _option(True, "Data", "Take headers, footers and quotes off 20 Newsgroups articles.")
 
     partitioner: Partitioner = _option(
@@ -131,7 +139,9 @@ class RunConfig(BaseModel):
         "How examples are split over clients.",
         shown="dirichlet; natural with --client-column",
     )
-    alpha: Float = _option(0.5, "Clients", "Concentration of the Dirichlet split; small is uneven.", gt=0)
+    alpha: Float = _option(
+        0.5, "Clients", "Concentration of the Dirichlet and the quantity split; small is uneven.", gt=0
+    )
     num_clients: Int | None = _option(
         _default_num_clients,
         "Clients",
@@ -212,6 +222,9 @@ class RunConfig(BaseModel):
     num_workers: Int | None = _option(
         None, "Run", "Forward passes side by side; one a core on a CPU where left out. Changes no result.", ge=1
     )
+    record_analysis: bool = _option(
+        True, "Run", "Record what 'lora-a2 analyze' reads: labels by client, selected ranks, how alike updates are."
+    )
     output_dir: str | None = _option(
         None,
         "Run",
@@ -242,6 +255,17 @@ class RunConfig(BaseModel):
             )
         return self
 
+    def data_options(self) -> dict[str, Any]:
+        """The arguments of `load_data`."""
+        names = ("text_column", "label_column", "client_column", "test_data", "test_fraction", "validation_fraction")
+        more = ("max_examples", "max_test_examples", "strip_newsgroups", "seed")
+        return {"data": self.data, **{name: getattr(self, name) for name in (*names, *more)}}
+
+    def split_options(self) -> dict[str, Any]:
+        """The arguments that tell how examples are split over clients."""
+        names = ("partitioner", "num_clients", "alpha", "min_client_examples", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def chosen_method(self) -> Method:
         """The method with its switches.
 
@@ -257,6 +281,13 @@ class RunConfig(BaseModel):
             return handler(values)
         except ValidationError as error:
             raise ConfigError(one_line(error, list(map(kebab, RunConfig.model_fields)))) from None
+
+
+def fields_of(*groups: str) -> list[str]:
+    """The names of the fields in these groups, in their order."""
+
+    extras = {name: field.json_schema_extra for name, field in RunConfig.model_fields.items()}
+    return [name for name, extra in extras.items() if isinstance(extra, dict) and extra["group"] in groups]
 
 
 def make_config(file_values: Mapping[str, Any], flag_values: Mapping[str, Any]) -> RunConfig:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from lora_a2.clients import Federation
 from lora_a2.cohorts import choose_cohort
 from lora_a2.errors import ReplyError
-from lora_a2.rounds import RoundRecord, RoundRules, Train, server_round
+from lora_a2.rounds import RoundRecord, RoundRules, Train, Watch, server_round
 from lora_a2.types import ClientProfile, ServerState
 
 
@@ -93,9 +93,9 @@ class Driver(Protocol):
 
 
 def run_rounds(
-    plan: Plan, state: ServerState, driver: Driver, observer: Observer
+    plan: Plan, state: ServerState, driver: Driver, observer: Observer, watch: Watch | None = None
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """Runs the rounds after `state` and yields state and record after each.
+    """Runs the rounds after `state` and yields state and record after each; `watch` hears of every reply that counts.
 
     Raises:
         ReplyError: as the driver's `failed` decides.
@@ -105,7 +105,7 @@ def run_rounds(
         cohort = choose_cohort(driver.profiles(number), plan.fraction_train, plan.federation.seed, number)
         train = driver.train(state, cohort)
         try:
-            state, record = server_round(plan.federation, state, cohort, train, plan.rules)
+            state, record = server_round(plan.federation, state, cohort, train, plan.rules, watch)
         except ReplyError as error:
             driver.failed(number, error)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lora_a2.algebra import moved_base
+from lora_a2.analysis.record import clients_json
 from lora_a2.clients import personal
 from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig, dump_config, load_config, make_config
@@ -24,7 +25,8 @@ from lora_a2.errors import RunError
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
 from lora_a2.predict import load_predictor
-from lora_a2.rounds import RoundRecord
+from lora_a2.recording import Recorder
+from lora_a2.rounds import RoundRecord, Watch
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
 from lora_a2.simulation import Client, Memories, evaluate_clients, make_pool, simulate
@@ -85,7 +87,9 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     RunDirectory.check_free(path)
     setup = _set_up(config)
     resolved = setup.config.model_copy(update={"output_dir": str(path)})
-    run = RunDirectory.create(path, dump_config(resolved), environment(setup.model, setup.data))
+    facts = environment(setup.model, setup.data)
+    described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
+    run = RunDirectory.create(path, dump_config(resolved), facts, described)
     return _simulated(run, setup, observer)
 
 
@@ -143,8 +147,10 @@ def evaluate_run(
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
-    def rounds(state: ServerState, memories: Memories) -> Rounds:
-        return simulate(setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer)
+    def rounds(state: ServerState, memories: Memories, watch: Watch | None) -> Rounds:
+        return simulate(
+            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer, watch=watch
+        )
 
     records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
     return _summary(run, setup.config, setup.model, records, seconds)
@@ -153,17 +159,28 @@ def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSumma
 Rounds = Iterator[tuple[ServerState, RoundRecord]]
 
 
+def describe_clients(
+    config: RunConfig, model: Model, label_names: Sequence[str], clients: Sequence[Client]
+) -> dict[str, Any] | None:
+    """What `clients.json` says, where the run records for analysis; of clients only those whose labels are known here."""
+    if not config.record_analysis:
+        return None
+    rows = ((c.id, c.name, c.train.labels, c.test.labels) for c in clients)
+    return clients_json(model.layout, label_names, rows)
+
+
 def finish(
     run: RunDirectory,
     config: RunConfig,
     model: Model,
     plan: Plan,
-    rounds: Callable[[ServerState, Memories], Rounds],
+    rounds: Callable[[ServerState, Memories, Watch | None], Rounds],
     observer: Observer,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
-    `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own.
+    `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own, and has
+    the last argument hear of every reply.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
@@ -176,9 +193,14 @@ def finish(
         for record in records:
             observer.round_done(record)
         memories = run.load_memories()
-        for new, record in rounds(state, memories):
+        recorder = Recorder(model.layout, plan.federation.method) if config.record_analysis else None
+        for new, record in rounds(state, memories, recorder):
+            analysis = None
+            if recorder is not None:
+                analysis = recorder.finish(state, new).to_json()
+                record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
             state = new
-            run.commit(state, record, memories)
+            run.commit(state, record, memories, analysis)
             records.append(record)
         _save(run, model, state, memories)
     return records, earlier + time.perf_counter() - began

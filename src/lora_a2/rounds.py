@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -116,6 +117,16 @@ Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientP
 and refusals that the driver knows of."""
 
 
+class Watch(Protocol):
+    """Hears of a round what the server sees of it."""
+
+    def begin(self) -> None:
+        """A round begins, or begins again after too few usable replies."""
+
+    def reply(self, reply: Reply) -> None:
+        """A reply counts; it is aggregated next."""
+
+
 class _Exchange:
     """What crosses the wire in a round, counted where it crosses, and what is still expected to come back.
 
@@ -143,7 +154,9 @@ class _Exchange:
             self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
             yield profile, data
 
-    def replies(self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]) -> Iterator[Reply]:
+    def replies(
+        self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]], watch: Watch | None
+    ) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
         while True:
             mark = time.perf_counter()
@@ -168,7 +181,10 @@ class _Exchange:
                 self.refused[profile.id] = str(error)
                 continue
             self.records.append(_client_record(self._federation, profile, download, upload, sent, data))
-            yield Reply(profile, download, upload)
+            reply = Reply(profile, download, upload)
+            if watch is not None:
+                watch.reply(reply)
+            yield reply
 
     def _bounded(self, upload: Upload) -> Upload:
         most = self._rules.max_examples
@@ -181,6 +197,7 @@ def server_round(
     cohort: Sequence[ClientProfile],
     train: Train,
     rules: RoundRules | None = None,
+    watch: Watch | None = None,
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
 
@@ -192,10 +209,12 @@ def server_round(
     """
     began = time.perf_counter()
     rules = rules or RoundRules()
+    if watch is not None:
+        watch.begin()
     exchange = _Exchange(federation, state, cohort, rules)
     incoming = iter(train(exchange.downloads()))
     try:
-        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming))
+        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming, watch))
     except ReplyError as error:
         if not exchange.refused:
             raise

@@ -3,6 +3,8 @@
     config.toml       the resolved configuration; enough to run it again
     environment.json  versions, machine, fingerprints of data and model
     rounds.jsonl      a line a round
+    clients.json      who holds what, and
+    analysis.jsonl    a line a round, where the run records for analysis (`analysis.record`)
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
     adapter/          the result, once the run is complete
     personal/N/       client N's own model, for methods that make such
@@ -22,16 +24,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
+from lora_a2.checkpoints import memories_of, memory_tensors, state_of, state_tensors
 from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import write_atomic
 from lora_a2.rounds import RoundRecord
-from lora_a2.types import Adapter, Factor, Factors, FloatArray, Layout, ServerState
+from lora_a2.types import Layout, ServerState
 
 
 class RunDirectory:
@@ -40,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = path / "rounds.jsonl"
+        self.analysis = path / ANALYSIS_FILE
         self.checkpoint = path / "checkpoint"
         self.adapter = path / "adapter"
         self.personal = path / "personal"
@@ -59,8 +63,10 @@ class RunDirectory:
             )
 
     @classmethod
-    def create(cls, path: Path, config: str, environment: Mapping[str, Any]) -> RunDirectory:
-        """A new directory with its configuration and environment.
+    def create(
+        cls, path: Path, config: str, environment: Mapping[str, Any], clients: Mapping[str, Any] | None = None
+    ) -> RunDirectory:
+        """A new directory with its configuration and environment, and `clients.json` if given.
 
         Raises:
             RunError: something is there already, or it cannot be written.
@@ -70,6 +76,8 @@ class RunDirectory:
         try:
             run.checkpoint.mkdir(parents=True, exist_ok=True)
             write_atomic(path / "environment.json", _json(environment))
+            if clients is not None:
+                write_atomic(path / CLIENTS_FILE, (json.dumps(clients, ensure_ascii=False) + "\n").encode())
             write_atomic(path / "config.toml", config.encode())
         except OSError as error:
             raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
@@ -126,13 +134,16 @@ class RunDirectory:
             os.close(descriptor)
 
     def commit(
-        self, state: ServerState, record: RoundRecord, memories: Mapping[int, ClientMemory] | None = None
+        self,
+        state: ServerState,
+        record: RoundRecord,
+        memories: Mapping[int, ClientMemory] | None = None,
+        analysis: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes a finished round: the ledger's line, the tensors, then the state that makes them count."""
-        with self.ledger.open("ab") as file:
-            file.write(json.dumps(record.to_json()).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count."""
+        if analysis is not None:
+            _append(self.analysis, analysis)
+        _append(self.ledger, record.to_json())
         data = save_tensors({**state_tensors(state), **memory_tensors(memories or {})})
         name = _tensor_file(state.server_round)
         write_atomic(self.checkpoint / name, data)
@@ -164,7 +175,7 @@ class RunDirectory:
                 raise RunError(
                     f"{self.checkpoint / summary['tensors']} is damaged: its sha256 is not the recorded one."
                 )
-            return _state(load_tensors(data), layout, summary)
+            return state_of(load_tensors(data), layout, summary)
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise RunError(f"The checkpoint in {self.checkpoint} is damaged: {error}.") from error
 
@@ -174,13 +185,7 @@ class RunDirectory:
         if not commit.exists():
             return {}
         tensors = load_tensors((self.checkpoint / _read_json(commit)["tensors"]).read_bytes())
-        found: dict[int, dict[tuple[Factor, str], FloatArray]] = {}
-        for key in sorted(tensors):
-            kind, _, rest = key.partition("/")
-            if kind == "private":
-                client, factor, name = rest.split("/", 2)
-                found.setdefault(int(client), {})["A" if factor == "A" else "B", name] = tensors[key]
-        return {client: ClientMemory(private=private) for client, private in found.items()}
+        return memories_of(tensors)
 
     def load_records(self, server_round: int) -> list[RoundRecord]:
         """The records of the first `server_round` rounds.
@@ -200,14 +205,22 @@ class RunDirectory:
     def discard_uncommitted(self, server_round: int) -> None:
         """Drops what a kill left beside the first `server_round` rounds: later or broken ledger lines, stray files."""
         self._drop_other_checkpoints(server_round)
-        if self.ledger.exists():
-            lines = self.ledger.read_bytes().split(b"\n")[:server_round]
-            write_atomic(self.ledger, b"".join(line + b"\n" for line in lines))
+        for path in (self.ledger, self.analysis):
+            if path.exists():
+                lines = path.read_bytes().splitlines()[:server_round]
+                write_atomic(path, b"".join(line + b"\n" for line in lines))
 
     def _drop_other_checkpoints(self, server_round: int) -> None:
         for other in self.checkpoint.iterdir():
             if other.name not in (_tensor_file(server_round), "state.json"):
                 other.unlink()
+
+
+def _append(path: Path, values: Mapping[str, Any]) -> None:
+    with path.open("ab") as file:
+        file.write(json.dumps(values).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _tensor_file(server_round: int) -> str:
@@ -216,65 +229,9 @@ def _tensor_file(server_round: int) -> str:
 
 def _barely_begun(path: Path) -> bool:
     """Whether a directory is empty, or holds only what `create` writes before the configuration."""
-    early = {"checkpoint", "environment.json", ".environment.json.partial", ".config.toml.partial"}
+    early = {"checkpoint", *(f for name in ("environment.json", CLIENTS_FILE) for f in (name, f".{name}.partial"))}
+    early.add(".config.toml.partial")
     return {p.name for p in path.iterdir()} <= early and not any(path.glob("checkpoint/*"))
-
-
-def state_tensors(state: ServerState) -> dict[str, FloatArray]:
-    """A state's arrays by name: `factors/MODULE/A`, `factors/MODULE/B`, `head/NAME`, `base/WEIGHT`, `update/WEIGHT` (a
-    difference), `update_A/WEIGHT` and `update_B/WEIGHT` (its factors)."""
-    tensors = {}
-    for name, f in state.adapter.factors.items():
-        tensors[f"factors/{name}/A"] = np.ascontiguousarray(f.A)
-        tensors[f"factors/{name}/B"] = np.ascontiguousarray(f.B)
-    for name, value in state.adapter.head.items():
-        tensors[f"head/{name}"] = np.ascontiguousarray(value)
-    for name, value in state.base.items():
-        tensors[f"base/{name}"] = np.ascontiguousarray(value)
-    for name, change in state.base_update.items():
-        if isinstance(change, Factors):
-            tensors[f"update_A/{name}"] = np.ascontiguousarray(change.A)
-            tensors[f"update_B/{name}"] = np.ascontiguousarray(change.B)
-        else:
-            tensors[f"update/{name}"] = np.ascontiguousarray(change)
-    return tensors
-
-
-def memory_tensors(memories: Mapping[int, ClientMemory]) -> dict[str, FloatArray]:
-    """What clients keep, by name: `private/CLIENT/FACTOR/MODULE`."""
-    return {
-        f"private/{client}/{factor}/{name}": np.ascontiguousarray(value)
-        for client, memory in sorted(memories.items())
-        for (factor, name), value in sorted(memory.private.items())
-    }
-
-
-# Checkpoints of before there were methods that need more hold only round, scaling and tensors: hence the defaults.
-def _state(tensors: Mapping[str, FloatArray], layout: Layout, summary: Mapping[str, Any]) -> ServerState:
-    def named(kind: str) -> dict[str, FloatArray]:
-        return {key.partition("/")[2]: v for key, v in sorted(tensors.items()) if key.partition("/")[0] == kind}
-
-    rows, columns = named("update_A"), named("update_B")
-    update: dict[str, FloatArray | Factors] = {**named("update")}
-    update |= {name: Factors(A=rows[name], B=columns[name]) for name in rows}
-    return ServerState(
-        server_round=int(summary["server_round"]),
-        adapter=_adapter(tensors, layout, float(summary["lora_alpha"])),
-        seed=int(summary.get("seed", 0)),
-        base=named("base"),
-        base_update=update,
-        synced=frozenset(int(client) for client in summary.get("synced", [])),
-        client_ranks={int(client): int(rank) for client, rank in summary.get("client_ranks", {}).items()},
-    )
-
-
-def _adapter(tensors: Mapping[str, FloatArray], layout: Layout, lora_alpha: float) -> Adapter:
-    factors = {m.name: Factors(tensors[f"factors/{m.name}/A"], tensors[f"factors/{m.name}/B"]) for m in layout.modules}
-    ranks = {f.rank for f in factors.values()} | {f.B.shape[1] for f in factors.values()}
-    shapes = [(factors[m.name].A.shape[1], factors[m.name].B.shape[0]) for m in layout.modules]
-    if len(ranks) != 1 or shapes != [(m.d_in, m.d_out) for m in layout.modules]:
-        raise ValueError("its shapes are not those of the model")
-    return Adapter(factors, lora_alpha, {name: tensors[f"head/{name}"] for name, _ in layout.head})
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

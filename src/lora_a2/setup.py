@@ -29,17 +29,7 @@ def open_data(config: RunConfig) -> LabelledData:
     Raises:
         DataError: it cannot be found, read, or used.
     """
-    return load_data(
-        config.data,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        client_column=config.client_column,
-        test_data=config.test_data,
-        test_fraction=config.test_fraction,
-        max_examples=config.max_examples,
-        seed=config.seed,
-        strip_newsgroups=config.strip_newsgroups,
-    )
+    return load_data(**config.data_options())
 
 
 def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
@@ -68,15 +58,7 @@ def open_clients(config: RunConfig, data: LabelledData, model: Model) -> tuple[C
     Raises:
         ConfigError: a split that the data do not allow.
     """
-    return make_clients(
-        data,
-        model,
-        partitioner=config.partitioner,
-        num_clients=config.num_clients,
-        alpha=config.alpha,
-        min_client_examples=config.min_client_examples,
-        seed=config.seed,
-    )
+    return make_clients(data, model, **config.split_options())
 
 
 def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:

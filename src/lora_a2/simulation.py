@@ -13,7 +13,7 @@ from lora_a2.algebra import moved_base
 from lora_a2.clients import ClientMemory, client_round, personal
 from lora_a2.codec import ValueType
 from lora_a2.data.labelled import LabelledData
-from lora_a2.data.partition import Partition, partition
+from lora_a2.data.split import split_data
 from lora_a2.driver import Observer, Plan, RunStart, run_rounds
 from lora_a2.errors import ReplyError
 from lora_a2.method import Method
@@ -22,8 +22,7 @@ from lora_a2.model.attention import compiled
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.pretrained import Model
 from lora_a2.plans import make_federation, make_profile
-from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord, Train
+from lora_a2.rounds import RoundRecord, Train, Watch
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.local import TokenizedExamples
 from lora_a2.training.pool import Pool, usual_workers
@@ -86,23 +85,6 @@ def make_clients(
     return tuple(
         Client(i, name, train.take(rows), test.take(test_rows))
         for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
-    )
-
-
-def split_data(
-    data: LabelledData, *, partitioner: str, num_clients: int | None, alpha: float, min_client_examples: int, seed: int
-) -> Partition:
-    """The seeded split of a data set over clients, train and test alike."""
-    return partition(
-        partitioner,
-        data.train.labels,
-        data.test.labels,
-        num_clients,
-        generator(seed, "partition"),
-        alpha=alpha,
-        train_clients=data.train.clients,
-        test_clients=data.test.clients,
-        min_examples=min_client_examples,
     )
 
 
@@ -215,17 +197,19 @@ def simulate(
     state: ServerState | None = None,
     memories: Memories | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` (None: from the start) and yields state and record after each.
 
     `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
+    `watch` hears of every reply that counts, as `recording.Recorder` wants to.
     """
     observer = observer or Observer()
     for line in _notes(model.classifier):
         observer.note(line)
     with make_pool(model, plan) as pool:
         driver = InProcess(pool, plan, clients, {} if memories is None else memories, observer)
-        yield from run_rounds(plan, state or plan.start(), driver, observer)
+        yield from run_rounds(plan, state or plan.start(), driver, observer, watch)
 
 
 def _notes(classifier: Classifier) -> Iterator[str]:

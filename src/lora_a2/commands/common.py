@@ -6,13 +6,15 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from lora_a2.jobs import RunSummary
     from lora_a2.simulation import Observer
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 run_dir_argument = click.argument(
     "run_dir", metavar="RUN_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
@@ -26,6 +28,12 @@ config_option = click.option(
     metavar="FILE",
     help="TOML file with the options below as keys; options given here win.",
 )
+
+
+def resume_option(what: str) -> Callable[[Decorated], Decorated]:
+    """--resume, which arrives as `resumed`."""
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.option("--resume", "resumed", type=kind, metavar="FOLDER", help=f"Continue a {what}.")
 
 
 def examples(*lines: str) -> str:

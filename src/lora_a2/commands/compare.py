@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option
+from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.compare import Comparison, PlannedRun
+    from lora_a2.batch import PlannedRun
+    from lora_a2.compare import Comparison
     from lora_a2.jobs import RunSummary
 
 Number = TypeVar("Number", int, float)
@@ -41,13 +42,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
     help="Run every method at each of these times the rate it would have; instead of --learning-rates.",
 )
 @click.option("--at-rounds", metavar="N,N,...", help="Show the accuracy after each of these rounds too.")
-@click.option(
-    "--resume",
-    "resumed",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Continue a comparison; all other options are its own.",
-)
+@resume_option("comparison; all other options are its own")
 @config_option
 @json_option
 @quiet_option

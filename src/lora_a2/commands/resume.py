@@ -20,7 +20,7 @@ from lora_a2.commands.common import examples, json_option, quiet_option, run_dir
 @json_option
 @quiet_option
 def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
-    """Continue a run, or a comparison, that was interrupted, from its last finished round.
+    """Continue a run, a comparison, or a sweep, that was interrupted, from its last finished round.
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
@@ -28,6 +28,11 @@ def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
         from lora_a2.commands.compare import finish
 
         finish(run_dir, quiet=quiet, as_json=as_json)
+        return
+    if (run_dir / "sweep.json").is_file():
+        from lora_a2.commands import sweep
+
+        sweep.finish(run_dir, quiet=quiet, as_json=as_json)
         return
 
     from lora_a2.jobs import resume

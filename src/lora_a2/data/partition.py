@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lora_a2.data.shares import FloatArray64, dirichlet_shares
 from lora_a2.errors import ConfigError
 
 IntArray = npt.NDArray[np.int64]
-FloatArray64 = npt.NDArray[np.float64]
 
 DRAWS = 100  # Dirichlet draws before the best one is repaired
 
@@ -65,8 +65,7 @@ def dirichlet(
     Raises:
         ConfigError: alpha is not a positive number, or num_clients does not fit the training set.
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"alpha is {alpha}: the Dirichlet split needs a number above 0, such as 0.5.")
+    _check_alpha(alpha)
     _check_num_clients(num_clients, len(train_labels))
     num_classes = _num_classes(train_labels, test_labels)
     sizes = np.bincount(train_labels, minlength=num_classes)
@@ -84,19 +83,22 @@ def dirichlet(
     return _numbered(train, _cut(test_labels, best, rng))
 
 
-def dirichlet_shares(num_classes: int, num_clients: int, alpha: float, rng: np.random.Generator) -> FloatArray64:
-    """(C, K) rows ~ Dir(alpha · 1_K), each of sum 1.
+def quantity(
+    train_labels: IntArray, test_labels: IntArray, num_clients: int, rng: np.random.Generator, *, alpha: float
+) -> Partition:
+    """Sizes ~ n · Dir(alpha · 1_K), whatever the labels; the same shares for training and test. No client stays empty.
 
-    Gamma draws of a small shape underflow to 0 and their shares to 0/0. Here their logarithms are drawn, by
-    G(a) = G(a + 1) · U^(1/a) in distribution (Marsaglia and Tsang 2000, section 6), so that any alpha > 0 works;
-    as alpha → 0 the whole class goes to one client.
+    Quantity skew of Li, Diao, Chen, He: "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022.
+
+    Raises:
+        ConfigError: alpha is not a positive number, or num_clients does not fit the training set.
     """
-    alpha = min(alpha, 1e12)  # beyond this the shares are equal to six digits, and the products would overflow
-    gammas = np.log(rng.standard_gamma(alpha + 1, (num_classes, num_clients)))
-    scaled = alpha * gammas - rng.standard_exponential((num_classes, num_clients))
-    with np.errstate(over="ignore", under="ignore"):  # a gap that overflows is a share of exactly 0
-        weights = np.exp((scaled - scaled.max(axis=1, keepdims=True)) / alpha)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
+    _check_alpha(alpha)
+    _check_num_clients(num_clients, len(train_labels))
+    shares = dirichlet_shares(1, num_clients, alpha, rng)
+    parts = [_cut(np.zeros(len(labels), np.int64), shares, rng) for labels in (train_labels, test_labels)]
+    _fill_empty(parts[0], rng)
+    return _numbered(*parts)
 
 
 def pathological(
@@ -187,6 +189,7 @@ class _Request:
 KINDS: Mapping[str, Callable[[_Request], Partition]] = {
     "iid": lambda q: iid(q.train_labels, q.test_labels, q.count(), q.rng),
     "dirichlet": lambda q: dirichlet(q.train_labels, q.test_labels, q.count(), q.rng, alpha=q.alpha),
+    "quantity": lambda q: quantity(q.train_labels, q.test_labels, q.count(), q.rng, alpha=q.alpha),
     "pathological": lambda q: pathological(q.train_labels, q.test_labels, q.count(), q.rng),
     "natural": lambda q: natural(*q.by_client(), q.num_clients, min_examples=q.min_examples),
 }
@@ -210,7 +213,7 @@ def partition(
     Args:
         train_labels, test_labels: (n,) integers, 0..C-1.
         num_clients: K; None only for the natural split, where it stands for all clients.
-        alpha: concentration of the Dirichlet split.
+        alpha: concentration of the Dirichlet and the quantity split.
         train_clients, test_clients: n client names each, and min_examples: for the natural split.
 
     Raises:
@@ -229,6 +232,11 @@ def label_counts(partition_indices: Sequence[IntArray], labels: IntArray, num_cl
     """(K, C) number of examples of each class at each client."""
     rows = [np.bincount(labels[indices], minlength=num_classes) for indices in partition_indices]
     return np.asarray(rows, np.int64).reshape(len(rows), num_classes)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"alpha is {alpha}: a Dirichlet distribution needs a number above 0, such as 0.5.")
 
 
 def _check_num_clients(num_clients: int, num_examples: int) -> None:

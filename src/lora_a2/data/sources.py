@@ -57,7 +57,9 @@ def load_data(
     client_column: str | None = None,
     test_data: str | None = None,
     test_fraction: float | None = None,
+    validation_fraction: float | None = None,
     max_examples: int | None = None,
+    max_test_examples: int | None = None,
     seed: int = 0,
     strip_newsgroups: bool = True,
     label_names: Sequence[str] | None = None,
@@ -74,8 +76,10 @@ def load_data(
         test_data: a file that takes the place of the test set that the data bring, if any.
         test_fraction: share of the training set to hold out where there is no test set; it is wrong to give one where
             there is. None stands for `hold_out`.
+        validation_fraction: share of the training set to hold out and to take in place of the test set, for tuning.
         max_examples: size of a stratified subset of the training set: as equal a number from each class as there is.
-        seed: decides which examples are held out and which make the subset.
+        max_test_examples: likewise of the test set.
+        seed: decides which examples are held out and which make the subsets.
         strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
         label_names: the classes, where they are agreed on beforehand; the data then need not have all of them.
 
@@ -104,8 +108,13 @@ def load_data(
     test = _numbered(parts[1], label_names) if len(parts) > 1 else None
     if test is None:
         train, test = _held_out(train, test_fraction or hold_out, seed)
+    if validation_fraction is not None:
+        train, test = _held_out(train, validation_fraction, seed)
     if max_examples is not None:
         train = train.take(subsets.at_most(train.labels, max_examples, generator(seed, "max-examples")))
+    if max_test_examples is not None:
+        rng = generator(seed, "max-test-examples")
+        test = test.take(subsets.at_most(test.labels, max_test_examples, rng, "max-test-examples"))
     return LabelledData(found.name, train, test, label_names)
 
 

@@ -36,11 +36,12 @@ def hold_out(
     return np.flatnonzero(~testing), np.flatnonzero(testing)
 
 
-def at_most(labels: IntArray, max_examples: int, rng: np.random.Generator) -> IntArray:
+def at_most(labels: IntArray, max_examples: int, rng: np.random.Generator, option: str = "max-examples") -> IntArray:
     """Sorted rows of a subset of at most `max_examples`, with as equal a number from each class as there is.
 
     Args:
         labels: (n,) integers.
+        option: what `max_examples` is called in an error.
 
     Raises:
         ConfigError: fewer examples than classes.
@@ -48,7 +49,7 @@ def at_most(labels: IntArray, max_examples: int, rng: np.random.Generator) -> In
     present, sizes = np.unique(labels, return_counts=True)
     if max_examples < len(present):
         raise ConfigError(
-            f"max-examples is {max_examples}, but the data has {len(present)} classes and each needs an example; "
+            f"{option} is {max_examples}, but the data has {len(present)} classes and each needs an example; "
             f"give at least {len(present)}."
         )
     quotas = _level(sizes, max_examples, rng)

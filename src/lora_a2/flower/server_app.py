@@ -26,10 +26,11 @@ from lora_a2.flower.messages import request_content
 from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
-from lora_a2.jobs import Rounds, config_of, finish, fresh_directory
+from lora_a2.jobs import Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
 from lora_a2.plans import federation_layout
+from lora_a2.rounds import Watch
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
 from lora_a2.simulation import Memories, evaluate_clients, make_pool
@@ -90,8 +91,8 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             evaluate=_server_evaluation(start, config, roster, pool),
         )
 
-        def rounds(state: ServerState, memories: Memories) -> Rounds:
-            return run_rounds(plan, state, driver, driver)
+        def rounds(state: ServerState, memories: Memories, watch: Watch | None) -> Rounds:
+            return run_rounds(plan, state, driver, driver, watch)
 
         records, seconds = finish(run, config, model, plan, rounds, driver)
     log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)
@@ -148,7 +149,9 @@ def _num_clients(start: _Start, roster: Roster) -> int:
 def _create(start: _Start, config: RunConfig) -> RunDirectory:
     path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).expanduser().resolve()
     facts = {**environment(start.model, start.data), "run_id": start.run_id, "flwr": version("flwr")}
-    return RunDirectory.create(path, dump_config(config.model_copy(update={"output_dir": str(path)})), facts)
+    # What labels a client has is its own affair: it is not asked.
+    described = describe_clients(config, start.model, start.data.label_names, ())
+    return RunDirectory.create(path, dump_config(config.model_copy(update={"output_dir": str(path)})), facts, described)
 
 
 def _server_evaluation(

@@ -1,0 +1,31 @@
+"""One run of a batch in a process of its own: python -m lora_a2.worker BATCH NAME CORES DEVICE, the last two may be empty."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(path: str, name: str, cores: str, device: str) -> int:
+    """Runs it; returns 0, 1 where it failed (the failure is recorded), 130 after an interrupt."""
+    if cores:  # before torch is imported, which counts them
+        os.sched_setaffinity(0, map(int, cores.split(",")))
+
+    from dataclasses import replace
+    from pathlib import Path
+
+    from lora_a2.batch import Batch
+    from lora_a2.display import PlainDisplay
+
+    run = next(run for run in Batch.open(Path(path)).runs if run.name == name)
+    if device:
+        run = replace(run, config=run.config.model_copy(update={"device": device}))
+    try:
+        with PlainDisplay() as display:
+            return 0 if run.attempt(display) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
