@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rounds",),
     ("runs", "progress", "config_errors", "recording"),
     ("simulation", "predict", "environment", "flower", "report"),
+    ("trackers",),
     ("config",),
     ("jobs",),
     ("batch", "experiment", "results"),

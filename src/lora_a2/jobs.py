@@ -45,6 +45,8 @@ from lora_a2.simulation import (
     make_pool,
     simulate,
 )
+from lora_a2.trackers import require_trackers
+from lora_a2.trackers.observer import tracking
 from lora_a2.training.evaluate import Evaluation, evaluate
 from lora_a2.types import ServerState
 
@@ -98,6 +100,7 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     Raises:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
+    require_trackers(config.report_to or ())
     path = Path(config.output_dir) if config.output_dir else _fresh_directory(config)
     RunDirectory.check_free(path)
     setup = _set_up(config)
@@ -113,8 +116,9 @@ def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
         RunError: no run directory, a damaged one, or the data are no longer what they were.
     """
     run = RunDirectory.open(Path(run_dir))
-    recorded = run.environment()
-    setup = _set_up(_config_of(run))
+    recorded, config = run.environment(), _config_of(run)
+    require_trackers(config.report_to or ())
+    setup = _set_up(config)
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
     return _finish(run, setup, observer)
@@ -161,14 +165,15 @@ def evaluate_run(
 
 def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
     """Trains the rounds that are missing, commits each, and writes the adapter."""
-    began = time.perf_counter()
-    with run.locked():
+    began, config = time.perf_counter(), setup.config
+    logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
+    with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
         state = run.load_state(setup.model.layout) or setup.plan.start()
         records = run.load_records(state.server_round)
         run.discard_uncommitted(state.server_round)
         earlier = sum(sum(record.seconds.values()) for record in records)
         size = cohort_size(len(setup.clients), setup.plan.fraction_train)
-        observer.started(
+        watched.started(
             RunStart(
                 output_dir=str(run.path),
                 num_clients=len(setup.clients),
@@ -176,13 +181,13 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
                 first_round=state.server_round + 1,
                 num_server_rounds=setup.plan.num_server_rounds,
                 full_finetuning_bytes_per_round=4 * setup.model.full_parameters * size,
-                method=setup.config.method,
-                model=setup.config.model,
-                data=setup.config.data,
+                method=config.method,
+                model=config.model,
+                data=config.data,
             )
         )
         for record in records:
-            observer.round_done(record)
+            watched.round_done(record)
         memories = run.load_memories()
         recorder = Recorder(setup.model.layout, setup.plan.federation.method) if setup.config.record_analysis else None
         for new, record in simulate(
@@ -191,7 +196,7 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
             setup.plan,
             state=state,
             memories=memories,
-            observer=observer,
+            observer=watched,
             watch=recorder.reply if recorder else None,
         ):
             analysis = None
@@ -202,7 +207,9 @@ def _finish(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
             run.commit(state, record, memories, analysis)
             records.append(record)
         _save(run, setup, state, memories)
-    return _summary(run, setup, records, earlier + time.perf_counter() - began)
+        summary = _summary(run, setup, records, earlier + time.perf_counter() - began)
+        watched.finished(summary.to_json())
+    return summary
 
 
 def _clients(setup: _Setup) -> dict[str, Any] | None:
