@@ -47,5 +47,5 @@ def command(paths: tuple[Path, ...], output: Path) -> None:
     from lora_a2.report.inputs import find_runs
     from lora_a2.report.render import render
 
-    write_atomic(output, render(find_runs(paths)).encode())
+    write_atomic(output, render(*find_runs(paths)).encode())
     click.echo(f"{output}: open it in a browser")

@@ -14,6 +14,8 @@ import altair as alt
 Rows = Sequence[Mapping[str, Any]]
 
 NUM_COLOURS = 8
+PERCENT = ".1~%"
+"""A share as 71.3%, without a needless zero."""
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -55,7 +57,7 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
         )
     base = alt.Chart(_data(rows)).encode(
         x=across,
-        y=alt.Y("y:Q", title=y, axis=alt.Axis(format=y_format), scale=alt.Scale(zero=False)),
+        y=alt.Y("y:Q", title=y, axis=alt.Axis(format=y_format, tickCount=6), scale=alt.Scale(zero=False)),
         tooltip=[
             alt.Tooltip("series:N", title="Series"),
             alt.Tooltip("x:Q", title=x, format=",d"),
@@ -69,7 +71,7 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
     hue = alt.Color("series:N", sort=names, legend=legend)
     drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", sort=names, legend=legend))
     points = base.mark_point(filled=True, size=45).encode(hue, shape=alt.Shape("series:N", sort=names, legend=legend))
-    if len(names) > 2:
+    if len(names) > 3:
         drawn, points = _highlighted(drawn, points, names)
     return _spec(drawn + points)
 
@@ -101,7 +103,7 @@ def band(rows: Rows, y: str) -> dict[str, Any]:
         tooltip=[alt.Tooltip("x:Q", title="Server round")]
         + [alt.Tooltip(f"{k}:Q", title=k, format=".1%") for k in ("low", "mid", "high")],
     )
-    up = alt.Y("low:Q", title=y, axis=alt.Axis(format=".0%"))
+    up = alt.Y("low:Q", title=y, axis=alt.Axis(format=PERCENT))
     area = base.mark_area(color="var(--c1)", opacity=0.25).encode(y=up, y2="high:Q")
     middle = alt.Y("mid:Q", title=y)
     drawn = base.mark_line(color="var(--c1)").encode(y=middle)
@@ -121,7 +123,7 @@ def bars(rows: Rows, x: str, *, rule: float | None = None) -> dict[str, Any]:
     if rule is not None:
         mean = alt.Chart(_data([{"value": rule}])).mark_rule(strokeDash=[4, 3], strokeWidth=2, color="var(--text)")
         chart = drawn + mean.encode(x="value:Q")
-    return _spec(chart, height={"step": 20})
+    return _spec(chart, height=20 * len(names))
 
 
 def histogram(rows: Rows, x: str) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def heat_map(
     values = [row["value"] for row in rows]
     low, high = domain or (0, max(values, default=1) or 1)
     scale = alt.Scale(scheme="viridis", domain=[low, high], type="sqrt" if root else "linear")
-    legend = alt.Legend(title=value, orient="bottom", format=value_format, gradientLength=160, tickCount=4)
+    legend = alt.Legend(title=value, orient="bottom", format=value_format, gradientLength=120, tickCount=4)
     chart: alt.Chart | alt.LayerChart = base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=legend))
     if numbers:
         middle = (low + high) / 2
@@ -175,7 +177,7 @@ def heat_map(
         slider = alt.binding_range(min=0, max=rounds, step=1, name="Server round (0: mean of all) ")
         chosen = alt.param(name="server_round", value=0, bind=slider)
         chart = chart.add_params(chosen).transform_filter("datum.round == server_round")
-    return _spec(chart, height={"step": step})
+    return _spec(chart, height=step * len(down))
 
 
 def _long(names: Sequence[str]) -> bool:
@@ -186,9 +188,6 @@ def _data(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=[dict(row) for row in rows])
 
 
-def _spec(chart: alt.Chart | alt.LayerChart, height: int | dict[str, int] = 280) -> dict[str, Any]:
+def _spec(chart: alt.Chart | alt.LayerChart, height: int = 280) -> dict[str, Any]:
     """As wide as there is room."""
-    sized = chart.properties(
-        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
-    )
-    return dict(sized.to_dict())
+    return dict(chart.properties(width="container", height=height).to_dict())

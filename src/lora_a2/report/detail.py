@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,17 @@ from lora_a2.analysis.convergence import client_accuracies, discordance
 from lora_a2.analysis.similarity import gradient_similarity
 from lora_a2.progress import human_bytes, percent
 from lora_a2.report import charts
-from lora_a2.report.blocks import Cell, Figure, Section, table
+from lora_a2.report.blocks import Cell, Figure, Section, Table, table
 from lora_a2.report.clients import labels
-from lora_a2.report.inputs import Run
+from lora_a2.report.inputs import Run, known
 from lora_a2.report.matrices import ranks, similarity
 
 MAX_BARS = 40
 """Clients with a bar each; of more the distribution is drawn."""
+
+
+EXACT = 1e-4
+"""Relative discordance below this is rounding in float32."""
 
 
 def detail(run: Run) -> list[Section]:
@@ -38,38 +42,29 @@ def detail(run: Run) -> list[Section]:
 
 def rounds(run: Run) -> Section:
     """Accuracy and its spread over clients, and the training loss, by round."""
-    curve = run.curve
     shown = {"accuracy": "all examples", "client_mean": "clients' mean", "client_worst_tenth": "worst tenth of clients"}
-    points = [
-        {"series": text, "x": int(number), "y": float(row[name])}
-        for name, text in shown.items()
-        for number, row in curve.iterrows()
-        if np.isfinite(row[name])
-    ]
-    losses = [{"series": "loss", "x": int(number), "y": float(row["train_loss"])} for number, row in curve.iterrows()]
-    figures = [_evaluated(points)] if points else []
-    figures.append(
-        Figure(
-            "Training loss per round",
-            "Mean of the clients' losses while they trained, weighted by their number of examples.",
-            charts.lines(losses, "Loss", y_format=".3~f"),
-            table(["Server round", "Loss"], [(p["x"], f"{p['y']:.4f}") for p in losses]),
-        )
-    )
-    return Section("Rounds", figures=tuple(figures), tables=(("Every round", _ledger(run)),))
-
-
-def _evaluated(points: list[dict[str, Any]]) -> Figure:
-    return Figure(
-        "Accuracy per round",
+    evaluated = [(text, x, y) for name, text in shown.items() for x, y in run.by_round(name)]
+    spread = Figure(
+        "Accuracy per round, and over clients",
         "Test accuracy of the global model: of all examples together, the mean over the clients, and of the tenth of the "
         "clients where it is worst.",
-        charts.lines(points, "Accuracy", y_format=".0%"),
-        table(["Series", "Server round", "Accuracy"], [(p["series"], p["x"], percent(p["y"])) for p in points]),
+        charts.lines([{"series": n, "x": x, "y": y} for n, x, y in evaluated], "Accuracy", y_format=charts.PERCENT),
+        table(["Series", "Server round", "Accuracy"], [(n, x, percent(y)) for n, x, y in evaluated]),
     )
+    loss = "Mean of the clients' losses while they trained, weighted by their number of examples."
+    losses = _by_round("Training loss per round", loss, "Loss", run.by_round("train_loss"))
+    figures = (spread, losses) if evaluated else (losses,)
+    return Section("Rounds", figures=figures, tables=(("Every round", _ledger(run)),))
 
 
-def _ledger(run: Run) -> Any:
+def _by_round(title: str, description: str, y: str, points: Sequence[tuple[int, float]]) -> Figure:
+    """One line over the rounds."""
+    rows = [{"series": y, "x": x, "y": value} for x, value in points]
+    numbers = table(["Server round", y], [(x, f"{value:.4g}") for x, value in points])
+    return Figure(title, description, charts.lines(rows, y, y_format=".3~g"), numbers)
+
+
+def _ledger(run: Run) -> Table:
     header = ["Round", "Trained", "Clients", "Refused", "Accuracy", "Loss", "Uploaded", "Downloaded", "Seconds"]
     rows: list[tuple[Cell, ...]] = [
         (
@@ -93,84 +88,74 @@ def clients(run: Run) -> Section:
     accuracies = client_accuracies(run.record)
     if accuracies.empty:
         return Section("Clients", ("No client has test examples of its own, or no round was evaluated yet.",))
-    rows = [{"name": str(name), "value": float(value)} for name, value in accuracies.items()]
-    mean = float(accuracies.mean())
-    few = len(rows) <= MAX_BARS
-    text = f"Accuracy of the global model on each client's own test examples, {'worst first; the dashed line is their mean' if few else 'how many clients reach how much'}."
-    spec = charts.bars(rows, "Accuracy", rule=mean) if few else charts.histogram(rows, "Accuracy")
-    each = Figure(
+    values = list(zip(map(str, accuracies.index), map(float, accuracies), strict=True))
+    rows = [{"name": name, "value": value} for name, value in values]
+    mean, low, high = float(accuracies.mean()), values[0][1], values[-1][1]
+    if len(rows) <= MAX_BARS:
+        how, spec = "worst first; the dashed line is their mean", charts.bars(rows, "Accuracy", rule=mean)
+    else:
+        how, spec = "how many clients reach how much", charts.histogram(rows, "Accuracy")
+    figure = Figure(
         "Accuracy per client",
-        text,
+        f"Accuracy of the global model on each client's own test examples, {how}.",
         spec,
-        table(["Client", "Accuracy"], [(r["name"], percent(r["value"])) for r in rows]),
+        table(["Client", "Accuracy"], [(name, percent(value)) for name, value in values]),
     )
-    said = f"{len(rows)} clients: mean {percent(mean)}, standard deviation {percent(float(accuracies.std(ddof=0)))}, from {percent(rows[0]['value'])} to {percent(rows[-1]['value'])}."
-    return Section("Clients", (said,), figures=(each, _spread(run)))
+    deviation = percent(float(accuracies.std(ddof=0)))
+    said = f"{len(rows)} clients: mean {percent(mean)}, standard deviation {deviation}, from {percent(low)} to {percent(high)}."
+    return Section("Clients", (said,), figures=(figure, _spread(run)))
 
 
 def _spread(run: Run) -> Figure:
-    rows = []
-    for line in run.record.rounds:
-        if values := list(line["metrics"].get("per_client", {}).values()):
-            low, mid, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
-            rows.append({"x": line["server_round"], "low": low, "mid": mid, "high": high})
+    """Tenth, middle and nine tenths of the clients' accuracies by round."""
+    evaluated = [
+        (line["server_round"], list(line["metrics"].get("per_client", {}).values())) for line in run.record.rounds
+    ]
+    found = [(number, *np.quantile(values, (0.1, 0.5, 0.9)).tolist()) for number, values in evaluated if values]
     return Figure(
         "Spread over clients per round",
         "The median client's accuracy, in the band that holds the middle eight tenths of the clients.",
-        charts.band(rows, "Accuracy"),
+        charts.band([{"x": x, "low": low, "mid": mid, "high": high} for x, low, mid, high in found], "Accuracy"),
         table(
             ["Server round", "Lowest tenth below", "Median", "Highest tenth above"],
-            [(r["x"], percent(r["low"]), percent(r["mid"]), percent(r["high"])) for r in rows],
+            [(x, percent(low), percent(mid), percent(high)) for x, low, mid, high in found],
         ),
     )
 
 
 def averaging(run: Run) -> Section:
     """What averaging lost, and how far the clients drift apart."""
-    lost, alike = discordance(run.record)["relative"].dropna(), gradient_similarity(run.record).dropna()
-    figures = []
-    if not lost.empty:
-        points = [(int(number), float(value)) for number, value in lost.items()]
-        figures.append(
-            Figure(
-                "Discordance per round",
-                "How far the server's new weights lie from the mean of the clients' weights, over how far they moved: what "
-                "averaging the factors apart, or cutting ranks, lost. 0 is exact, up to rounding.",
-                charts.lines(
-                    [{"series": "d", "x": x, "y": y} for x, y in points], "Relative discordance", y_format=".3~g"
-                ),
-                table(["Server round", "Relative discordance"], [(x, f"{y:.3g}") for x, y in points]),
-            )
+    lost, alike = known(discordance(run.record)["relative"]), known(gradient_similarity(run.record))
+    figures, said = [], []
+    if lost and max(value for _, value in lost) < EXACT:
+        said.append(
+            "Averaging lost nothing: the server's new weights are the mean of the clients' weights, up to rounding."
         )
-    if not alike.empty:
-        points = [(int(number), float(value)) for number, value in alike.items()]
-        figures.append(
-            Figure(
-                "Similarity of the clients' updates per round",
-                "Mean cosine over all pairs of clients. Low is drift: clients pull in different directions.",
-                charts.lines([{"series": "c", "x": x, "y": y} for x, y in points], "Mean cosine", y_format=".2~f"),
-                table(["Server round", "Mean cosine"], [(x, f"{y:.3f}") for x, y in points]),
-            )
+    elif lost:
+        text = (
+            "How far the server's new weights lie from the mean of the clients' weights, over how far they moved: what "
+            "averaging the factors apart, or cutting ranks, lost."
         )
-    missing = "This run did not record what averaging lost, or its server does not see the clients' whole weights."
-    return Section("Averaging and drift", () if figures else (missing,), figures=tuple(figures))
+        figures.append(_by_round("Discordance per round", text, "Relative discordance", lost))
+    if alike:
+        text = "Mean cosine over all pairs of clients. Low is drift: clients pull in different directions."
+        figures.append(_by_round("Similarity of the clients' updates per round", text, "Mean cosine", alike))
+    if not lost and not alike:
+        said.append(
+            "This run did not record what averaging lost, or its server does not see the clients' whole weights."
+        )
+    return Section("Averaging and drift", tuple(said), tuple(figures))
 
 
 def privacy(run: Run) -> Section | None:
     """The privacy spent, where rounds record an `epsilon`; no section where none does."""
-    spent = [
-        (line["server_round"], float(line["epsilon"])) for line in run.record.rounds if line.get("epsilon") is not None
-    ]
-    if not spent:
+    lines = [line for line in run.record.rounds if line.get("epsilon") is not None]
+    if not lines:
         return None
+    spent = [(int(line["server_round"]), float(line["epsilon"])) for line in lines]
     delta = run.record.config.get("delta")
     at = "" if delta is None else f" at δ = {delta:g}"
-    figure = Figure(
-        "Privacy spent",
-        f"ε after each round{at}.",
-        charts.lines([{"series": "ε", "x": x, "y": y} for x, y in spent], "ε", y_format=".3~f"),
-        table(["Server round", "ε"], [(x, f"{y:.3f}") for x, y in spent]),
-    )
+    figure = _by_round("Privacy spent", f"ε after each round{at}.", "ε", spent)
     return Section("Privacy", (f"ε = {spent[-1][1]:.3f}{at} after {spent[-1][0]} rounds.",), figures=(figure,))
 
 

@@ -29,6 +29,20 @@ class Run:
         """Figures by server round, see `analysis.convergence.curve`."""
         return curve(self.record)
 
+    def by_round(self, name: str) -> list[tuple[int, float]]:
+        """Server round and value of a column of `curve`, where there is one."""
+        return known(self.curve[name])
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Of all rounds so far."""
+        return int(self.curve["uploaded_bytes"].iloc[-1])
+
+    @property
+    def accuracy(self) -> float:
+        """At the last evaluation; −1 before the first, so that such runs come last."""
+        return float(self.metrics.get("accuracy", -1))
+
     @property
     def rounds_planned(self) -> int:
         """As configured; fewer are there while it runs."""
@@ -53,24 +67,37 @@ class Run:
         return method is not None and method.full
 
 
-def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """All runs at and below `paths` that have a finished round, by path.
+def known(values: pd.Series) -> list[tuple[int, float]]:
+    """Server round and value of a series by server round, without NaN."""
+    present = values.dropna()
+    return list(zip(map(int, present.index.to_list()), map(float, present.to_list()), strict=True))
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """All runs at and below `paths`, by path: those with a finished round, and the directories of the others.
+
+    A sweep's tuning runs are not among them.
 
     Raises:
         RunError: a path without a run, a damaged run, or no finished round anywhere.
     """
     folders: dict[Path, None] = {}
     for path in paths:
-        found = sorted(
-            file.parent for file in path.rglob("config.toml") if (file.parent / "environment.json").is_file()
-        )
+        found = [file.parent.resolve() for file in path.rglob("config.toml") if _is_run(file.parent, path)]
         if not found:
             raise RunError(f"{path} holds no run: expected config.toml and environment.json in it or below it.")
-        folders |= {folder.resolve(): None for folder in found}
-    records = [record for folder in folders if (record := load_run(folder)).rounds]
-    if not records:
-        raise RunError(f"{next(iter(folders))} has no finished round yet: there is nothing to show.")
-    return [Run(name, record) for name, record in zip(_names([r.path for r in records]), records, strict=True)]
+        folders |= dict.fromkeys(sorted(found))
+    records = [load_run(folder) for folder in folders]
+    begun = [record for record in records if record.rounds]
+    if not begun:
+        raise RunError(f"{records[0].path} has no finished round yet: there is nothing to show.")
+    names = _names([record.path for record in begun])
+    runs = [Run(name, record) for name, record in zip(names, begun, strict=True)]
+    return runs, [record.path for record in records if not record.rounds]
+
+
+def _is_run(folder: Path, path: Path) -> bool:
+    return (folder / "environment.json").is_file() and "tuning" not in folder.relative_to(path).parts
 
 
 def _names(paths: list[Path]) -> list[str]:

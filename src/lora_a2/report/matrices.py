@@ -25,7 +25,10 @@ def ranks(run: Run) -> Section:
     """Which ranks were sent, by layer and module type."""
     mean = selected_ranks(run.record)
     if mean.stack().nunique() == 1:
-        return Section("Ranks", (f"Every client sent {mean.iloc[0, 0]:g} rank slices of every module in every round.",))
+        return Section(
+            "Ranks",
+            (f"Every client sent {float(mean.to_numpy()[0, 0]):g} rank slices of every module in every round.",),
+        )
     numbers = [line["server_round"] for line in run.record.rounds]
     rows = _cells(mean, 0)
     for number in numbers:
@@ -54,8 +57,8 @@ def ranks(run: Run) -> Section:
 def _cells(ranks: pd.DataFrame, server_round: int) -> list[dict[str, Any]]:
     return [
         {"x": str(layer), "y": str(kind), "value": round(float(value), 3), "round": server_round}
-        for kind, column in ranks.items()
-        for layer, value in column.items()
+        for layer, row in zip(ranks.index.to_list(), ranks.to_numpy(np.float64), strict=True)
+        for kind, value in zip(ranks.columns.to_list(), row, strict=True)
         if np.isfinite(value)
     ]
 
@@ -81,24 +84,20 @@ def _matrix(run: Run, matrix: pd.DataFrame, title: str, text: str) -> Figure:
     called = {client.id: client.name for client in run.record.clients}
     names = [called.get(client, str(client)) for client in matrix.index]
     values, size = matrix.to_numpy(np.float64), min(len(names), MAX_CLIENTS)
-    rows = [
-        {"x": names[j], "y": names[i], "value": round(float(values[i, j]), 4)}
-        for i in range(size)
-        for j in range(size)
-        if i != j and np.isfinite(values[i, j])
-    ]
-    found = [row["value"] for row in rows] or [0.0]
+    pairs = [(i, j) for i in range(size) for j in range(size) if i != j and np.isfinite(values[i, j])]
+    rows = [{"x": names[j], "y": names[i], "value": round(float(values[i, j]), 4)} for i, j in pairs]
+    found = [float(values[pair]) for pair in pairs] or [0.0]
+    domain = min(found), max(max(found), min(found) + 0.01)
     cut = f" The first {size} of {len(names)} clients." if size < len(names) else ""
-    low, high = min(found), max(found)
-    spec = charts.heat_map(
-        rows, "Client", "Client", "Similarity", value_format=".2f", domain=(low, high if high > low else low + 1)
-    )
     cells = [
-        [names[i], *("" if i == j or np.isnan(v) else f"{v:.2f}" for j, v in enumerate(row))]
-        for i, row in enumerate(values)
+        [name, *(None if i == j or np.isnan(v) else f"{v:.2f}" for j, v in enumerate(row))]
+        for i, (name, row) in enumerate(zip(names, values, strict=True))
     ]
     return Figure(
-        title, f"{text}, mean over the rounds in which both took part.{cut}", spec, table(["Client", *names], cells)
+        title,
+        f"{text}, mean over the rounds in which both took part.{cut}",
+        charts.heat_map(rows, "Client", "Client", "Similarity", value_format=".2f", domain=domain),
+        table(["Client", *names], cells),
     )
 
 

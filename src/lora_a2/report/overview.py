@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,26 @@ MAX_LINES = 24
 """Curves in one picture; of more runs the best are drawn."""
 
 
-def overview(runs: Sequence[Run]) -> list[Section]:
-    """The page's first sections."""
-    return [summary(runs), *([_seeds(runs)] if _grouped(runs) else []), *curves(runs)]
+def overview(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> list[Section]:
+    """The page's first sections; `not_begun`: runs without a finished round, which are named only."""
+    first = summary(runs)
+    if not_begun:
+        named = f"Without a finished round, and left out: {', '.join(path.name for path in not_begun)}."
+        first = replace(first, sentences=(*first.sentences, named))
+    return [first, *([_seeds(runs)] if _grouped(runs) else []), *curves(runs)]
 
 
 def summary(runs: Sequence[Run]) -> Section:
-    """What each run came to, beside full fine-tuning."""
-    ranked = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0)) if len(runs) > 1 else list(runs)
-    columns = _columns(runs)
-    header = ["Run", *columns]
-    rows: list[list[Cell]] = [[run.name, *(cell(run) for cell in columns.values())] for run in ranked]
-    turned = table(["", rows[0][0] or ""], list(zip(header[1:], rows[0][1:], strict=True))) if len(runs) == 1 else None
-    return Section("Summary", _sentences(ranked), tables=(("", turned or table(header, rows)),))
+    """What each run came to, beside full fine-tuning; columns that nobody has a value in are left out."""
+    ranked = sorted(runs, key=lambda run: -run.accuracy)
+    columns = {name: [cell(run) for run in ranked] for name, cell in _columns(runs).items()}
+    columns = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    if len(runs) == 1:
+        shown = table(["Figure", "Value"], [(name, cells[0]) for name, cells in columns.items()])
+    else:
+        rows = zip([run.name for run in ranked], *columns.values(), strict=True)
+        shown = table(["Run", *columns], list(rows))
+    return Section("Summary", _sentences(ranked), tables=(("", shown),))
 
 
 def _columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], Cell]]:
@@ -46,7 +55,7 @@ def _columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], Cell]]:
     found["Worst tenth"] = _share("client_worst_tenth")
     if any("personal" in run.metrics for run in runs):
         found["Personal models"] = lambda run: _percent(run.metrics.get("personal", {}).get("accuracy"))
-    found["Uploaded"] = lambda run: human_bytes(run.curve["uploaded_bytes"].iloc[-1])
+    found["Uploaded"] = lambda run: human_bytes(run.uploaded_bytes)
     found["Downloaded"] = lambda run: human_bytes(run.curve["downloaded_bytes"].iloc[-1])
     found["Full fine-tuning would upload"] = lambda run: None if run.full_bytes is None else human_bytes(run.full_bytes)
     found["Saved (uploads)"] = _saved
@@ -62,7 +71,7 @@ def _sentences(ranked: Sequence[Run]) -> tuple[str, ...]:
         start = (
             f"{best.name} reached" if len(ranked) == 1 else f"Of {len(ranked)} runs, {best.name} is the most accurate:"
         )
-        sent = human_bytes(best.curve["uploaded_bytes"].iloc[-1])
+        sent = human_bytes(best.uploaded_bytes)
         saved = _saved(best)
         beside = f", {saved} less than full fine-tuning would have uploaded" if saved is not None else ""
         said.append(
@@ -78,59 +87,75 @@ def _sentences(ranked: Sequence[Run]) -> tuple[str, ...]:
     return tuple(said)
 
 
+@dataclass(frozen=True)
+class _Point:
+    """A run after an evaluated round; bytes are sums so far."""
+
+    run: str
+    server_round: int
+    uploaded: int
+    downloaded: int
+    accuracy: float
+
+
 def curves(runs: Sequence[Run]) -> list[Section]:
     """Accuracy by round, and by what had been uploaded."""
-    drawn = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0))[:MAX_LINES]
-    kept = [run for run in runs if run in drawn]
-    points = [
-        (run.name, int(number), int(row["uploaded_bytes"]), int(row["downloaded_bytes"]), float(row["accuracy"]))
-        for run in kept
-        for number, row in run.curve.dropna(subset=["accuracy"]).iterrows()
-    ]
+    best = sorted(runs, key=lambda run: -run.accuracy)[:MAX_LINES]
+    points = [point for run in runs if run in best for point in _evaluated(run)]
     if not points:
         return []
     left_out = f" Of {len(runs)} runs the {MAX_LINES} most accurate are drawn." if len(runs) > MAX_LINES else ""
     by_round = Figure(
         "Accuracy per round",
         f"Test accuracy of the global model after each evaluated server round.{left_out}",
-        charts.lines([{"series": n, "x": r, "y": a} for n, r, _, _, a in points], "Accuracy", y_format=".0%"),
-        table(["Run", "Server round", "Accuracy"], [(n, r, percent(a)) for n, r, _, _, a in points]),
+        charts.lines(
+            [{"series": p.run, "x": p.server_round, "y": p.accuracy} for p in points],
+            "Accuracy",
+            y_format=charts.PERCENT,
+        ),
+        table(["Run", "Server round", "Accuracy"], [(p.run, p.server_round, percent(p.accuracy)) for p in points]),
     )
-    return [Section("Accuracy", figures=(by_round, _by_bytes(points, left_out)))]
+    by_bytes = _by_bytes(points, left_out)
+    # A run alone has its curve by round among its own sections, with the spread over clients.
+    return [Section("Accuracy", figures=(by_bytes,) if len(runs) == 1 else (by_round, by_bytes))]
 
 
-def _by_bytes(points: Sequence[tuple[str, int, int, int, float]], left_out: str) -> Figure:
-    cost, gain = (np.array([point[i] for point in points], np.float64) for i in (2, 4))
-    front = pareto_front(cost, gain)
-    several = len({point[0] for point in points}) > 1
-    rows = [{"series": n, "x": b, "y": a} for n, _, b, _, a in points]
-    spec = charts.lines(rows, "Accuracy", y_format=".0%", x="Uploaded so far (bytes, logarithmic)", logarithmic=True)
+def _evaluated(run: Run) -> list[_Point]:
+    up, down = dict(run.by_round("uploaded_bytes")), dict(run.by_round("downloaded_bytes"))
+    return [_Point(run.name, n, int(up[n]), int(down[n]), value) for n, value in run.by_round("accuracy")]
+
+
+def _by_bytes(points: Sequence[_Point], left_out: str) -> Figure:
+    several = len({p.run for p in points}) > 1
+    front = pareto_front(np.array([p.uploaded for p in points], np.float64), np.array([p.accuracy for p in points]))
+    rows = [{"series": p.run, "x": p.uploaded, "y": p.accuracy} for p in points]
+    spec = charts.lines(
+        rows, "Accuracy", y_format=charts.PERCENT, x="Uploaded so far (bytes, logarithmic)", logarithmic=True
+    )
     text = f"Test accuracy against all that the clients had uploaded by then.{left_out}"
-    if several:
-        spec = charts.with_front(
-            spec,
-            sorted(({"x": c, "y": g} for c, g in zip(cost[front], gain[front], strict=True)), key=lambda p: p["x"]),
-        )
-        text += " The dotted line is the Pareto front: nothing left of it is as accurate."
-    cells = [
-        (n, r, human_bytes(up), human_bytes(down), percent(a), *(["yes" if on else ""] if several else []))
-        for (n, r, up, down, a), on in zip(points, front, strict=True)
+    cells: list[list[Cell]] = [
+        [p.run, p.server_round, human_bytes(p.uploaded), human_bytes(p.downloaded), percent(p.accuracy)] for p in points
     ]
-    header = ["Run", "Server round", "Uploaded", "Downloaded", "Accuracy", *(["On the front"] if several else [])]
+    header = ["Run", "Server round", "Uploaded", "Downloaded", "Accuracy"]
+    if several:
+        stairs = sorted({(p.uploaded, p.accuracy) for p, on in zip(points, front, strict=True) if on})
+        spec = charts.with_front(spec, [{"x": x, "y": y} for x, y in stairs])
+        text += " The dotted line is the Pareto front: nothing left of it is as accurate."
+        cells = [[*row, "yes" if on else ""] for row, on in zip(cells, front, strict=True)]
+        header.append("On the front")
     return Figure("Accuracy per byte", text, spec, table(header, cells))
 
 
 def _seeds(runs: Sequence[Run]) -> Section:
     """Mean and standard deviation of runs that differ in their seed alone."""
-    rows: list[tuple[Cell, ...]] = []
+    keys = [key for key in _differing(runs) if key != "seed"]
+    measures = {"Accuracy": "accuracy", "Macro-F1": "macro_f1", "Worst tenth": "client_worst_tenth"}
+    rows: list[list[Cell]] = []
     for group in _grouped(runs):
-        cells = [
-            _mean_std([run.metrics.get(name) for run in group])
-            for name in ("accuracy", "macro_f1", "client_worst_tenth")
-        ]
-        sent = np.mean([run.curve["uploaded_bytes"].iloc[-1] for run in group])
-        rows.append((group[0].name, len(group), *cells, human_bytes(float(sent))))
-    header = ["First of the runs", "Seeds", "Accuracy", "Macro-F1", "Worst tenth", "Uploaded (mean)"]
+        cells = [_mean_std([run.metrics.get(name) for run in group]) for name in measures.values()]
+        sent = human_bytes(float(np.mean([run.uploaded_bytes for run in group])))
+        rows.append([group[0].name, *(_text(group[0], key) for key in keys), len(group), *cells, sent])
+    header = ["First run", *keys, "Seeds", *measures, "Uploaded (mean)"]
     text = "Runs that differ in their seed alone: mean ± sample standard deviation."
     return Section("Over seeds", (text,), tables=(("", table(header, rows)),))
 
@@ -177,7 +202,7 @@ def _percent(value: float | None) -> str | None:
 def _saved(run: Run) -> str | None:
     if not run.full_bytes:
         return None
-    return saving(100 * (1 - run.curve["uploaded_bytes"].iloc[-1] / run.full_bytes))
+    return saving(100 * (1 - run.uploaded_bytes / run.full_bytes))
 
 
 def _full_accuracy(runs: Sequence[Run]) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,8 +30,8 @@ class _Part:
     sections: Sequence[Section]
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page: HTML that opens from a file, without a network."""
+def render(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> str:
+    """The page: HTML that opens from a file, without a network. Arguments are as `find_runs` returns them."""
     ranked = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0))[:MAX_DETAILED]
     parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
     environment = Environment(
@@ -46,13 +47,13 @@ def render(runs: Sequence[Run]) -> str:
         title=f"{title} · lora-a2",
         heading=title,
         subtitle=_subtitle(runs),
-        overview=overview(runs),
+        overview=overview(runs, not_begun),
         parts=parts,
         left_out=len(runs) - len(parts),
         config=CONFIG,
         style=Markup(_text("style.css")),
         script=Markup(_text("charts.js")),
-        library=Markup(vl_convert.javascript_bundle()),
+        library=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]  # its stub forgets the default
         version=version("lora-a2"),
     )
 

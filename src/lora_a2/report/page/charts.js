@@ -26,7 +26,7 @@
 
   // Every mark carries its values as a label; arrow keys go from one to the next and read it out.
   function step(chart, by) {
-    const marks = [...chart.querySelectorAll('svg [role="graphics-symbol"][aria-label]:not([aria-roledescription$="container"])')];
+    const marks = [...chart.querySelectorAll('.role-mark:not(.mark-line, .mark-area) > [role="graphics-symbol"][aria-label]:not(text)')];
     if (!marks.length) return;
     const now = marks.findIndex((mark) => mark.classList.contains("chosen"));
     const next = now < 0 ? (by > 0 ? 0 : marks.length - 1) : Math.min(Math.max(now + by, 0), marks.length - 1);
