@@ -50,10 +50,18 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
     """Rows of x, y, series: a line with points a series. `y` and `x` are the axes' titles; x are whole rounds or bytes."""
     names = list(dict.fromkeys(row["series"] for row in rows))
     if logarithmic:
-        across = alt.X("x:Q", title=x, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=4))
+        across = alt.X(
+            "x:Q",
+            title=x,
+            scale=alt.Scale(type="log", nice=False),
+            axis=alt.Axis(format="~s", labelOverlap=True, labelSeparation=8),
+        )
     else:
         across = alt.X(
-            "x:Q", title=x, axis=alt.Axis(format="d", tickMinStep=1, grid=False), scale=alt.Scale(nice=False)
+            "x:Q",
+            title=x,
+            axis=alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False),
+            scale=alt.Scale(nice=False),
         )
     base = alt.Chart(_data(rows)).encode(
         x=across,
@@ -68,9 +76,11 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
         marked = base.mark_line(color="var(--c1)") + base.mark_point(color="var(--c1)", filled=True, size=45)
         return _spec(marked)
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolStrokeWidth=2)
-    hue = alt.Color("series:N", sort=names, legend=legend)
-    drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", sort=names, legend=legend))
-    points = base.mark_point(filled=True, size=45).encode(hue, shape=alt.Shape("series:N", sort=names, legend=legend))
+    order = alt.Scale(domain=names)  # the same for both, so that the legends of colour and shape become one
+    hue = alt.Color("series:N", scale=order, legend=legend)
+    drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", scale=order, legend=None))
+    shape = alt.Shape("series:N", scale=order, legend=legend)
+    points = base.mark_point(filled=True, size=45).encode(hue, shape=shape)
     if len(names) > 3:
         drawn, points = _highlighted(drawn, points, names)
     return _spec(drawn + points)
@@ -99,7 +109,7 @@ def with_front(spec: dict[str, Any], front: Rows) -> dict[str, Any]:
 def band(rows: Rows, y: str) -> dict[str, Any]:
     """Rows of x (server round), low, mid, high: the middle as a line in a band."""
     base = alt.Chart(_data(rows)).encode(
-        x=alt.X("x:Q", title="Server round", axis=alt.Axis(format="d", tickMinStep=1, grid=False)),
+        x=alt.X("x:Q", title="Server round", axis=alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False)),
         tooltip=[alt.Tooltip("x:Q", title="Server round")]
         + [alt.Tooltip(f"{k}:Q", title=k, format=".1%") for k in ("low", "mid", "high")],
     )
