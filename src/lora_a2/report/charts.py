@@ -75,7 +75,7 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
     if len(names) == 1:
         marked = base.mark_line(color="var(--c1)") + base.mark_point(color="var(--c1)", filled=True, size=45)
         return _spec(marked)
-    legend = alt.Legend(title=None, orient="bottom", columns=2, symbolStrokeWidth=2)
+    legend = alt.Legend(title=None, orient="bottom", columns=2, symbolStrokeWidth=0)
     order = alt.Scale(domain=names)  # the same for both, so that the legends of colour and shape become one
     hue = alt.Color("series:N", scale=order, legend=legend)
     drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", scale=order, legend=None))
