@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import BertTokenizerFast
+
+from lora_a2.randomness import generator
+from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
 torch.set_num_threads(1)
@@ -18,3 +23,43 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no test data at {folder}/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer that knows `WORDS`."""
+    folder = tmp_path_factory.mktemp("model")
+    backbone("bert").save_pretrained(folder)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 training and 12 test texts, whose last word tells the label."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = generator(0, "test-texts")
+    for part, count in (("train", 36), ("test", 12)):
+        rows = [f"{' '.join(rng.choice(WORDS, 5))} {WORDS[k % 3]},{LABELS[k % 3]}" for k in range(count)]
+        (folder / f"{part}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def options(model_folder: Path, data_folder: Path) -> dict[str, Any]:
+    """Options of a run that takes a second."""
+    return {
+        "data": str(data_folder),
+        "model": str(model_folder),
+        "dtype": "float32",
+        "num_clients": 4,
+        "partitioner": "iid",
+        "fraction_train": 0.75,
+        "num_server_rounds": 3,
+        "local_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "r": 2,
+    }

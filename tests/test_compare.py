@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertTokenizerFast
 
 from lora_a2.algebra import moved_base
 from lora_a2.cli import main
@@ -18,63 +17,11 @@ from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model
 from lora_a2.predict import load_predictor
 from lora_a2.probes import PROBES, ProbeName
-from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer
-from tiny import backbone
+from tiny import LABELS, Stopping
 
-WORDS = [f"w{i}" for i in range(30)]
-LABELS = ("red", "green", "blue")
 ALL = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    backbone("bert").save_pretrained(folder)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = generator(0, "test-texts")
-    for part, count in (("train", 36), ("test", 12)):
-        rows = [f"{' '.join(rng.choice(WORDS, 5))} {WORDS[k % 3]},{LABELS[k % 3]}" for k in range(count)]
-        (folder / f"{part}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    return folder
-
-
-@pytest.fixture
-def options(model_folder: Path, data_folder: Path) -> dict[str, Any]:
-    return {
-        "data": str(data_folder),
-        "model": str(model_folder),
-        "dtype": "float32",
-        "num_clients": 4,
-        "partitioner": "iid",
-        "fraction_train": 0.75,
-        "num_server_rounds": 3,
-        "local_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "r": 2,
-    }
-
-
-class Stopping(Observer):
-    """Presses Ctrl-C after a round."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def round_done(self, record: RoundRecord) -> None:
-        if record.server_round == self.after:
-            raise KeyboardInterrupt
 
 
 def contents(folder: Path) -> dict[str, bytes]:

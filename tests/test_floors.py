@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rounds", "checkpoints"),
     ("runs", "progress", "config_errors", "driver", "plans", "recording"),
     ("simulation", "predict", "environment", "report"),
+    ("trackers",),
     ("config",),
     ("setup",),
     ("jobs", "node"),

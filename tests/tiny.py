@@ -28,11 +28,14 @@ from lora_a2.model.packing import Pooling
 from lora_a2.model.pretrained import Model, random_head
 from lora_a2.model.targets import find_target_modules
 from lora_a2.randomness import generator
-from lora_a2.simulation import Client
+from lora_a2.rounds import RoundRecord
+from lora_a2.simulation import Client, Observer
 from lora_a2.training.local import TokenizedExamples
 from lora_a2.types import Adapter, Factors, Layout
 
 VOCABULARY = 50
+WORDS = [f"w{i}" for i in range(30)]
+LABELS = ("red", "green", "blue")
 CONFIGS: dict[str, PreTrainedConfig] = {
     "bert": BertConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
@@ -133,3 +136,14 @@ def clients(sizes: Sequence[int], num_labels: int = 3) -> tuple[Client, ...]:
         Client(k, f"client {k}", examples(n, num_labels, seed=k), examples(n // 2 + 1, num_labels, seed=100 + k))
         for k, n in enumerate(sizes)
     )
+
+
+class Stopping(Observer):
+    """Presses Ctrl-C after a round."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def round_done(self, record: RoundRecord) -> None:
+        if record.server_round == self.after:
+            raise KeyboardInterrupt

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "resume": "Continue a run that was interrupted.",
     "compare": "Run several methods on the same data and print one table.",
     "sweep": "Run an experiment: a grid over any options, in one table.",
+    "report": "Write one HTML page with pictures of runs.",
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
     "analyze": "Statistics of a finished run, a sweep or a comparison.",

@@ -30,6 +30,7 @@ from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.probes import DEFAULT_PROBE, DEFAULT_PROBE_BATCHES, ProbeName, get_probe
 from lora_a2.selection import CRITERIA
+from lora_a2.trackers import TRACKERS, known_trackers
 
 Partitioner = Literal["iid", "dirichlet", "quantity", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
@@ -65,6 +66,13 @@ def _split_names(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not all(value):
         raise ValueError("an empty name; give names such as query,value.")
     return value
+
+
+def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return known_trackers(names)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _not_bool(value: Any) -> Any:
@@ -230,6 +238,15 @@ class RunConfig(BaseModel):
         "Run",
         "The run directory; a new one in runs/ named after data, method and time where left out.",
         metavar="FOLDER",
+    )
+
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_split_names), AfterValidator(_known_trackers)] | None = (
+        _option(
+            None,
+            "Run",
+            f"Trackers that are told of every round: {', '.join(TRACKERS)}; each is an extra.",
+            shown="none",
+        )
     )
 
     @model_validator(mode="before")

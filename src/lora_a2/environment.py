@@ -29,4 +29,5 @@ def environment(model: Model, data: LabelledData) -> dict[str, Any]:
         "data_sha256": data.fingerprint(),
         "model": model.name,
         "layout": model.layout.digest.hex(),
+        "full_parameters": model.full_parameters,
     }

@@ -30,6 +30,8 @@ from lora_a2.rounds import RoundRecord, Watch
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
 from lora_a2.simulation import Client, Memories, evaluate_clients, make_pool, simulate
+from lora_a2.trackers import require_trackers
+from lora_a2.trackers.observer import tracking
 from lora_a2.training.evaluate import Evaluation, evaluate
 from lora_a2.types import ServerState
 
@@ -83,6 +85,7 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     Raises:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
+    require_trackers(config.report_to or ())
     path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
     RunDirectory.check_free(path)
     setup = _set_up(config)
@@ -100,8 +103,9 @@ def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
         RunError: no run directory, a damaged one, or the data are no longer what they were.
     """
     run = RunDirectory.open(Path(run_dir))
-    recorded = run.environment()
-    setup = _set_up(config_of(run))
+    recorded, config = run.environment(), config_of(run)
+    require_trackers(config.report_to or ())
+    setup = _set_up(config)
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
     return _simulated(run, setup, observer)
@@ -147,9 +151,9 @@ def evaluate_run(
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
-    def rounds(state: ServerState, memories: Memories, watch: Watch | None) -> Rounds:
+    def rounds(state: ServerState, memories: Memories, watch: Watch | None, watched: Observer) -> Rounds:
         return simulate(
-            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=observer, watch=watch
+            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=watched, watch=watch
         )
 
     records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
@@ -174,27 +178,28 @@ def finish(
     config: RunConfig,
     model: Model,
     plan: Plan,
-    rounds: Callable[[ServerState, Memories, Watch | None], Rounds],
+    rounds: Callable[[ServerState, Memories, Watch | None, Observer], Rounds],
     observer: Observer,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
     `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own, and has
-    the last argument hear of every reply.
+    the last two arguments hear of every reply and of the run's progress.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
-    with run.locked():
+    logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
+    with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records(state.server_round)
         run.discard_uncommitted(state.server_round)
         earlier = sum(sum(record.seconds.values()) for record in records)
-        observer.started(_run_start(run, config, model, plan, state.server_round + 1))
+        watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
-            observer.round_done(record)
+            watched.round_done(record)
         memories = run.load_memories()
         recorder = Recorder(model.layout, plan.federation.method) if config.record_analysis else None
-        for new, record in rounds(state, memories, recorder):
+        for new, record in rounds(state, memories, recorder, watched):
             analysis = None
             if recorder is not None:
                 analysis = recorder.finish(state, new).to_json()
@@ -203,7 +208,10 @@ def finish(
             run.commit(state, record, memories, analysis)
             records.append(record)
         _save(run, model, state, memories)
-    return records, earlier + time.perf_counter() - began
+        seconds = earlier + time.perf_counter() - began
+        if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
+            watched.finished(_summary(run, config, model, records, seconds).to_json())
+    return records, seconds
 
 
 def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, first_round: int) -> RunStart:

@@ -17,7 +17,7 @@ from lora_a2.algebra import moved_base
 from lora_a2.config import RunConfig, dump_config
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.sources import load_examples
-from lora_a2.driver import run_rounds
+from lora_a2.driver import Observer, run_rounds
 from lora_a2.environment import environment
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.flower.courier import Courier, log
@@ -91,8 +91,8 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             evaluate=_server_evaluation(start, config, roster, pool),
         )
 
-        def rounds(state: ServerState, memories: Memories, watch: Watch | None) -> Rounds:
-            return run_rounds(plan, state, driver, driver, watch)
+        def rounds(state: ServerState, memories: Memories, watch: Watch | None, observer: Observer) -> Rounds:
+            return run_rounds(plan, state, driver, observer, watch)
 
         records, seconds = finish(run, config, model, plan, rounds, driver)
     log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lora_a2.config import RunConfig
 from lora_a2.data.labelled import Examples
+from lora_a2.data.split import split_data
 from lora_a2.setup import open_data
-from lora_a2.simulation import split_data
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 

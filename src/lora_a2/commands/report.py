@@ -1,0 +1,51 @@
+"""`lora-a2 report`"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from lora_a2.commands.common import examples
+
+
+@click.command(
+    "report",
+    epilog=examples(
+        "lora-a2 report runs/helpdesk-lora-a2-20260101-120000",
+        "lora-a2 report runs/compare-20260101-120000 --output compare.html",
+        "lora-a2 report runs/one runs/two",
+    ),
+)
+@click.argument(
+    "paths",
+    metavar="RUN_OR_SWEEP...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    metavar="FILE",
+    show_default=True,
+    help="The page; one that is there is replaced.",
+)
+def command(paths: tuple[Path, ...], output: Path) -> None:
+    """Write one HTML page with pictures and tables of runs, which works offline.
+
+    A folder may be a run, finished or not, or hold several: a comparison, a sweep. Several runs are compared.
+    """
+    from lora_a2.errors import ConfigError
+
+    if any(find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
+        raise ConfigError("report: what draws the pictures is not installed; run: pip install 'lora-a2[report]'")
+
+    from lora_a2.files import write_atomic
+    from lora_a2.report.inputs import find_runs
+    from lora_a2.report.render import render
+
+    write_atomic(output, render(*find_runs(paths)).encode())
+    click.echo(f"{output}: open it in a browser")

@@ -1,0 +1,9 @@
+"""One page of pictures and tables from run directories. No torch.
+
+inputs     the runs below the folders that were given
+blocks     what a page is made of: sections of figures and tables
+charts     the kinds of pictures, as Vega-Lite
+overview   sections over all runs: summary, accuracy per round and per byte
+detail     sections of one run
+render     the page, from `page/`: template, style, script
+"""

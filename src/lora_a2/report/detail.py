@@ -1,0 +1,180 @@
+"""The sections of one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_a2.analysis.convergence import client_accuracies, discordance
+from lora_a2.analysis.similarity import gradient_similarity
+from lora_a2.progress import human_bytes, percent
+from lora_a2.report import charts
+from lora_a2.report.blocks import Cell, Figure, Section, Table, table
+from lora_a2.report.clients import labels
+from lora_a2.report.inputs import Run, known
+from lora_a2.report.matrices import ranks, similarity
+
+MAX_BARS = 40
+"""Clients with a bar each; of more the distribution is drawn."""
+
+
+EXACT = 1e-4
+"""Relative discordance below this is rounding in float32."""
+
+
+def detail(run: Run) -> list[Section]:
+    """All that a run's record says, in the order of the page; what it lacks is left out, with a sentence."""
+    parts: tuple[Callable[[Run], Section | None], ...] = (
+        rounds,
+        clients,
+        labels,
+        ranks,
+        similarity,
+        averaging,
+        privacy,
+        configuration,
+    )
+    return [section for part in parts if (section := part(run)) is not None]
+
+
+def rounds(run: Run) -> Section:
+    """Accuracy and its spread over clients, and the training loss, by round."""
+    shown = {"accuracy": "all examples", "client_mean": "clients' mean", "client_worst_tenth": "worst tenth of clients"}
+    evaluated = [(text, x, y) for name, text in shown.items() for x, y in run.by_round(name)]
+    spread = Figure(
+        "Accuracy per round, and over clients",
+        "Test accuracy of the global model: of all examples together, the mean over the clients, and of the tenth of the "
+        "clients where it is worst.",
+        charts.lines([{"series": n, "x": x, "y": y} for n, x, y in evaluated], "Accuracy", y_format=charts.PERCENT),
+        table(["Series", "Server round", "Accuracy"], [(n, x, percent(y)) for n, x, y in evaluated]),
+    )
+    loss = "Mean of the clients' losses while they trained, weighted by their number of examples."
+    losses = _by_round("Training loss per round", loss, "Loss", run.by_round("train_loss"))
+    figures = (spread, losses) if evaluated else (losses,)
+    return Section("Rounds", figures=figures, tables=(("Every round", _ledger(run)),))
+
+
+def _by_round(title: str, description: str, y: str, points: Sequence[tuple[int, float]]) -> Figure:
+    """One line over the rounds."""
+    rows = [{"series": y, "x": x, "y": value} for x, value in points]
+    numbers = table(["Server round", y], [(x, f"{value:.4g}") for x, value in points])
+    return Figure(title, description, charts.lines(rows, y, y_format=".3~g"), numbers)
+
+
+def _ledger(run: Run) -> Table:
+    header = ["Round", "Trained", "Clients", "Refused", "Accuracy", "Loss", "Uploaded", "Downloaded", "Seconds"]
+    rows: list[tuple[Cell, ...]] = [
+        (
+            line["server_round"],
+            " and ".join(line["trainable"]),
+            len(line["clients"]),
+            len(line["refused"]),
+            percent(line["metrics"]["accuracy"]) if line["metrics"] else None,
+            f"{line['train_loss']:.3f}",
+            human_bytes(line["uploaded_bytes"]),
+            human_bytes(line["downloaded_bytes"]),
+            f"{sum(line['seconds'].values()):.1f}",
+        )
+        for line in run.record.rounds
+    ]
+    return table(header, rows)
+
+
+def clients(run: Run) -> Section:
+    """Each client's accuracy at the last evaluation, and how far they lie apart from round to round."""
+    accuracies = client_accuracies(run.record)
+    if accuracies.empty:
+        return Section("Clients", ("No client has test examples of its own, or no round was evaluated yet.",))
+    values = list(zip(map(str, accuracies.index), map(float, accuracies), strict=True))
+    rows = [{"name": name, "value": value} for name, value in values]
+    mean, low, high = float(accuracies.mean()), values[0][1], values[-1][1]
+    if len(rows) <= MAX_BARS:
+        how, spec = "worst first; the dashed line is their mean", charts.bars(rows, "Accuracy", rule=mean)
+    else:
+        how, spec = "how many clients reach how much", charts.histogram(rows, "Accuracy")
+    figure = Figure(
+        "Accuracy per client",
+        f"Accuracy of the global model on each client's own test examples, {how}.",
+        spec,
+        table(["Client", "Accuracy"], [(name, percent(value)) for name, value in values]),
+    )
+    deviation = percent(float(accuracies.std(ddof=0)))
+    said = f"{len(rows)} clients: mean {percent(mean)}, standard deviation {deviation}, from {percent(low)} to {percent(high)}."
+    return Section("Clients", (said,), figures=(figure, _spread(run)))
+
+
+def _spread(run: Run) -> Figure:
+    """Tenth, middle and nine tenths of the clients' accuracies by round."""
+    evaluated = [
+        (line["server_round"], list(line["metrics"].get("per_client", {}).values())) for line in run.record.rounds
+    ]
+    found = [(number, *np.quantile(values, (0.1, 0.5, 0.9)).tolist()) for number, values in evaluated if values]
+    return Figure(
+        "Spread over clients per round",
+        "The median client's accuracy, in the band that holds the middle eight tenths of the clients.",
+        charts.band([{"x": x, "low": low, "mid": mid, "high": high} for x, low, mid, high in found], "Accuracy"),
+        table(
+            ["Server round", "Lowest tenth below", "Median", "Highest tenth above"],
+            [(x, percent(low), percent(mid), percent(high)) for x, low, mid, high in found],
+        ),
+    )
+
+
+def averaging(run: Run) -> Section:
+    """What averaging lost, and how far the clients drift apart."""
+    lost, alike = known(discordance(run.record)["relative"]), known(gradient_similarity(run.record))
+    figures, said = [], []
+    if lost and max(value for _, value in lost) < EXACT:
+        said.append(
+            "Averaging lost nothing: the server's new weights are the mean of the clients' weights, up to rounding."
+        )
+    elif lost:
+        text = (
+            "How far the server's new weights lie from the mean of the clients' weights, over how far they moved: what "
+            "averaging the factors apart, or cutting ranks, lost."
+        )
+        figures.append(_by_round("Discordance per round", text, "Relative discordance", lost))
+    if alike:
+        text = "Mean cosine over all pairs of clients. Low is drift: clients pull in different directions."
+        figures.append(_by_round("Similarity of the clients' updates per round", text, "Mean cosine", alike))
+    if not lost and not alike:
+        said.append(
+            "This run did not record what averaging lost, or its server does not see the clients' whole weights."
+        )
+    return Section("Averaging and drift", tuple(said), tuple(figures))
+
+
+def privacy(run: Run) -> Section | None:
+    """The privacy spent, where rounds record an `epsilon`; no section where none does."""
+    lines = [line for line in run.record.rounds if line.get("epsilon") is not None]
+    if not lines:
+        return None
+    spent = [(int(line["server_round"]), float(line["epsilon"])) for line in lines]
+    delta = run.record.config.get("delta")
+    at = "" if delta is None else f" at δ = {delta:g}"
+    figure = _by_round("Privacy spent", f"ε after each round{at}.", "ε", spent)
+    return Section("Privacy", (f"ε = {spent[-1][1]:.3f}{at} after {spent[-1][0]} rounds.",), figures=(figure,))
+
+
+def configuration(run: Run) -> Section:
+    """The configuration, the environment, and the command that runs it again."""
+    path = run.record.path
+    again = shlex.join(["lora-a2", "run", "--config", str(path / "config.toml"), "--output-dir", f"{path}-again"])
+    return Section(
+        "Configuration",
+        tables=(("Environment", table(["What", "Value"], _flat(run.record.environment))),),
+        listings=(
+            ("Run it again", again),
+            ("config.toml", (path / "config.toml").read_text(encoding="utf-8").strip()),
+        ),
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{prefix}{key}: ") if isinstance(value, Mapping) else [(f"{prefix}{key}", str(value))]
+    return rows

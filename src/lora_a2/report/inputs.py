@@ -1,0 +1,106 @@
+"""The runs of a report: run directories, and those below the folders of comparisons and sweeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_a2.analysis.convergence import curve
+from lora_a2.analysis.record import RunRecord, load_run
+from lora_a2.errors import RunError
+from lora_a2.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and what the page calls it."""
+
+    name: str
+    record: RunRecord
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """Figures by server round, see `analysis.convergence.curve`."""
+        return curve(self.record)
+
+    def by_round(self, name: str) -> list[tuple[int, float]]:
+        """Server round and value of a column of `curve`, where there is one."""
+        return known(self.curve[name])
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Of all rounds so far."""
+        return int(self.curve["uploaded_bytes"].iloc[-1])
+
+    @property
+    def accuracy(self) -> float:
+        """At the last evaluation; −1 before the first, so that such runs come last."""
+        return float(self.metrics.get("accuracy", -1))
+
+    @property
+    def rounds_planned(self) -> int:
+        """As configured; fewer are there while it runs."""
+        return int(self.record.config["num-server-rounds"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Those of the last evaluation; empty before the first."""
+        found = [line["metrics"] for line in self.record.rounds if line["metrics"]]
+        return dict(found[-1]) if found else {}
+
+    @property
+    def full_bytes(self) -> int | None:
+        """What full fine-tuning would have uploaded in the same rounds; None where the run does not know its model's size."""
+        size = self.record.environment.get("full_parameters")
+        return None if size is None else 4 * int(size) * sum(len(line["clients"]) for line in self.record.rounds)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is full fine-tuning itself."""
+        method = METHODS.get(self.record.method)
+        return method is not None and method.full
+
+
+def known(values: pd.Series) -> list[tuple[int, float]]:
+    """Server round and value of a series by server round, without NaN."""
+    present = values.dropna()
+    return list(zip(map(int, present.index.to_list()), map(float, present.to_list()), strict=True))
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """All runs at and below `paths`, by path: those with a finished round, and the directories of the others.
+
+    A sweep's tuning runs are not among them.
+
+    Raises:
+        RunError: a path without a run, a damaged run, or no finished round anywhere.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        found = [file.parent.resolve() for file in path.rglob("config.toml") if _is_run(file.parent, path)]
+        if not found:
+            raise RunError(f"{path} holds no run: expected config.toml and environment.json in it or below it.")
+        folders |= dict.fromkeys(sorted(found))
+    records = [load_run(folder) for folder in folders]
+    begun = [record for record in records if record.rounds]
+    if not begun:
+        raise RunError(f"{records[0].path} has no finished round yet: there is nothing to show.")
+    names = _names([record.path for record in begun])
+    runs = [Run(name, record) for name, record in zip(names, begun, strict=True)]
+    return runs, [record.path for record in records if not record.rounds]
+
+
+def _is_run(folder: Path, path: Path) -> bool:
+    return (folder / "environment.json").is_file() and "tuning" not in folder.relative_to(path).parts
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Paths from the deepest folder that holds all; a single run is called by its folder's name."""
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return [path.relative_to(common).as_posix() for path in paths]

@@ -1,0 +1,223 @@
+"""Sections over all runs of a report: what they came to, and their curves side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_a2.analysis.convergence import pareto_front
+from lora_a2.progress import human_bytes, human_time, percent, saving
+from lora_a2.report import charts
+from lora_a2.report.blocks import Cell, Figure, Section, table
+from lora_a2.report.inputs import Run
+
+_NOT_COMPARED = ("output-dir", "report-to", "cohort-size", "num-workers", "device")
+MAX_LINES = 24
+"""Curves in one picture; of more runs the best are drawn."""
+
+
+def overview(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> list[Section]:
+    """The page's first sections; `not_begun`: runs without a finished round, which are named only."""
+    first = summary(runs)
+    if not_begun:
+        named = f"Without a finished round, and left out: {', '.join(path.name for path in not_begun)}."
+        first = replace(first, sentences=(*first.sentences, named))
+    return [first, *([_seeds(runs)] if _grouped(runs) else []), *curves(runs)]
+
+
+def summary(runs: Sequence[Run]) -> Section:
+    """What each run came to, beside full fine-tuning; columns that nobody has a value in are left out."""
+    ranked = sorted(runs, key=lambda run: -run.accuracy)
+    columns = {name: [cell(run) for run in ranked] for name, cell in _columns(runs).items()}
+    columns = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    if len(runs) == 1:
+        shown = table(["Figure", "Value"], [(name, cells[0]) for name, cells in columns.items()])
+    else:
+        rows = zip([run.name for run in ranked], *columns.values(), strict=True)
+        shown = table(["Run", *columns], list(rows))
+    return Section("Summary", _sentences(ranked), tables=(("", shown),))
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], Cell]]:
+    """Header → cell. What all runs share is not among them, unless there is only one run."""
+    differs = [] if len(runs) == 1 else _differing(runs)
+    found: dict[str, Callable[[Run], Cell]] = {key: _configured(key) for key in differs}
+    found["Accuracy"] = _share("accuracy")
+    full = _full_accuracy(runs)
+    if full is not None:
+        found["Beside full fine-tuning"] = lambda run: _points(run.metrics.get("accuracy"), full)
+    found |= {"Macro-F1": _share("macro_f1"), "Clients' mean": _share("client_mean")}
+    found["Worst tenth"] = _share("client_worst_tenth")
+    if any("personal" in run.metrics for run in runs):
+        found["Personal models"] = lambda run: _percent(run.metrics.get("personal", {}).get("accuracy"))
+    found["Uploaded"] = lambda run: human_bytes(run.uploaded_bytes)
+    found["Downloaded"] = lambda run: human_bytes(run.curve["downloaded_bytes"].iloc[-1])
+    found["Full fine-tuning would upload"] = lambda run: None if run.full_bytes is None else human_bytes(run.full_bytes)
+    found["Saved (uploads)"] = _saved
+    found["Rounds"] = lambda run: f"{len(run.record.rounds)} of {run.rounds_planned}"
+    found["Time"] = lambda run: human_time(sum(sum(line["seconds"].values()) for line in run.record.rounds))
+    return found
+
+
+def _sentences(ranked: Sequence[Run]) -> tuple[str, ...]:
+    best = ranked[0]
+    said = []
+    if "accuracy" in best.metrics:
+        start = (
+            f"{best.name} reached" if len(ranked) == 1 else f"Of {len(ranked)} runs, {best.name} is the most accurate:"
+        )
+        sent = human_bytes(best.uploaded_bytes)
+        saved = _saved(best)
+        beside = f", {saved} less than full fine-tuning would have uploaded" if saved is not None else ""
+        said.append(
+            f"{start} {percent(best.metrics['accuracy'])} of the test examples right, with {sent} uploaded{beside}."
+        )
+    else:
+        said.append("No round was evaluated yet.")
+    unfinished = [run.name for run in ranked if len(run.record.rounds) < run.rounds_planned]
+    if unfinished:
+        said.append(f"Not finished: {', '.join(unfinished)}.")
+    if any(run.full_bytes is None for run in ranked):
+        said.append("Runs of older versions did not record their model's size: for them full fine-tuning is left out.")
+    return tuple(said)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A run after an evaluated round; bytes are sums so far."""
+
+    run: str
+    server_round: int
+    uploaded: int
+    downloaded: int
+    accuracy: float
+
+
+def curves(runs: Sequence[Run]) -> list[Section]:
+    """Accuracy by round, and by what had been uploaded."""
+    best = sorted(runs, key=lambda run: -run.accuracy)[:MAX_LINES]
+    points = [point for run in runs if run in best for point in _evaluated(run)]
+    if not points:
+        return []
+    left_out = f" Of {len(runs)} runs the {MAX_LINES} most accurate are drawn." if len(runs) > MAX_LINES else ""
+    by_round = Figure(
+        "Accuracy per round",
+        f"Test accuracy of the global model after each evaluated server round.{left_out}",
+        charts.lines(
+            [{"series": p.run, "x": p.server_round, "y": p.accuracy} for p in points],
+            "Accuracy",
+            y_format=charts.PERCENT,
+        ),
+        table(["Run", "Server round", "Accuracy"], [(p.run, p.server_round, percent(p.accuracy)) for p in points]),
+    )
+    by_bytes = _by_bytes(points, left_out)
+    # A run alone has its curve by round among its own sections, with the spread over clients.
+    return [Section("Accuracy", figures=(by_bytes,) if len(runs) == 1 else (by_round, by_bytes))]
+
+
+def _evaluated(run: Run) -> list[_Point]:
+    up, down = dict(run.by_round("uploaded_bytes")), dict(run.by_round("downloaded_bytes"))
+    return [_Point(run.name, n, int(up[n]), int(down[n]), value) for n, value in run.by_round("accuracy")]
+
+
+def _by_bytes(points: Sequence[_Point], left_out: str) -> Figure:
+    several = len({p.run for p in points}) > 1
+    front = pareto_front(np.array([p.uploaded for p in points], np.float64), np.array([p.accuracy for p in points]))
+    rows = [{"series": p.run, "x": p.uploaded, "y": p.accuracy} for p in points]
+    spec = charts.lines(
+        rows, "Accuracy", y_format=charts.PERCENT, x="Uploaded so far (bytes, logarithmic)", logarithmic=True
+    )
+    text = f"Test accuracy against all that the clients had uploaded by then.{left_out}"
+    cells: list[list[Cell]] = [
+        [p.run, p.server_round, human_bytes(p.uploaded), human_bytes(p.downloaded), percent(p.accuracy)] for p in points
+    ]
+    header = ["Run", "Server round", "Uploaded", "Downloaded", "Accuracy"]
+    if several:
+        stairs = sorted({(p.uploaded, p.accuracy) for p, on in zip(points, front, strict=True) if on})
+        spec = charts.with_front(spec, [{"x": x, "y": y} for x, y in stairs])
+        text += " The dotted line is the Pareto front: nothing left of it is as accurate."
+        cells = [[*row, "yes" if on else ""] for row, on in zip(cells, front, strict=True)]
+        header.append("On the front")
+    return Figure("Accuracy per byte", text, spec, table(header, cells))
+
+
+def _seeds(runs: Sequence[Run]) -> Section:
+    """Mean and standard deviation of runs that differ in their seed alone."""
+    keys = [key for key in _differing(runs) if key != "seed"]
+    measures = {"Accuracy": "accuracy", "Macro-F1": "macro_f1", "Worst tenth": "client_worst_tenth"}
+    rows: list[list[Cell]] = []
+    for group in _grouped(runs):
+        cells = [_mean_std([run.metrics.get(name) for run in group]) for name in measures.values()]
+        sent = human_bytes(float(np.mean([run.uploaded_bytes for run in group])))
+        rows.append([group[0].name, *(_text(group[0], key) for key in keys), len(group), *cells, sent])
+    header = ["First run", *keys, "Seeds", *measures, "Uploaded (mean)"]
+    text = "Runs that differ in their seed alone: mean ± sample standard deviation."
+    return Section("Over seeds", (text,), tables=(("", table(header, rows)),))
+
+
+def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        same = {k: v for k, v in run.record.config.items() if k not in ("seed", *_NOT_COMPARED)}
+        groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """The keys of the configuration in which the runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.record.config)
+    return [key for key in keys if key not in _NOT_COMPARED and len({_text(run, key) for run in runs}) > 1]
+
+
+def _configured(key: str) -> Callable[[Run], Cell]:
+    return lambda run: _text(run, key)
+
+
+def _text(run: Run, key: str) -> str | None:
+    value: Any = run.record.config.get(key)
+    if value is None:
+        return None
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _share(name: str) -> Callable[[Run], Cell]:
+    return lambda run: _percent(run.metrics.get(name))
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else percent(value)
+
+
+def _saved(run: Run) -> str | None:
+    if not run.full_bytes:
+        return None
+    return saving(100 * (1 - run.uploaded_bytes / run.full_bytes))
+
+
+def _full_accuracy(runs: Sequence[Run]) -> float | None:
+    """The best of the runs of full fine-tuning among them."""
+    found = [run.metrics["accuracy"] for run in runs if run.is_full and "accuracy" in run.metrics]
+    return max(found, default=None)
+
+
+def _points(value: float | None, reference: float) -> str | None:
+    return None if value is None else f"{100 * (value - reference):+.1f} points".replace("-", "−")
+
+
+def _mean_std(values: Sequence[float | None]) -> str | None:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return None
+    spread = f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.1f}{spread} %"

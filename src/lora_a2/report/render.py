@@ -1,0 +1,74 @@
+"""From runs to the text of a page that needs nothing else: script, style and data are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lora_a2.report.blocks import Section
+from lora_a2.report.charts import CONFIG
+from lora_a2.report.detail import detail
+from lora_a2.report.inputs import Run
+from lora_a2.report.overview import overview
+
+MAX_DETAILED = 24
+"""Runs with sections of their own, the most accurate; a page of hundreds would open slowly."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run's sections."""
+
+    name: str
+    sections: Sequence[Section]
+
+
+def render(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> str:
+    """The page: HTML that opens from a file, without a network. Arguments are as `find_runs` returns them."""
+    ranked = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0))[:MAX_DETAILED]
+    parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
+    environment = Environment(
+        loader=PackageLoader("lora_a2.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["number"] = lambda cell: isinstance(cell, int | float) or str(cell)[:1] in "0123456789+−"
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    return environment.get_template("page.html").render(
+        title=f"{title} · lora-a2",
+        heading=title,
+        subtitle=_subtitle(runs),
+        overview=overview(runs, not_begun),
+        parts=parts,
+        left_out=len(runs) - len(parts),
+        config=CONFIG,
+        style=Markup(_text("style.css")),
+        script=Markup(_text("charts.js")),
+        library=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]  # its stub forgets the default
+        version=version("lora-a2"),
+    )
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    """What was trained on what, as far as all runs agree."""
+
+    def shared(key: str) -> str | None:
+        values = {str(run.record.config.get(key)) for run in runs}
+        return values.pop() if len(values) == 1 else None
+
+    parts = [shared("method"), f"{shared('model') or 'several models'} on {shared('data') or 'several data sets'}"]
+    parts.append(f"{shared('num-clients')} clients" if shared("num-clients") else None)
+    return ", ".join(part for part in parts if part)
+
+
+def _text(name: str) -> str:
+    return (files("lora_a2.report") / "page" / name).read_text(encoding="utf-8")
