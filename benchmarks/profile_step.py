@@ -87,6 +87,8 @@ def kind(name: str, ancestors: Sequence[str], shapes: Sequence[Sequence[int]]) -
         "ttention" in n for n in (name, *ancestors)
     ):  # a compiled one is its function's own time
         return "attention"
+    if "Tabulated" in name:
+        return "element-wise"
     if not space:  # Python and autograd's own functions; LoRA's function runs its compiled kernel
         return "LoRA products" if "Lora" in name else "dispatch"
     if operation in PRODUCTS or "linear" in operation:
