@@ -45,7 +45,17 @@ Imports go to strictly lower rows, under TYPE_CHECKING and inside functions too.
 NO_TORCH_UP_TO = 4
 """The rows below this one are pure: NumPy, no torch."""
 
-PROGRAM = {"cli.py", "__init__.py", "environment.py", "flower/app_folder.py", "flower/local.py"}
+PROGRAM = {
+    "cli.py",
+    "__init__.py",
+    "environment.py",
+    "flower/app_folder.py",
+    "flower/local.py",
+    "report/detail.py",
+    "report/render.py",
+    "trackers/mlflow.py",
+    "trackers/wandb.py",
+}
 """Where "lora-a2" is the name of the program or the distribution, not of the method."""
 
 

@@ -79,5 +79,5 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
 
 def sent_config(config: RunConfig) -> dict[str, Any]:
     """What the nodes are told of a configuration: all but what concerns the server's own machine."""
-    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients", "record_analysis"}
+    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients", "record_analysis", "report_to"}
     return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)

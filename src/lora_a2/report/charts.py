@@ -78,7 +78,7 @@ def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarit
     legend = alt.Legend(title=None, orient="bottom", columns=2, symbolStrokeWidth=0)
     order = alt.Scale(domain=names)  # the same for both, so that the legends of colour and shape become one
     hue = alt.Color("series:N", scale=order, legend=legend)
-    drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", scale=order, legend=None))
+    drawn = base.mark_line().encode(hue, strokeDash=alt.StrokeDash("series:N", scale=order, legend=legend))
     shape = alt.Shape("series:N", scale=order, legend=legend)
     points = base.mark_point(filled=True, size=45).encode(hue, shape=shape)
     if len(names) > 3:
