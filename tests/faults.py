@@ -18,7 +18,7 @@ from federation import save_data, save_model
 from lora_a2.config import RunConfig, make_config
 from lora_a2.flower.app_folder import Value
 from lora_a2.flower.deployment import RUN, SUPERLINK, supernode
-from lora_a2.flower.local import LocalDeployment, local_deployment, server_line
+from lora_a2.flower.local import LocalDeployment, local_deployment
 
 DOUBLE = Path(__file__).with_name("misbehaving_worker.py")
 BAD = 1
@@ -98,7 +98,7 @@ class Subject:
     def said(self) -> str:
         """What the server has logged."""
         log = self.deployment.processes.log(RUN)
-        return "\n".join(server_line(line) for line in log.read_bytes().splitlines()) if log.exists() else ""
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def wait(self, ready: Callable[[], bool], what: str) -> None:
         """Waits, with a limit."""

@@ -195,3 +195,8 @@ def test_shares_are_a_partition_of_the_data(tmp_path: Path) -> None:
 )
 def test_what_the_server_says(line: bytes, said: str) -> None:
     assert server_line(line) == said
+
+
+def test_what_follows_upon_an_error_is_shown() -> None:
+    assert server_line(b'  File "app.py", line 3\n') == ""
+    assert server_line(b'  File "app.py", line 3\n', failed=True) == '  File "app.py", line 3'

@@ -171,11 +171,14 @@ def follow(deployment: LocalDeployment, say: Say) -> None:
     """
     processes = deployment.processes
     with processes.log(RUN).open("rb") as log:
+        failed = False
 
         def ended() -> bool:
+            nonlocal failed
             done = not processes.alive(RUN)
             for line in _whole_lines(log):
-                if said := server_line(line):
+                failed = failed or b"ERROR" in line
+                if said := server_line(line, failed):
                     say(said)
             return done
 
@@ -192,8 +195,10 @@ def _whole_lines(log: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def server_line(line: bytes) -> str:
-    """What a line of the streamed log says, if it is the ServerApp's; empty otherwise."""
-    text = _COLOUR.sub("", line.decode(errors="replace")).strip()
+def server_line(line: bytes, failed: bool = False) -> str:
+    """What a line of the streamed log says, if it is the ServerApp's, or follows upon an error; empty otherwise."""
+    text = _COLOUR.sub("", line.decode(errors="replace")).rstrip()
     level, found, said = text.partition(":")
-    return said.strip() if found and level.strip() in ("INFO", "WARNING", "ERROR") else ""
+    if found and level.strip() in ("INFO", "WARNING", "ERROR"):
+        return said.strip()
+    return text if failed else ""
