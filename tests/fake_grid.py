@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from lora_a2.errors import LoraA2Error
 from lora_a2.flower.courier import Courier
-from lora_a2.flower.messages import answer_message, error_message, read_request_content
+from lora_a2.flower.messages import answer_message, error_message, read_answer, read_request_content
 from lora_a2.flower.simulated import _Split
 from lora_a2.node.participant import Participant
 from lora_a2.node.protocol import Answer
@@ -134,8 +135,5 @@ def silent(grid: FakeGrid, partition: int, message: Message, reply: Message) -> 
 
 def with_payload(reply: Message, message: Message, change: Callable[[bytes], bytes]) -> Message:
     """The reply with other bytes."""
-    content = RecordDict({"answer": reply.content["answer"]})
-    from lora_a2.flower.messages import _packed, _unpacked
-
-    content["payload"] = _packed(change(_unpacked(reply.content.array_records["payload"])))
-    return Message(content, reply_to=message)
+    answer = read_answer(reply, sys.maxsize)
+    return answer_message(Answer(answer.metrics, change(answer.payload), answer.notes), message)

@@ -20,10 +20,19 @@ from lora_a2.analysis.summary import analyze
 from lora_a2.cli import main
 from lora_a2.config import make_config
 from lora_a2.errors import ConfigError, ReplyError, RunError
-from lora_a2.flower.messages import error_message, request_content
+from lora_a2.flower.messages import (
+    SMALL,
+    answer_message,
+    error_message,
+    read_answer,
+    read_request_content,
+    received_bytes,
+    request_content,
+)
 from lora_a2.flower.server_app import serve
 from lora_a2.jobs import launch
 from lora_a2.methods import METHODS
+from lora_a2.node.protocol import Answer, Request
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer
 
@@ -140,10 +149,10 @@ def test_only_the_upload_and_the_stated_metrics_leave_a_node(options: dict[str, 
     }
     uploads = 0
     for message in grid.sent:
-        assert set(message.content) <= {"answer", "payload"}
-        answer = message.content["answer"]
+        assert set(message.content) == {"answer"}
+        answer = dict(message.content["answer"])
+        raw = answer.pop("payload", b"")
         assert set(answer) <= stated
-        raw = b"".join(a.data for r in message.content.array_records.values() for a in r.values())
         uploads += len(raw)
         everything = raw + json.dumps(list(answer.values())).encode()
         assert not [text for text in texts if len(text) > 4 and text.encode() in everything]
@@ -356,7 +365,7 @@ def test_a_round_is_not_repeated_for_ever(options: dict[str, Any], tmp_path: Pat
     grid = FakeGrid(tmp_path / "nodes", NODES, not_finite)
     with pytest.raises(ReplyError, match="not finite"):
         flower(options, tmp_path, grid, max_attempts=2)
-    assert len([m for m in grid.sent if "payload" in m.content]) == 2 * NODES
+    assert len([m for m in grid.sent if "payload" in m.content["answer"]]) == 2 * NODES
 
 
 @given(st.lists(st.lists(st.sampled_from(["ok", *FAULTS]), min_size=NODES, max_size=NODES), min_size=3, max_size=3))
@@ -526,12 +535,29 @@ def test_lost_base_weights_cost_one_round(options: dict[str, Any], tmp_path: Pat
     assert "lost" in rounds[1]["refused"]["1"]
 
 
-def test_requests_survive_the_records() -> None:
-    from lora_a2.flower.messages import read_request_content
-    from lora_a2.node.protocol import Request
-
+@pytest.mark.parametrize("size", [0, 5, SMALL, SMALL + 1])
+def test_requests_and_answers_survive_the_records(size: int) -> None:
+    payload = bytes(size)
     request = Request(
         kind="train", run_id="a1", run={"r": 4, "model": "m"}, labels=("x", "y"), partition=2, num_partitions=3,
-        last_round=7, payload=b"\x00frame",
+        last_round=7, payload=payload,
     )  # fmt: skip
-    assert read_request_content(request_content(request, "/clients"), 2, 3) == (request, "/clients")
+    content = request_content(request, "/clients")
+    assert read_request_content(content, 2, 3) == (request, "/clients")
+    assert ("payload" in content) == (size > SMALL)
+    message = Message(content, dst_node_id=1, message_type="query")
+    message.metadata.__dict__["_message_id"] = "1"
+    answer = Answer({"num_examples": 3, "train_seconds": 0.5}, payload, ("a note",))
+    reply = answer_message(answer, message)
+    assert read_answer(reply, size) == answer
+    assert received_bytes(reply) == size
+    if size:
+        with pytest.raises(ReplyError, match=f"has {size} bytes"):
+            read_answer(reply, size - 1)
+
+
+def test_a_payload_is_bytes() -> None:
+    message = Message(RecordDict(), dst_node_id=1, message_type="query")
+    message.metadata.__dict__["_message_id"] = "1"
+    with pytest.raises(ReplyError, match="no bytes"):
+        read_answer(Message(RecordDict({"answer": ConfigRecord({"payload": "text"})}), reply_to=message), 10)

@@ -1,4 +1,4 @@
-"""Requests and answers as Flower's records. Codec bytes travel as they are, in one array; nothing is unpickled."""
+"""Requests and answers as Flower's records. Codec bytes travel as they are; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from lora_a2.node.protocol import Answer, Request, read_request
 
 CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""
+
+SMALL = 2**20
+"""A payload of up to so many bytes travels among the fields; as an array it is three objects more, each a request with 1 KB
+of headers. Arrays travel in chunks, so that no message becomes too large."""
 
 _BYTES = "lora-a2.frame"
 
@@ -30,10 +34,7 @@ def request_content(request: Request, state_dir: str = "") -> RecordDict:
         "last-round": request.last_round,
         "state-dir": state_dir,
     }
-    content = RecordDict({"request": ConfigRecord(fields)})
-    if request.payload:
-        content["payload"] = _packed(request.payload)
-    return content
+    return _content("request", fields, request.payload)
 
 
 def read_request_content(content: RecordDict, partition: int, num_partitions: int) -> tuple[Request, str]:
@@ -56,15 +57,12 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
         "partition": partition,
         "num_partitions": num_partitions,
     }
-    payload = _unpacked(content.array_records["payload"]) if "payload" in content.array_records else b""
-    return read_request(header, payload), str(fields.get("state-dir", ""))
+    return read_request(header, _payload(content, fields)), str(fields.get("state-dir", ""))
 
 
 def answer_message(answer: Answer, message: Message) -> Message:
     """The reply to `message`."""
-    content = RecordDict({"answer": ConfigRecord({**answer.metrics, "notes": list(answer.notes)})})
-    if answer.payload:
-        content["payload"] = _packed(answer.payload)
+    content = _content("answer", {**answer.metrics, "notes": list(answer.notes)}, answer.payload)
     return Message(content, reply_to=message)
 
 
@@ -84,22 +82,18 @@ def read_answer(message: Message, limit: int) -> Answer:
     content = message.content
     if set(content) - {"answer", "payload"} or "answer" not in content.config_records:
         raise ReplyError(f"The reply has the records {sorted(content)}; expected answer and payload.")
+    size = received_bytes(message)
+    if size > limit:
+        raise ReplyError(f"The reply has {size} bytes; at most {limit} are accepted.")
     fields = dict(content.config_records["answer"])
+    payload = _payload(content, fields)
+    fields.pop("payload", None)
     notes = fields.pop("notes", [])
     metrics: dict[str, int | float | str] = {}
     for name, value in fields.items():
         if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
             raise ReplyError(f"The reply has {name} = {str(value)[:40]}; expected a finite number or a short text.")
         metrics[name] = value
-    if "payload" not in content:
-        payload = b""
-    elif "payload" not in content.array_records:
-        raise ReplyError("The reply's payload is no array.")
-    else:
-        size = received_bytes(message)
-        if size > limit:
-            raise ReplyError(f"The reply has {size} bytes; at most {limit} are accepted.")
-        payload = _unpacked(content.array_records["payload"])
     return Answer(metrics, payload, tuple(str(note)[:200] for note in notes) if isinstance(notes, list) else ())
 
 
@@ -107,7 +101,10 @@ def received_bytes(message: Message) -> int:
     """The payload bytes that a reply carries, whatever it is."""
     if message.has_error():
         return 0
-    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    content = message.content
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    fields = (value for record in content.config_records.values() for value in record.values())
+    return arrays + sum(len(value) for value in fields if isinstance(value, bytes))
 
 
 def number(metrics: Mapping[str, int | float | str], name: str, low: int, high: int) -> int:
@@ -122,12 +119,26 @@ def number(metrics: Mapping[str, int | float | str], name: str, low: int, high: 
     return value
 
 
-def _packed(data: bytes) -> ArrayRecord:
-    return ArrayRecord({"frame": Array("uint8", (len(data),), _BYTES, data)})
+def _content(name: str, fields: Mapping[str, ConfigRecordValues], payload: bytes) -> RecordDict:
+    """The fields and the payload, which is told from them by its type."""
+    if len(payload) > SMALL:
+        array = Array("uint8", (len(payload),), _BYTES, payload)
+        return RecordDict({name: ConfigRecord(dict(fields)), "payload": ArrayRecord({"frame": array})})
+    return RecordDict({name: ConfigRecord({**fields, **({"payload": payload} if payload else {})})})
 
 
-def _unpacked(record: ArrayRecord) -> bytes:
-    arrays = list(record.values())
+def _payload(content: RecordDict, fields: Mapping[str, object]) -> bytes:
+    """The payload beside or among the fields; empty where there is none.
+
+    Raises:
+        ReplyError: it is something else than bytes.
+    """
+    if "payload" not in content:
+        payload = fields.get("payload", b"")
+        if not isinstance(payload, bytes):
+            raise ReplyError("The payload is no bytes.")
+        return payload
+    arrays = list(content.array_records.get("payload", ArrayRecord()).values())
     if len(arrays) != 1 or arrays[0].stype != _BYTES:
         raise ReplyError(f"The payload has {len(arrays)} arrays; expected one of kind {_BYTES}.")
     return arrays[0].data

@@ -1,7 +1,8 @@
 """`flower-superexec` that forks: a ClientApp's process begins with everything imported, and costs next to nothing.
 
 Flower starts a new Python for every message, which takes more than a second of a core before our ClientApp has begun. Here
-the process that starts it has imported it already. Each message still has a process of its own.
+the process that starts it has imported it already. Each message still has a process of its own,
+and is found sooner than by Flower's question once a second.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec
@@ -20,13 +22,19 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 import lora_a2.flower.client_app  # noqa: F401  (so that the processes forked here need not)
+from lora_a2.flower.patience import Patience
 
 
 class ForkingExecutor(SubprocessExecutor):
     """Runs a ClientApp in a fork of this process, and anything else as Flower does."""
 
+    def __init__(self, patience: Patience) -> None:
+        super().__init__()
+        self._patience = patience
+
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Starts the process and returns at once."""
+        self._patience.event()
         if spec.task_type != TaskType.CLIENT_APP or spec.runtime_dependency_install:
             return super().launch(spec)
         sys.stdout.flush()
@@ -62,12 +70,12 @@ def main() -> None:
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave nothing behind
-    vars(run_superexec)["get_executor"] = _executor
+    patience = Patience()
+    changed = vars(run_superexec)
+    changed["get_executor"] = lambda *given, **options: ForkingExecutor(patience)
+    if changed.get("time") is time:
+        changed["time"] = patience
     flower_superexec()
-
-
-def _executor(*given: Any, **options: Any) -> ForkingExecutor:
-    return ForkingExecutor()
 
 
 if __name__ == "__main__":

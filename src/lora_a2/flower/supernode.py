@@ -3,7 +3,7 @@
 A round of a deployment would spend more seconds between processes than many a node trains. Two things are otherwise here:
 
 - Flower's SuperNode sleeps for 3 seconds whenever it finds no message, and that is always so right after it has sent a reply.
-  There is no option for this, so the sleep of that one module is cut short.
+  There is no option for this, so the sleeps of that one module are those of `lora_a2.flower.patience`.
 - Its SuperExec, which starts a process for each message, is that of `lora_a2.flower.superexec`.
 
 With `--isolation` or certificates for the Runtime API given, the SuperExec is the user's own affair, as in Flower.
@@ -17,33 +17,17 @@ import os
 import subprocess
 import sys
 import time
-import types
-from typing import Any
 
-IDLE_SECONDS = 0.25
-POLL_SECONDS = "0.1"
-
-
-class ShortSleeps(types.ModuleType):
-    """The module `time`, but for a `sleep` of at most `IDLE_SECONDS`."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        """Sleeps, but not long."""
-        time.sleep(min(seconds, IDLE_SECONDS))
+from lora_a2.flower.patience import Patience
 
 
 def main() -> None:
     """Runs a SuperNode until it is stopped."""
-    os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", POLL_SECONDS)
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
     if getattr(start_client_internal, "time", None) is time:
-        vars(start_client_internal)["time"] = ShortSleeps("time")
+        vars(start_client_internal)["time"] = Patience()
     else:
         print("This release of Flower is unknown: each round waits up to 3 seconds for a SuperNode.", file=sys.stderr)
     _start_superexec()
