@@ -25,6 +25,7 @@ from tiny import WORDS
 pytest.importorskip("altair", reason="the report is an extra")
 vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
+from lora_a2.report.batches import batch_sections  # noqa: E402
 from lora_a2.report.inputs import Run, find_runs  # noqa: E402
 from lora_a2.report.render import render  # noqa: E402
 
@@ -244,6 +245,35 @@ def test_a_sweep_s_tuning_is_left_out_and_empty_runs_are_named(folder: Path, tmp
     assert [run.name for run in found] == ["one"]
     assert [path.name for path in not_begun] == ["three"]
     assert "left out: three." in render(found, not_begun)
+
+
+def test_a_sweep_s_rates_and_failures_are_shown(folder: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    shutil.copytree(folder / "again", sweep / "runs" / "one")
+    tried = [(1e-3, 0.5), (5e-3, 0.625), (1e-2, None)]
+    candidates = [{"learning_rate": rate, "mean_accuracy": mean, "accuracies": [mean]} for rate, mean in tried]
+    group = {"arm": "ours", "alpha": "0.1", "runs": 3, "candidates": candidates, "chosen": 5e-3, "at_edge": False}
+    (sweep / "tuning.json").write_text(json.dumps([group]))
+    failures = sweep / "runs" / "failures"
+    failures.mkdir()
+    (failures / "two.json").write_text(json.dumps({"error": "RunError", "message": HOSTILE, "traceback": "t"}))
+    rates, failed = batch_sections([sweep])
+    assert rates.tables[0][1].header == ("Arm", "alpha", "0.001", "0.005", "0.01", "Chosen", "At the edge", "Runs")
+    assert rates.tables[0][1].rows == (("ours", "0.1", "50.0 %", "62.5 %", None, "0.005", "", 3),)
+    assert failed.tables[0][1].rows == (("runs/two", "RunError", HOSTILE),)
+    assert main(["report", str(sweep), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Learning rates" in page
+    assert "Failed runs" in page
+    assert HOSTILE not in page
+
+
+def test_damaged_tuning_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "again", tmp_path / "sweep" / "runs" / "one")
+    (tmp_path / "sweep" / "tuning.json").write_text('[{"arm": 1}]')
+    assert main(["report", str(tmp_path / "sweep"), "--output", str(tmp_path / "page.html")]) == 2
+    assert "tuning.json is damaged" in one_error(capsys)
+    assert not (tmp_path / "page.html").exists()
 
 
 @pytest.fixture(scope="module")

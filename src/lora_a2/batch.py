@@ -19,7 +19,7 @@ from lora_a2.driver import Observer
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.files import write_atomic
 from lora_a2.jobs import RunSummary, launch, resume
-from lora_a2.runs import RunDirectory
+from lora_a2.runs import RunDirectory, read_json_object
 from lora_a2.setup import learning_rate
 
 
@@ -169,20 +169,3 @@ def write_plan(path: Path, values: Mapping[str, Any]) -> None:
         write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise RunError(f"Output directory {path.parent} cannot be written: {error.strerror}.") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        RunError: there is no such file, or it holds something else.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{path} is damaged: expected a JSON object.")
-    return values

@@ -111,7 +111,7 @@ class RunDirectory:
         Raises:
             RunError: it is damaged.
         """
-        values = _read_json(self.path / "environment.json")
+        values = read_json_object(self.path / "environment.json")
         if not isinstance(values.get("data_sha256"), str):
             raise RunError(f"{self.path / 'environment.json'} is damaged: expected data_sha256 in it.")
         return values
@@ -168,7 +168,7 @@ class RunDirectory:
         commit = self.checkpoint / "state.json"
         if not commit.exists():
             return None
-        summary = _read_json(commit)
+        summary = read_json_object(commit)
         try:
             data = (self.checkpoint / summary["tensors"]).read_bytes()
             if hashlib.sha256(data).hexdigest() != summary["sha256"]:
@@ -184,7 +184,7 @@ class RunDirectory:
         commit = self.checkpoint / "state.json"
         if not commit.exists():
             return {}
-        tensors = load_tensors((self.checkpoint / _read_json(commit)["tensors"]).read_bytes())
+        tensors = load_tensors((self.checkpoint / read_json_object(commit)["tensors"]).read_bytes())
         return memories_of(tensors)
 
     def load_records(self, server_round: int) -> list[RoundRecord]:
@@ -238,10 +238,17 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        RunError: there is no such file, or it holds something else.
+    """
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
         raise RunError(f"{path} is damaged: {error}.") from error
     if not isinstance(values, dict):
         raise RunError(f"{path} is damaged: expected a JSON object.")

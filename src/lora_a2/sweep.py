@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.convergence import pareto_front
-from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_json_object, write_plan
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, write_plan
 from lora_a2.config import fields_of
 from lora_a2.config_errors import kebab
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.files import write_atomic
 from lora_a2.results import AT_ROUND, COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
-from lora_a2.runs import RunDirectory
+from lora_a2.runs import RunDirectory, read_json_object
 
 SWEEP_FILE = "sweep.json"
 

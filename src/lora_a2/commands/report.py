@@ -36,7 +36,8 @@ from lora_a2.commands.common import examples
 def command(paths: tuple[Path, ...], output: Path) -> None:
     """Write one HTML page with pictures and tables of runs, which works offline.
 
-    A folder may be a run, finished or not, or hold several: a comparison, a sweep. Several runs are compared.
+    A folder may be a run, finished or not, or hold several: a comparison, a sweep. Several runs are compared; of a
+    sweep the page shows how learning rates were chosen, and what failed, too.
     """
     from lora_a2.errors import ConfigError
 
@@ -44,8 +45,9 @@ def command(paths: tuple[Path, ...], output: Path) -> None:
         raise ConfigError("report: what draws the pictures is not installed; run: pip install 'lora-a2[report]'")
 
     from lora_a2.files import write_atomic
+    from lora_a2.report.batches import batch_sections
     from lora_a2.report.inputs import find_runs
     from lora_a2.report.render import render
 
-    write_atomic(output, render(*find_runs(paths)).encode())
+    write_atomic(output, render(*find_runs(paths), batch_sections(paths)).encode())
     click.echo(f"{output}: open it in a browser")

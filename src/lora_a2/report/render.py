@@ -30,8 +30,14 @@ class _Part:
     sections: Sequence[Section]
 
 
-def render(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> str:
-    """The page: HTML that opens from a file, without a network. Arguments are as `find_runs` returns them."""
+def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[Section] = ()) -> str:
+    """The page: HTML that opens from a file, without a network.
+
+    Args:
+        runs: as `find_runs` returns them.
+        not_begun: likewise.
+        more: further sections on all of them, see `batches.batch_sections`.
+    """
     ranked = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0))[:MAX_DETAILED]
     parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
     environment = Environment(
@@ -47,7 +53,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = ()) -> str:
         title=f"{title} · lora-a2",
         heading=title,
         subtitle=_subtitle(runs),
-        overview=overview(runs, not_begun),
+        overview=[*overview(runs, not_begun), *more],
         parts=parts,
         left_out=len(runs) - len(parts),
         config=CONFIG,

@@ -1,0 +1,63 @@
+"""What a comparison or a sweep knows beside its runs: how learning rates were chosen, and which runs failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_a2.errors import RunError
+from lora_a2.progress import percent
+from lora_a2.report.blocks import Cell, Section, table
+
+Shown = TypeVar("Shown")
+_KNOWN = ("arm", "runs", "candidates", "chosen", "at_edge")
+
+
+def batch_sections(paths: Iterable[Path]) -> list[Section]:
+    """The sections for all that lies at and below `paths`; none where nothing was tuned and nothing failed.
+
+    Raises:
+        RunError: a file of them is damaged.
+    """
+    folders = list(dict.fromkeys(path.resolve() for path in paths))
+    tuned = [_read(file, _rates) for path in folders for file in sorted(path.rglob("tuning.json"))]
+    failed = [_read(file, _failure) for path in folders for file in sorted(path.rglob("failures/*.json"))]
+    return [*tuned, *([_failures(failed)] if failed else [])]
+
+
+def _read(file: Path, shown: Callable[[Path, Any], Shown]) -> Shown:
+    try:
+        return shown(file, json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise RunError(f"{file} is damaged: {error!r}.") from error
+
+
+def _rates(file: Path, groups: Sequence[dict[str, Any]]) -> Section:
+    """A row an arm: the mean accuracy at every candidate, and the one chosen."""
+    rates = sorted({candidate["learning_rate"] for group in groups for candidate in group["candidates"]})
+    keys = [key for key in groups[0] if key not in _KNOWN]
+    rows: list[list[Cell]] = []
+    for group in groups:
+        means = {c["learning_rate"]: c["mean_accuracy"] for c in group["candidates"]}
+        cells = [None if means.get(rate) is None else percent(means[rate]) for rate in rates]
+        chosen = None if group["chosen"] is None else f"{group['chosen']:g}"
+        edge = "yes" if group["at_edge"] else ""
+        rows.append([group["arm"], *(str(group[key]) for key in keys), *cells, chosen, edge, group["runs"]])
+    header = ["Arm", *keys, *(f"{rate:g}" for rate in rates), "Chosen", "At the edge", "Runs"]
+    said = ["Mean accuracy of the tuning runs at each learning rate. They have seeds and rounds of their own."]
+    if any(group["at_edge"] for group in groups):
+        said.append("A rate at the edge of the candidates may not be the best there is.")
+    return Section("Learning rates", tuple(said), tables=(("", table(header, rows)),))
+
+
+def _failure(file: Path, values: dict[str, str]) -> tuple[Cell, ...]:
+    return f"{file.parent.parent.name}/{file.stem}", values["error"], values["message"]
+
+
+def _failures(rows: Sequence[Sequence[Cell]]) -> Section:
+    said = (
+        "What each run ended with. Its traceback is in the folder failures; a sweep tries it again with --retry-failed."
+    )
+    return Section("Failed runs", (said,), tables=(("", table(["Run", "Error", "Message"], rows)),))
