@@ -23,6 +23,7 @@ from lora_a2.model.packing import PackedBatch, Pooling, pack
 from lora_a2.model.padding import PaddedBatch, pad
 from lora_a2.model.prefix import Blocks, Prefix, chunks
 from lora_a2.model.targets import block_lists
+from lora_a2.model.transfer import to_device
 from lora_a2.types import Adapter, Base, FloatArray, ModuleShape, weight_name
 
 AttentionInterface.register(ATTENTION, packed_attention)
@@ -261,7 +262,7 @@ class Classifier:
             with self._blocks.reading(block, found):
                 self._hidden(batch)
             rows = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in chosen])
-            hidden[torch.from_numpy(rows).to(self.device)] = found[0][0, : len(rows)]
+            hidden[to_device(rows, self.device)] = found[0][0, : len(rows)]
         ends = np.cumsum([len(client) for client in cohort])
         return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
 

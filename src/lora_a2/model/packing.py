@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_a2.model.transfer import CPU, to_device
+
 Pooling = Literal["mean", "cls", "last"]
 ROWS_MULTIPLE = 16
 """Rows of a client are filled up to a multiple of this: matrix libraries prepare a kernel for each new shape, which costs
@@ -103,7 +105,7 @@ def pack(
     pooling: Pooling,
     pad_token_id: int = 0,
     position_offset: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
 ) -> PackedBatch:
     """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
     totals = [sum(len(s) for s in sentences) for sentences in cohort]
@@ -127,16 +129,16 @@ def pack(
         rows, mask = _rectangle(start[members], length[members], int(filler[0]))
         places[rows[mask]] = offset + np.flatnonzero(mask)
         offset += mask.size
-        groups.append(Group(torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)))
-        pool.append(torch.from_numpy(pool_weights(mask, length[members], pooling)).to(device))
+        groups.append(Group(to_device(rows, device), to_device(mask, device)))
+        pool.append(to_device(pool_weights(mask, length[members], pooling), device))
     return PackedBatch(
-        input_ids=torch.from_numpy(ids).view(1, -1).to(device),
-        position_ids=torch.from_numpy(positions).view(1, -1).to(device),
+        input_ids=to_device(ids, device).view(1, -1),
+        position_ids=to_device(positions, device).view(1, -1),
         groups=tuple(groups),
-        places=torch.from_numpy(places).to(device),
-        filler=torch.from_numpy(filler).to(device),
+        places=to_device(places, device),
+        filler=to_device(filler, device),
         pool=tuple(pool),
-        sentences=torch.from_numpy(order).to(device),
+        sentences=to_device(order, device),
         clients=len(cohort),
         starts=start,
         lengths=length,

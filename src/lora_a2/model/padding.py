@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_a2.model.packing import Pooling, pool_weights
+from lora_a2.model.transfer import CPU, to_device
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def pad(
     *,
     pooling: Pooling,
     pad_token_id: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
 ) -> PaddedBatch:
     """Pads the token ids of each client's sentences (each int64 (length,), not empty) on the right."""
     most = max(len(sentences) for sentences in cohort)
@@ -62,4 +63,4 @@ def pad(
     for row, sentence in zip(rows, flat, strict=True):
         ids[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
     values = (ids, mask, rows, pool_weights(inside, length, pooling), np.arange(len(flat)))
-    return PaddedBatch(*(torch.from_numpy(v).to(device) for v in values))
+    return PaddedBatch(*(to_device(v, device) for v in values))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lora_a2.model.packing import PackedBatch
+from lora_a2.model.transfer import to_device
 
 _CHUNK_ROWS = 2048
 """Tokens in one pass when a prefix is computed."""
@@ -42,7 +42,7 @@ class Prefix:
             ends = np.cumsum(sizes)
             begin = self.starts[k][examples]
             index[k, : ends[-1]] = np.arange(ends[-1]) + np.repeat(begin - (ends - sizes), sizes)
-        found = torch.from_numpy(index.reshape(-1)).to(self.hidden.device)
+        found = to_device(index.reshape(-1), self.hidden.device)
         return self.hidden.index_select(0, found).index_fill_(0, batch.filler, 0)[None]
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_a2.model.transfer import to_device
+
 
 class AdamW:
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019; as `torch.optim.AdamW`.
@@ -49,5 +51,5 @@ class AdamW:
         steps = self.steps[:active]
         if (steps == steps[0]).all():
             return float(1 - beta ** int(steps[0]))
-        values: Tensor = torch.from_numpy((1 - beta**steps).astype(np.float32)).to(self.values.device)
+        values: Tensor = to_device((1 - beta**steps).astype(np.float32), self.values.device)
         return values[:, None]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.lora import LoraLinear
+from lora_a2.model.transfer import to_device
 from lora_a2.training.local import Task, TrainingSettings
 from lora_a2.types import Base, FloatArray
 
@@ -65,7 +66,7 @@ def train_full(
         optimizer = torch.optim.AdamW(
             [*weights.values(), *head.values()], lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        loss_sum, seen = 0.0, 0
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
         for order in task.orders:
             for i in range(0, len(order), settings.batch_size):
                 rows = order[i : i + settings.batch_size]
@@ -73,10 +74,10 @@ def train_full(
                 optimizer.zero_grad()
                 loss.mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                loss_sum += float(loss.detach().double().sum())
+                loss_sum += loss.detach().double().sum()
                 seen += len(rows)
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
-    return changes, {name: value.detach().cpu().numpy() for name, value in head.items()}, loss_sum / max(seen, 1)
+    return changes, {name: value.detach().cpu().numpy() for name, value in head.items()}, float(loss_sum) / max(seen, 1)
 
 
 def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:
@@ -92,5 +93,5 @@ def _loss(
     cast = {name: value.to(classifier.dtype) for name, value in weights.items()}
     vectors = classifier.encode_with(cast, batch)
     logits = classifier.logits(vectors, head or None)
-    target = torch.from_numpy(task.examples.labels[rows]).to(classifier.device)[batch.sentences]
+    target = to_device(task.examples.labels[rows], classifier.device)[batch.sentences]
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")

@@ -18,6 +18,7 @@ from lora_a2.method import TailPenalty
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.packing import PackedBatch
 from lora_a2.model.prefix import Prefix
+from lora_a2.model.transfer import to_device
 from lora_a2.training.adamw import AdamW
 from lora_a2.training.parameters import CohortParameters
 from lora_a2.training.penalty import tail_gradient
@@ -154,7 +155,7 @@ class CohortTraining:
             total[: len(gradient)] += gradient
             squares[: len(gradient)] += gradient.square()
             counts[: len(gradient)] += 1
-        number = torch.from_numpy(counts).to(values.device)[:, None]
+        number = to_device(counts, values.device)[:, None]
         root = (squares / number).sqrt_().add_(1e-8)
         values.sub_((total / number).div_(root).mul_(self._optimizer.rates))
         return self._results()
@@ -201,15 +202,15 @@ def _step(
         assert isinstance(batch, PackedBatch), "padded batches have no prefix"
         entry = prefix.block, prefix.rows(batches, [[len(s) for s in client] for client in sentences], batch)
     sizes = np.array([len(b) for b in batches])
-    client = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(classifier.device)[batch.sentences]
+    client = to_device(np.repeat(np.arange(len(cohort)), sizes), classifier.device)[batch.sentences]
     labels = np.concatenate([t.examples.labels[b] for t, b in zip(cohort, batches, strict=True)])
     slots, head = parameters.leaves(len(cohort))
     with classifier.slots(slots):
         vectors = classifier.encode(batch, entry)
     logits = _logits(classifier, vectors, client, head)
-    target = torch.from_numpy(labels).to(classifier.device)[batch.sentences]
+    target = to_device(labels, classifier.device)[batch.sentences]
     loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    weights = torch.from_numpy((1.0 / sizes).astype(np.float32)).to(classifier.device)[client]
+    weights = to_device((1.0 / sizes).astype(np.float32), classifier.device)[client]
     torch.autograd.backward((loss * weights).sum())
     sums = torch.zeros(len(cohort), dtype=torch.float64, device=classifier.device)
     return parameters.collected(len(cohort), head), sums.index_add_(0, client, loss.detach().double())
