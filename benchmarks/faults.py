@@ -3,12 +3,13 @@
     .venv/bin/python benchmarks/faults.py --runs 20
 
 The faults are those of tests/faults.py. A run survives if it ends with all its rounds and an adapter, and with the outcome
-that the fault's own checks demand.
+that the fault's own checks demand. The output holds [survived, done] of each; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -30,23 +31,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
     options = parser.parse_args()
     chosen = [fault for fault in FAULTS if not options.only or fault.__name__ in options.only]
-    survived = {fault.__name__: 0 for fault in chosen}
+    found: dict[str, list[int]] = json.loads(options.output.read_text()) if options.output.exists() else {}
     with Deployments() as deployments:
-        for number in range(1, options.runs + 1):
-            for fault in chosen:
-                began = time.monotonic()
-                try:
-                    fault(deployments.current())
-                    survived[fault.__name__] += 1
-                except Exception:
-                    traceback.print_exc()
-                    deployments.renew()
-                seconds = time.monotonic() - began
-                print(f"{fault.__name__} {survived[fault.__name__]}/{number} ({seconds:.0f} s)", flush=True)
+        for fault in itertools.chain.from_iterable(itertools.repeat(chosen, options.runs)):
+            done = found.setdefault(fault.__name__, [0, 0])
+            if done[1] >= options.runs:
+                continue
+            began = time.monotonic()
+            done[1] += 1
+            try:
+                fault(deployments.current())
+                done[0] += 1
+            except Exception:
+                traceback.print_exc()
+                deployments.renew()
+            print(f"{fault.__name__} {done[0]}/{done[1]} ({time.monotonic() - began:.0f} s)", flush=True)
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps({"runs": number, "survived": survived}, indent=2) + "\n")
-    for name, count in survived.items():
-        print(f"{name} {count} of {options.runs} (goal {options.runs})")
+            options.output.write_text(json.dumps(found, indent=2) + "\n")
+    for fault in chosen:
+        survived, runs = found[fault.__name__]
+        print(f"{fault.__name__} {survived} of {runs} (goal {runs})")
 
 
 class Deployments:
