@@ -13,6 +13,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,21 +127,23 @@ def main() -> None:
     parser.add_argument("--method", default="fl-lora")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
+    parser.add_argument("--batch", type=int, default=BATCH, help="sentences of a batch")
     parser.add_argument("--round", type=int, default=1, help="server round, which says what is trained")
     parser.add_argument("--rows", type=int, default=12, help="single operations to list")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = lora_a2.load_data(str(options.data))
     model = lora_a2.load_model(labels=data.label_names, device="cpu")
-    (client,) = load_clients(data, model, 1, options.steps * BATCH)
+    (client,) = load_clients(data, model, 1, options.steps * options.batch)
     federation = plan_of(model, (client,), options.method, epochs=options.epochs, budget=RANK).federation
     orders = tuple(np.arange(len(client.train)) for _ in range(options.epochs))
     task = Task(federation.initial, client.train, None, orders)
-    steps = options.epochs * -(-len(client.train) // BATCH)
+    settings = replace(federation.training, batch_size=options.batch)
+    steps = options.epochs * -(-len(client.train) // options.batch)
 
     def train() -> float:
         began = time.perf_counter()
-        train_cohort(model.classifier, [task], federation.method.trainable(options.round), federation.training)
+        train_cohort(model.classifier, [task], federation.method.trainable(options.round), settings)
         return time.perf_counter() - began
 
     train()

@@ -32,8 +32,9 @@ def down(x: Tensor, a: Tensor) -> Tensor:
     if not _kernel_takes(x, a):
         return torch.bmm(_by_client(x, clients), a.transpose(1, 2))
     z = x.new_empty(clients, len(x) // clients, ranks)
-    for k, rows in enumerate(_by_client(x, clients)):
-        kernel.down(_matrix(rows), _matrix(a[k]), _matrix(z[k]), len(rows), width, ranks)
+    rows = len(x) // clients
+    for each in zip(_matrices(x, clients), _matrices(a, clients), _matrices(z, clients), strict=True):
+        kernel.down(*each, rows, width, ranks)
     return z
 
 
@@ -41,8 +42,9 @@ def up(y: Tensor, z: Tensor, b: Tensor) -> None:
     """y (K·T, d) += z_k B_k, in place, for z (K, T, R) and B (K, R, d)."""
     clients, ranks, width = b.shape
     if _kernel_takes(y, b):
-        for k, rows in enumerate(_by_client(y, clients)):
-            kernel.up(_matrix(rows), _matrix(z[k]), _matrix(b[k]), len(rows), width, ranks)
+        rows = len(y) // clients
+        for each in zip(_matrices(y, clients), _matrices(z, clients), _matrices(b, clients), strict=True):
+            kernel.up(*each, rows, width, ranks)
     elif clients == 1:
         y.addmm_(z[0], b[0])
     else:
@@ -55,8 +57,9 @@ def outer(total: Tensor, z: Tensor, x: Tensor) -> None:
     if not _kernel_takes(x, total):
         total += torch.bmm(z.transpose(1, 2), _by_client(x, clients))
         return
-    for k, rows in enumerate(_by_client(x, clients)):
-        kernel.outer(_matrix(total[k]), _matrix(z[k]), _matrix(rows), len(rows), width, ranks)
+    rows = len(x) // clients
+    for each in zip(_matrices(total, clients), _matrices(z, clients), _matrices(x, clients), strict=True):
+        kernel.outer(*each, rows, width, ranks)
 
 
 def _by_client(rows: Tensor, clients: int) -> Tensor:
@@ -69,6 +72,13 @@ def _kernel_takes(rows: Tensor, slices: Tensor) -> bool:
     return _SUPPORTED and fits and rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and rows.stride(1) == 1
 
 
-def _matrix(rows: Tensor) -> tuple[int, int]:
-    """Where the kernel finds a matrix: its address, and the distance of its rows in elements."""
-    return rows.data_ptr(), rows.stride(0)
+def _matrices(values: Tensor, clients: int) -> list[tuple[int, int]]:
+    """Where the kernel finds each client's matrix of (K, T, d) or (K·T, d): its address, and the distance of its rows in elements.
+
+    Reckoned, since a view for each would take as long as a small product.
+    """
+    row = values.stride(-2)
+    apart = values.stride(0) if values.dim() == 3 else row * (len(values) // clients)
+    size = apart * values.element_size()
+    first = values.data_ptr()
+    return [(first + k * size, row) for k in range(clients)]

@@ -116,8 +116,8 @@ class CohortTraining:
         self._cohort = cohort
         self._merged = len(self._trainable) == 1 and all(t.start is cohort[0].start for t in cohort)
         self._parameters = CohortParameters(cohort, self._trainable, self._merged, self._classifier)
-        rates = self._parameters.rates(self._settings)
-        self._optimizer = AdamW(self._parameters.values, rates, self._settings.weight_decay)
+        self._rates = self._parameters.rates(self._settings)
+        self._optimizer = AdamW(self._parameters.values, self._rates, self._settings.weight_decay)
 
     def run(self, epochs: int | None = None) -> list[Trained]:
         """Trains that many epochs more (None: all that are left); where every client stands then."""
@@ -141,7 +141,7 @@ class CohortTraining:
         )
         for source, target in pairs:
             self._parameters.take_over(before, source, target)
-        self._optimizer.steps = optimizer.steps
+        self._optimizer.count_from(optimizer)
 
     def descend(self, batches: int) -> list[Trained]:
         """Every client one step away from the start, by its gradients there of its first batches, so many or all it has.
@@ -157,7 +157,7 @@ class CohortTraining:
             counts[: len(gradient)] += 1
         number = to_device(counts, values.device)[:, None]
         root = (squares / number).sqrt_().add_(1e-8)
-        values.sub_((total / number).div_(root).mul_(self._optimizer.rates))
+        values.sub_((total / number).div_(root).mul_(to_device(self._rates, values.device)))
         return self._results()
 
     def _gradients(self, first: int, end: int | None) -> Iterator[Tensor]:

@@ -79,6 +79,8 @@ class CohortParameters:
         self.values = torch.from_numpy(values).to(device)
         self.origin = self.values.clone() if merged else None
         self.gradient = torch.zeros_like(self.values)
+        self._compute = torch.zeros_like(self.values, dtype=self.dtype)
+        self._slots: dict[int, dict[str, Slot]] = {}
         self.scaling = torch.tensor([[task.start.scaling] for task in tasks], device=device)
         self.frozen = {
             (factor, name): self._frozen(factor, name, ranks[name]).to(device, self.dtype)
@@ -115,7 +117,7 @@ class CohortParameters:
             full[k, : len(r)] = r if factor == "A" else r * self.tasks[k].start.scaling
         return torch.from_numpy(full)
 
-    def rates(self, settings: TrainingSettings) -> Tensor:
+    def rates(self, settings: TrainingSettings) -> FloatArray:
         """Learning rate of each value, (1, P) float32, or (K, P) where it is zero for slices that a mask leaves out."""
         held = not self.merged and any(task.mask is not None for task in self.tasks)
         rates = np.full((len(self.tasks) if held else 1, self.values.shape[1]), settings.learning_rate, np.float32)
@@ -129,14 +131,23 @@ class CohortParameters:
                         keep = np.zeros(s.shape[0], bool)
                         keep[: len(task.mask[s.name])] = task.mask[s.name]
                         row *= np.repeat(keep, s.shape[1])
-        return torch.from_numpy(rates).to(self.values.device)
+        return rates
 
     def leaves(self, active: int) -> tuple[dict[str, Slot], dict[str, Tensor]]:
         """Slots and heads (K', …) for a forward and a backward pass of the first `active` clients; see `collected`."""
-        values, gradient = self.values[:active], self.gradient[:active].zero_()
+        values, scaling = self.values[:active], self.scaling[:active]
+        self.gradient[:active].zero_()
         change = values.clone() if self.origin is None else values - self.origin[:active]
-        change[:, self.scaled] *= self.scaling[:active]
-        compute = change.to(self.dtype)
+        change[:, self.scaled] *= scaling
+        self._compute[:active] = change
+        if active not in self._slots:
+            self._slots[active] = self._make_slots(active)
+        heads = {s.name: s.view(values).clone().requires_grad_() for s in self.segments if s.kind == "head"}
+        return self._slots[active], heads
+
+    def _make_slots(self, active: int) -> dict[str, Slot]:
+        """Views of the buffers, which every step fills anew."""
+        compute, gradient = self._compute[:active], self.gradient[:active]
         found = {(s.kind, s.name): (s.view(compute), s.view(gradient)) for s in self.segments if s.kind != "head"}
         slots = {}
         for name in self.modules:
@@ -144,8 +155,7 @@ class CohortParameters:
                 found[x, name] if x in self.trainable else (self.frozen[x, name][:active], None) for x in ("A", "B")
             )
             slots[name] = Slot(A=a, Bt=b, dA=da, dBt=db)
-        heads = {s.name: s.view(values).clone().requires_grad_() for s in self.segments if s.kind == "head"}
-        return slots, heads
+        return slots
 
     def collected(self, active: int, heads: Mapping[str, Tensor]) -> Tensor:
         """The gradient (K', P) float32 by the values, after a backward pass through the slots and heads of `leaves`."""
