@@ -4,7 +4,8 @@
 
 All N clients take part. FL+LoRA at rank 8 uploads 1.3 MB for each on MiniLM-L6, so that a simulator that kept the cohort's replies,
 adapters or optimizers would show it. Every client has four sentences of its own, so that the shapes of batches that N clients meet,
-for each of which a library may keep a kernel, count too. The peak counts from after the model and the data are loaded.
+for each of which a library may keep a kernel, count too. The peak counts from after the model and the data are loaded, with what the
+workers hold beside what they share with this process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import lora_a2
 from lora_a2.simulation import Client, simulate
 from lora_a2.training.local import TokenizedExamples
+from lora_a2.training.pool import peak_memory
 from workload import plan_of
 
 SENTENCES = 4
@@ -38,7 +40,7 @@ def main() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # sets the kernel's peak back to what is held now
     with closing(simulate(model, clients, plan)) as run:
         next(run)
-    print(f"{peak():.1f}")
+    print(f"{peak_memory() / 2**20:.1f}")
 
 
 def small_client(k: int, sentences: tuple[np.ndarray, ...], labels: np.ndarray) -> Client:
@@ -46,13 +48,6 @@ def small_client(k: int, sentences: tuple[np.ndarray, ...], labels: np.ndarray) 
     rows = np.arange(SENTENCES) + k * SENTENCES
     train = TokenizedExamples(sentences, labels[: len(sentences)]).take(rows)
     return Client(k, f"client {k}", train, TokenizedExamples((), np.zeros(0, np.int64)))
-
-
-def peak() -> float:
-    """The peak of this process's resident memory, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) / 1024
 
 
 if __name__ == "__main__":

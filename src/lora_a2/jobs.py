@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ from lora_a2.simulation import Client, Memories, evaluate_clients, make_pool, si
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
 from lora_a2.training.evaluate import Evaluation, evaluate
+from lora_a2.training.pool import peak_memory
 from lora_a2.types import ServerState
 
 
@@ -259,7 +259,7 @@ def _summary(
         server_rounds=len(records),
         num_clients=config.num_clients,
         seconds=seconds,
-        peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        peak_memory_bytes=peak_memory(),
         method=config.method,
         output_dir=str(run.path),
         personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,

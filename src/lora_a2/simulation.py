@@ -25,7 +25,7 @@ from lora_a2.plans import make_federation, make_profile
 from lora_a2.rounds import RoundRecord, Train, Watch
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.local import TokenizedExamples
-from lora_a2.training.pool import Pool, usual_workers
+from lora_a2.training.pool import Pool, ProcessPool, processes_work, usual_workers
 from lora_a2.types import ClientProfile, ServerState
 
 __all__ = [
@@ -183,9 +183,16 @@ def make_plan(
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
 
 
-def make_pool(model: Model, plan: Plan) -> Pool:
-    """The workers of a plan; one where whole backbones are trained, since the workers share what is not adapted."""
-    workers = plan.num_workers or usual_workers(model.classifier.device)
+def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
+    """The workers of a plan: processes where they can be forked, else threads.
+
+    Threads share what is not adapted, so there is one where whole backbones are trained. `fork` False is for processes in
+    which other threads are at work, such as those of a network client.
+    """
+    device = model.classifier.device
+    workers = plan.num_workers or usual_workers(device)
+    if fork and workers > 1 and processes_work(device):
+        return ProcessPool(model.classifier, workers)
     return Pool(model.classifier, 1 if plan.federation.method.full else workers)
 
 
@@ -254,14 +261,14 @@ class InProcess:
             members = [(profile, self._by_id[profile.id].train) for profile, _ in chunk]
             held = [_memory(profile, state, memories) for profile, _ in chunk]
             uploads = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
-            return [profile for profile, _ in chunk], uploads, held
+            return [profile for profile, _ in chunk], uploads, [memory.private for memory in held]
 
         def train(downloads: Iterable[Sent]) -> Iterator[Sent]:
             finished = 0
-            for members, uploads, held in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
-                for profile, memory in zip(members, held, strict=True):
-                    if memory.private:
-                        memories[profile.id] = ClientMemory(private=memory.private)
+            for members, uploads, kept in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
+                for profile, private in zip(members, kept, strict=True):
+                    if private:
+                        memories[profile.id] = ClientMemory(private=private)
                 finished += len(members)
                 self.observer.clients_done(state.server_round + 1, finished, len(cohort))
                 yield from zip(members, uploads, strict=True)

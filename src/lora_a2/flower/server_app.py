@@ -78,7 +78,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     plan = plan_of(config, model, [], options.rules)
     run = start.run or _create(start, config)
     log.info("Run directory: %s", run.path)
-    with make_pool(model, plan) as pool:
+    with make_pool(model, plan, fork=False) as pool:
         driver = FlowerDriver(
             courier,
             roster,
