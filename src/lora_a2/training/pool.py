@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -132,8 +133,8 @@ def peak_memory() -> int:
 
 
 class _Workers:
-    """`peak`, of the parent: the most that a map's workers had grown by. `work` and `size`, of a worker: what it does, and its
-    size when it began."""
+    """`peak`, of the parent: the most that a map's workers held of their own. `work` and `size`, of a worker: what it does,
+    and its size when it began."""
 
     peak = 0
     work: Callable[[Any], Any]
@@ -157,8 +158,14 @@ def _begin(work: Callable[[Classifier, Any], Any], classifier: Classifier) -> No
 
 def _work(item: Any) -> tuple[Any, int, int]:
     result = _Workers.work(item)
-    return result, os.getpid(), max(0, _resident() - _Workers.size)
+    # Growth leaves out pages that were shared and have been written to; what is private now leaves out what has been freed.
+    return result, os.getpid(), max(_resident() - _Workers.size, _private())
 
 
 def _resident() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _private() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
