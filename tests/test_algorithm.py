@@ -20,6 +20,7 @@ from lora_a2.errors import ReplyError
 from lora_a2.method import Method, weighted_mean
 from lora_a2.methods import METHODS, get_method
 from lora_a2.model.pretrained import random_head
+from lora_a2.plans import usual_learning_rate
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRecord, Train, client_round, server_round
 from lora_a2.simulation import Client, Plan, make_plan, simulate
@@ -348,9 +349,10 @@ def test_cohorts_of_one_and_of_three_agree(name: str) -> None:
         assert record.uploaded_bytes == other.uploaded_bytes
 
 
-def test_the_number_of_workers_changes_no_byte() -> None:
+@pytest.mark.parametrize("name", ["lora-a2", "fedsa-lora", "full"])
+def test_the_number_of_workers_changes_no_byte(name: str) -> None:
     clients = tiny_clients((5, 9, 4, 6, 7))
-    runs = [run("lora-a2", clients, rank_budget=1, num_workers=n)[1] for n in (1, 3)]
+    runs = [run(name, clients, rank_budget=1, num_workers=n)[1] for n in (1, 3)]
     for (one, record), (three, other) in zip(*runs, strict=True):
         assert distance(three.adapter, one.adapter) == 0
         assert dataclasses.replace(record, seconds={}) == dataclasses.replace(other, seconds={})
@@ -363,6 +365,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
         all(f.B.tobytes() == other.factors[n].B.tobytes() for n, f in finals[0].factors.items()) for other in finals
     ]
     assert same == [True, True, False]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_learning_rates_are_those_of_model_and_method(name: str) -> None:
+    scale = METHODS[name].learning_rate_scale
+    assert usual_learning_rate("sentence-transformers/all-MiniLM-L6-v2", METHODS[name]) == 5e-3 * scale
+    plan = make_plan(tiny_model(), tiny_clients(), name)
+    assert plan.federation.training.learning_rate == 5e-4 * scale
 
 
 # --- cohorts ---------------------------------------------------------------------------------------------------------

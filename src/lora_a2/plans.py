@@ -47,7 +47,7 @@ def make_federation(
         local_epochs=local_epochs,
         training=TrainingSettings(
             batch_size=batch_size,
-            learning_rate=model_defaults(model.name).learning_rate if learning_rate is None else learning_rate,
+            learning_rate=usual_learning_rate(model.name, method) if learning_rate is None else learning_rate,
             learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
             penalty=method.penalty,
@@ -55,6 +55,11 @@ def make_federation(
         wire_dtype=wire_dtype,
         probe=get_probe(method, probe, probe_batches),
     )
+
+
+def usual_learning_rate(model: str, method: Method) -> float:
+    """The learning rate of A where none is given."""
+    return model_defaults(model).learning_rate * method.learning_rate_scale
 
 
 def federation_layout(model: Model, method: Method) -> Layout:

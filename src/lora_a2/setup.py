@@ -15,7 +15,7 @@ from lora_a2.methods import get_method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
-from lora_a2.plans import make_federation, make_profile
+from lora_a2.plans import make_federation, make_profile, usual_learning_rate
 from lora_a2.probes import resolved_probe
 from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRules
@@ -83,7 +83,7 @@ def learning_rate(config: RunConfig) -> float:
     """The learning rate of A in a run: the one given, or the default of method and model."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return model_defaults(config.model).learning_rate * get_method(config.method).learning_rate_scale
+    return usual_learning_rate(config.model, get_method(config.method))
 
 
 def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
