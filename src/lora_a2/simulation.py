@@ -186,14 +186,15 @@ def make_plan(
 def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
     """The workers of a plan: processes where they can be forked, else threads.
 
-    Threads share what is not adapted, so there is one where whole backbones are trained. `fork` False is for processes in
-    which other threads are at work, such as those of a network client.
+    Where whole backbones are trained there is one unless more are asked for, since each holds a model and its AdamW state; and
+    one at most on threads, which share what is not adapted. `fork` False is for processes in which other threads are at
+    work, such as those of a network client.
     """
-    device = model.classifier.device
-    workers = plan.num_workers or usual_workers(device)
+    device, full = model.classifier.device, plan.federation.method.full
+    workers = plan.num_workers or (1 if full else usual_workers(device))
     if fork and workers > 1 and processes_work(device):
         return ProcessPool(model.classifier, workers)
-    return Pool(model.classifier, 1 if plan.federation.method.full else workers)
+    return Pool(model.classifier, 1 if full else workers)
 
 
 def simulate(

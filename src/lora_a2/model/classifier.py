@@ -189,11 +189,11 @@ class Classifier:
         for name, layer in self.layers.items():
             if adapter is not None and adapter.factors[name].B.any():
                 f = adapter.factors[name]
-                b, a = (torch.from_numpy(np.ascontiguousarray(v)).to(self.device) for v in (f.B, f.A))
+                b, a = (to_device(v, self.device) for v in (f.B, f.A))
                 deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
             moved = self._base.get(weight_name(name))
             if moved is not None:
-                change = torch.from_numpy(moved).to(self.device)
+                change = to_device(moved, self.device)
                 deltas[id(layer)] = deltas[id(layer)] + change if id(layer) in deltas else change
         for group in self._groups:
             group.load([deltas.get(id(member)) for member in group.members], self.dtype)
@@ -208,7 +208,7 @@ class Classifier:
         for name in (base.keys() | self._base.keys()) - targets:
             parameter = parameters[name]
             origin = self._pretrained.setdefault(name, parameter.detach().clone())
-            change = torch.from_numpy(base[name]).to(self.device) if name in base else torch.zeros_like(origin)
+            change = to_device(base[name], self.device) if name in base else torch.zeros_like(origin)
             parameter.data = (origin.float() + change).to(origin.dtype)
         self._base = base
         self.load(None)

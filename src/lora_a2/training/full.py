@@ -82,7 +82,7 @@ def train_full(
 
 def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:
     origin = parameter.detach().float().clone()
-    return origin if change is None else origin + torch.from_numpy(change).to(origin.device)
+    return origin if change is None else origin + to_device(change, origin.device)
 
 
 def _loss(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.lora import Slot
+from lora_a2.model.transfer import to_device
 from lora_a2.types import Adapter, Factor, Factors, FloatArray
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ class CohortParameters:
             for s in self.segments:
                 value = self._start(k, task, s)
                 values[k, s.start : s.start + value.size] = value.ravel()
-        self.values = torch.from_numpy(values).to(device)
+        self.values = to_device(values, device)
         self.origin = self.values.clone() if merged else None
         self.gradient = torch.zeros_like(self.values)
         self._compute = torch.zeros_like(self.values, dtype=self.dtype)
         self._slots: dict[int, dict[str, Slot]] = {}
         self.scaling = torch.tensor([[task.start.scaling] for task in tasks], device=device)
         self.frozen = {
-            (factor, name): self._frozen(factor, name, ranks[name]).to(device, self.dtype)
+            (factor, name): to_device(self._frozen(factor, name, ranks[name]), device).to(self.dtype)
             for name in self.modules
             for factor in ("A", "B")
             if factor not in trainable
@@ -110,12 +111,12 @@ class CohortParameters:
         rows: FloatArray = task.start.factors[s.name].slices(factor)[self.indices[k][s.name]]
         return rows
 
-    def _frozen(self, factor: Factor, name: str, rank: int) -> Tensor:
+    def _frozen(self, factor: Factor, name: str, rank: int) -> FloatArray:
         rows = [t.start.factors[name].slices(factor)[i[name]] for t, i in zip(self.tasks, self.indices, strict=True)]
         full = np.zeros((len(rows), rank, rows[0].shape[1]), np.float32)
         for k, r in enumerate(rows):
             full[k, : len(r)] = r if factor == "A" else r * self.tasks[k].start.scaling
-        return torch.from_numpy(full)
+        return full
 
     def rates(self, settings: TrainingSettings) -> FloatArray:
         """Learning rate of each value, (1, P) float32, or (K, P) where it is zero for slices that a mask leaves out."""

@@ -119,7 +119,9 @@ class ProcessPool(Pool):
                     f"One of {self.workers} worker processes was killed, perhaps for want of memory: free some, or choose a "
                     "smaller --num-workers."
                 ) from error
-        _Workers.peak = max(_Workers.peak, sum(grown.values()))
+            finally:
+                executor.shutdown(cancel_futures=True)
+                _Workers.peak = max(_Workers.peak, sum(grown.values()))
 
 
 def processes_work(device: torch.device) -> bool:
