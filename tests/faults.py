@@ -27,6 +27,9 @@ NODES = 3
 LIMIT = 240.0
 """Seconds; nothing here may take longer."""
 
+Outcome = tuple[dict[str, bytes], list[dict[str, Any]], list[bytes]]
+"""The result's bytes by file, the rounds without their times, and what the nodes keep."""
+
 
 class Subject:
     """A deployment to do things to, and the runs on it, each in a folder of its own under `folder`."""
@@ -34,6 +37,7 @@ class Subject:
     def __init__(self, deployment: LocalDeployment, folder: Path) -> None:
         self.deployment, self.folder, self.run = deployment, folder, folder / "none"
         self._runs = 0
+        self._undisturbed: dict[str, Outcome] = {}
 
     # --- nodes ---
 
@@ -125,6 +129,25 @@ class Subject:
         assert rounds == list(range(1, self.deployment.config.num_server_rounds + 1)), self.said()
         assert all(math.isfinite(record["train_loss"]) for record in self.records())
         assert (self.run / "adapter" / "adapter_config.json").is_file(), self.said()
+
+    def outcome(self) -> Outcome:
+        """What the last run has come to."""
+        records = self.records()
+        for record in records:
+            del record["seconds"]
+        adapter = {path.name: path.read_bytes() for path in sorted((self.run / "adapter").iterdir())}
+        run_id = json.loads((self.run / "environment.json").read_text())["run_id"]
+        kept = sorted((self.folder / "state").glob(f"*/{run_id}/*/*"))
+        return adapter, records, [path.read_bytes() for path in kept]
+
+    def undisturbed(self, **options: Value) -> Outcome:
+        """What a run with these options comes to if nothing is done to it; it is run when first asked for."""
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._undisturbed:
+            self.submit(**options)
+            self.finish()
+            self._undisturbed[key] = self.outcome()
+        return self._undisturbed[key]
 
     def refused(self, server_round: int) -> dict[str, str]:
         """Whose replies did not count in a round, and why."""
@@ -248,9 +271,7 @@ def superlink_killed_with_state(subject: Subject) -> None:
 
 
 def _kill_superlink(subject: Subject, **options: Value) -> None:
-    subject.submit(**options)
-    subject.finish()
-    undisturbed = _outcome(subject)
+    undisturbed = subject.undisturbed(**options)
     subject.submit(**options)
     subject.wait_for_round(3)
     subject.deployment.processes.kill(SUPERLINK)
@@ -259,18 +280,7 @@ def _kill_superlink(subject: Subject, **options: Value) -> None:
     subject.deployment.start_superlink()
     subject.submit(resume=True, **options)
     subject.finish()
-    assert _outcome(subject) == undisturbed
-
-
-def _outcome(subject: Subject) -> tuple[dict[str, bytes], list[Any], list[bytes]]:
-    """The result's bytes, the rounds without their times, and what the nodes keep."""
-    records = subject.records()
-    for record in records:
-        del record["seconds"]
-    adapter = {path.name: path.read_bytes() for path in sorted((subject.run / "adapter").iterdir())}
-    run_id = json.loads((subject.run / "environment.json").read_text())["run_id"]
-    kept = sorted((subject.folder / "state").glob(f"*/{run_id}/*/*"))
-    return adapter, records, [path.read_bytes() for path in kept]
+    assert subject.outcome() == undisturbed
 
 
 FAULTS: tuple[Callable[[Subject], None], ...] = (
