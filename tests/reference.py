@@ -68,11 +68,12 @@ def train_reference(
     base: dict[str, np.ndarray] | None = None,
     penalty: Callable[[dict[tuple[str, str], torch.Tensor]], torch.Tensor] | None = None,
     select: Callable[[Adapter], Mask] | None = None,
+    clipping_norm: float | None = None,
 ) -> Adapter:
     """Trains one client; after every step unselected slices are put back, which is what the paper's mask means.
 
     `base` is added to the frozen weights of its modules; `penalty` maps (module, factor) → tensor to a term of the loss.
-    `select` finds the mask after the first order; until then all slices are trained.
+    `select` finds the mask after the first order; until then all slices are trained. `clipping_norm` is of what `mask` selects.
     """
     moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
     origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in ("A", "B")}
@@ -98,6 +99,8 @@ def train_reference(
                 loss = loss + penalty(values)
             optimizer.zero_grad()
             loss.backward()
+            if clipping_norm is not None:
+                _clip(values, head, mask, clipping_norm)
             optimizer.step()
             if mask is not None:
                 _put_back(values, origin, mask)
@@ -107,6 +110,18 @@ def train_reference(
 
 
 Values = dict[tuple[str, str], torch.Tensor]
+
+
+def _clip(values: Values, head: dict[str, torch.Tensor], mask: Mask | None, norm: float) -> None:
+    """Scales all gradients down to an L1 norm, those of slices outside the mask counted as zero."""
+    for (name, factor), value in values.items():
+        if mask is not None and value.grad is not None:
+            keep = torch.from_numpy(mask[name])
+            value.grad *= keep[:, None] if factor == "A" else keep[None, :]
+    gradients = [v.grad for v in (*values.values(), *head.values()) if v.grad is not None]
+    total = sum(float(g.abs().sum()) for g in gradients)
+    for gradient in gradients:
+        gradient *= min(1.0, norm / total)
 
 
 def _put_back(values: Values, origin: Values, mask: Mask) -> None:

@@ -44,11 +44,18 @@ def _mask(adapter: Adapter, seed: int, share: float = 0.3) -> Mask:
     return {name: rng.random(adapter.rank) < share for name in adapter.factors}
 
 
-def _compare(family: str, tasks: list[Task], trainable: frozenset[Factor], *, tolerance: float = 1e-4) -> None:
+def _compare(
+    family: str,
+    tasks: list[Task],
+    trainable: frozenset[Factor],
+    *,
+    tolerance: float = 1e-4,
+    settings: TrainingSettings = SETTINGS,
+) -> None:
     model = backbone(family)
     reference = ReferenceClassifier(model, [], POOLING[family], random_head(3, 16, 4.0, seed=0))
     engine, _ = classifier(model, family)
-    results = train_cohort(engine, tasks, trainable, SETTINGS)
+    results = train_cohort(engine, tasks, trainable, settings)
     for task, result in zip(tasks, results, strict=True):
         expected = train_reference(
             reference,
@@ -58,10 +65,11 @@ def _compare(family: str, tasks: list[Task], trainable: frozenset[Factor], *, to
             task.orders,
             trainable,
             task.mask,
-            batch_size=SETTINGS.batch_size,
-            learning_rate=SETTINGS.learning_rate,
-            ratio=SETTINGS.learning_rate_ratio,
-            weight_decay=SETTINGS.weight_decay,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            ratio=settings.learning_rate_ratio,
+            weight_decay=settings.weight_decay,
+            clipping_norm=settings.clipping_norm,
         )
         assert _relative(result.adapter, expected, task.start) < tolerance
 
@@ -105,6 +113,20 @@ def test_trained_head_equals_the_reference(cohort: int) -> None:
     _, layout = classifier(backbone("bert"), "bert")
     start = dataclasses.replace(random_adapter(layout, 2), head=random_head(3, 16, 4.0, seed=0))
     _compare("bert", [_task(start, 5 + 3 * k, k, None) for k in range(cohort)], frozenset({"B"}))
+
+
+@pytest.mark.parametrize("trainable", WAYS, ids=lambda w: "".join(sorted(w)))
+@pytest.mark.parametrize("masked", [False, True])
+def test_clipped_gradients_equal_the_reference(trainable: frozenset[Factor], masked: bool) -> None:
+    """Each client's gradient is clipped by itself, over what it trains, the head included."""
+    _, layout = classifier(backbone("bert"), "bert")
+    start = dataclasses.replace(random_adapter(layout, rank=3), head=random_head(3, 16, 4.0, seed=0))
+    tasks = [_task(start, n, k, _mask(start, k) if masked else None) for k, n in enumerate([9, 5])]
+    free = train_cohort(classifier(backbone("bert"), "bert")[0], tasks, trainable, SETTINGS)
+    clipped = dataclasses.replace(SETTINGS, clipping_norm=2.0)
+    _compare("bert", tasks, trainable, settings=clipped)
+    moved = train_cohort(classifier(backbone("bert"), "bert")[0], tasks, trainable, clipped)
+    assert all(_relative(a.adapter, b.adapter, start) > 1e-3 for a, b in zip(free, moved, strict=True))
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -16,6 +16,7 @@ from lora_a2.algebra import difference, moved_base
 from lora_a2.errors import CodecError
 from lora_a2.method import Method
 from lora_a2.model.classifier import Classifier
+from lora_a2.privacy.laplace import LaplaceNoise
 from lora_a2.probes import LocalRound, Probe, epoch
 from lora_a2.randomness import generator
 from lora_a2.training.full import train_full
@@ -36,6 +37,7 @@ class Federation:
         training: hyperparameters of local training.
         wire_dtype: value type of payloads.
         probe: how clients choose rank slices, where the method selects them.
+        noise: what is added to uploads; drawn from the seed, so that it hides nothing from who knows that.
     """
 
     method: Method
@@ -46,6 +48,7 @@ class Federation:
     training: TrainingSettings
     wire_dtype: codec.ValueType
     probe: Probe = epoch
+    noise: LaplaceNoise | None = None
 
 
 @dataclass
@@ -167,6 +170,10 @@ def _upload(federation: Federation, download: Download, result: Trained, mask: A
     method = federation.method
     shared = method.shared(download.server_round)
     update = difference(result.adapter, download.adapter, shared, mask)
+    if federation.noise is not None:
+        rng = generator(federation.seed, "noise", download.server_round, download.client)
+        rates = federation.training.learning_rate, federation.training.learning_rate_ratio
+        update = federation.noise.add(update, shared, mask, *rates, rng)
     if method.compress is not None:
         update = method.compress(update)
     upload = Upload(download.server_round, download.client, shared, examples, result.train_loss, mask, update)

@@ -28,6 +28,7 @@ from lora_a2.config_errors import kebab, one_line
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
+from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM, make_noise
 from lora_a2.probes import DEFAULT_PROBE, DEFAULT_PROBE_BATCHES, ProbeName, get_probe
 from lora_a2.selection import CRITERIA
 from lora_a2.trackers import TRACKERS, known_trackers
@@ -208,6 +209,16 @@ class RunConfig(BaseModel):
     alternating: bool | None = _option(
         None, "Method", "Whether B and A take turns, for methods with this switch; off, A is frozen.", shown="on"
     )
+    laplace_epsilon: Float | None = _option(
+        None,
+        "Method",
+        "Add Laplace noise of scale 2 · laplace-clipping-norm · learning rate / this to uploads, to reproduce Table 4 of the "
+        "paper; no proof of privacy. In simulations only.",
+        gt=0,
+    )
+    laplace_clipping_norm: Float = _option(
+        DEFAULT_CLIPPING_NORM, "Method", "L1 norm to which gradients are clipped with laplace-epsilon.", gt=0
+    )
     wire_dtype: Literal["fp32", "fp16"] = _option("fp32", "Method", "Number type of what is sent.")
 
     num_server_rounds: Int = _option(10, "Training", "Number of server rounds.", ge=1)
@@ -265,6 +276,7 @@ class RunConfig(BaseModel):
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":
             check_length(self.rank_budget, self.num_clients)
         get_probe(self.chosen_method(), self.probe, self.probe_batches)
+        make_noise(self.laplace_epsilon, self.laplace_clipping_norm, full=self.chosen_method().full)
         if not get_method(self.method).mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:
             mixed = ", ".join(m.name for m in METHODS.values() if m.mixed_ranks)
             raise ConfigError(

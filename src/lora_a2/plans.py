@@ -10,6 +10,7 @@ from lora_a2.codec import ValueType
 from lora_a2.method import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
+from lora_a2.privacy.laplace import make_noise
 from lora_a2.probes import get_probe
 from lora_a2.randomness import generator
 from lora_a2.training.full import weight_shapes
@@ -36,9 +37,16 @@ def make_federation(
     wire_dtype: ValueType,
     probe: str | None,
     probe_batches: int | None,
+    laplace_epsilon: float | None,
+    laplace_clipping_norm: float,
     seed: int,
 ) -> Federation:
-    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter."""
+    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter.
+
+    Raises:
+        ConfigError: a probe, or noise, that is not for this method.
+    """
+    noise = make_noise(laplace_epsilon, laplace_clipping_norm, full=method.full)
     return Federation(
         method=method,
         layout=federation_layout(model, method),
@@ -51,9 +59,11 @@ def make_federation(
             learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
             penalty=method.penalty,
+            clipping_norm=noise.clipping_norm if noise is not None else None,
         ),
         wire_dtype=wire_dtype,
         probe=get_probe(method, probe, probe_batches),
+        noise=noise,
     )
 
 

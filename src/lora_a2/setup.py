@@ -107,6 +107,8 @@ def federation_of(config: RunConfig, model: Model) -> Federation:
         wire_dtype=config.wire_dtype,
         probe=config.probe,
         probe_batches=config.probe_batches,
+        laplace_epsilon=config.laplace_epsilon,
+        laplace_clipping_norm=config.laplace_clipping_norm,
         seed=config.seed,
     )
 

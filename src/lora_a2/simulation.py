@@ -22,6 +22,7 @@ from lora_a2.model.attention import compiled
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.pretrained import Model
 from lora_a2.plans import make_federation, make_profile
+from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM
 from lora_a2.rounds import RoundRecord, Train, Watch
 from lora_a2.training.evaluate import Evaluation, evaluate, predict
 from lora_a2.training.local import TokenizedExamples
@@ -150,6 +151,8 @@ def make_plan(
     rank_budget: int | Sequence[int] = 2,
     probe: str | None = None,
     probe_batches: int | None = None,
+    laplace_epsilon: float | None = None,
+    laplace_clipping_norm: float = DEFAULT_CLIPPING_NORM,
     fraction_train: float = 1.0,
     wire_dtype: ValueType = "fp32",
     eval_every: int = 1,
@@ -160,7 +163,7 @@ def make_plan(
     """Everything a run needs besides the model and the clients' data; names as on the command line.
 
     Raises:
-        ConfigError: a probe for a method that selects nothing.
+        ConfigError: a probe for a method that selects nothing, noise for one that trains whole backbones.
     """
     chosen = get_method(method) if isinstance(method, str) else method
     budgets = [rank_budget] * len(clients) if isinstance(rank_budget, int) else list(rank_budget)
@@ -178,6 +181,8 @@ def make_plan(
         wire_dtype=wire_dtype,
         probe=probe,
         probe_batches=probe_batches,
+        laplace_epsilon=laplace_epsilon,
+        laplace_clipping_norm=laplace_clipping_norm,
         seed=seed,
     )
     return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)

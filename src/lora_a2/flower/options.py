@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lora_a2.config import RunConfig, make_config
 from lora_a2.config_errors import kebab, one_line
 from lora_a2.errors import ConfigError
+from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.rounds import RoundRules
 
-WITHOUT = frozenset({"cohort_size"})
-"""Fields of `RunConfig` that mean nothing here: every node trains one client."""
+WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm"})
+"""Fields of `RunConfig` that mean nothing here: every node trains one client, and noise from a shared seed hides nothing."""
 
 
 class ServerOptions(BaseModel):
@@ -74,7 +75,9 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
     except ValidationError as error:
         raise ConfigError(one_line(error, sorted(own))) from None
     options.label_names()
-    return make_config({key: v for key, v in given.items() if key not in own}, {}), options
+    config = make_config({key: v for key, v in given.items() if key not in own}, {})
+    refuse_noise(config.laplace_epsilon)
+    return config, options
 
 
 def sent_config(config: RunConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lora_a2.method import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Answer, Request
 from lora_a2.node.store import ClientStore
+from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.setup import federation_of, open_model, profile_of
 from lora_a2.simulation import Client
 from lora_a2.types import Adapter, Download
@@ -72,6 +73,7 @@ class Participant:
 
     def _seat(self, request: Request) -> _Seat:
         config = make_config(request.run, {"num_clients": request.num_partitions})
+        refuse_noise(config.laplace_epsilon)
         self._check(config)
         config = config.model_copy(update=self._overrides)
         model, clients = self._open(config, request)

@@ -45,7 +45,8 @@ class TrainingSettings:
     """Hyperparameters of local training.
 
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalty` is added to the loss, and
-    not counted in the losses reported.
+    not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
+    for itself, over all that it trains; None leaves it as it is.
     """
 
     batch_size: int
@@ -53,6 +54,7 @@ class TrainingSettings:
     learning_rate_ratio: float
     weight_decay: float = 0.01
     penalty: TailPenalty | None = None
+    clipping_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class CohortTraining:
             gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
             if self._settings.penalty is not None:
                 gradient += tail_gradient(parameters, self._settings.penalty, active)
+            if self._settings.clipping_norm is not None:
+                _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
             self._losses[:active] += loss
             self._seen[:active] += [len(b) for b in batches]
             yield gradient
@@ -180,6 +184,12 @@ class CohortTraining:
         means = self._losses.cpu().numpy() / np.maximum(self._seen, 1)
         results = [Trained(self._parameters.adapter(i), float(mean)) for i, mean in enumerate(means)]
         return [results[self._order.index(k)] for k in range(len(results))]
+
+
+def _clip(gradient: Tensor, trained: Tensor, norm: float) -> None:
+    """Scales each client's row of `gradient` (K', P) down to the L1 norm, counted over what is `trained` (1 or K', P)."""
+    norms = (gradient.abs() * trained).sum(1, keepdim=True)
+    gradient *= (norm / norms).clamp_(max=1)
 
 
 def _batches(orders: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:

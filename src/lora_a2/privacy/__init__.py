@@ -1,0 +1,1 @@
+"""What keeps a client's examples from showing in its uploads. NumPy only."""
