@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from lora_a2.display import Display, LiveDisplay, PlainDisplay, SilentDisplay, choose_display, render
+from lora_a2.display import Display, LiveDisplay, PlainDisplay, SilentDisplay, choose_display, render, stdout_console
 from lora_a2.progress import human_bytes, human_time, saving, sparkline
 from lora_a2.rounds import RoundRecord
 from lora_a2.simulation import RunStart
@@ -183,3 +184,12 @@ def test_time_and_trend_for_people() -> None:
 
 def test_a_saving_is_never_rounded_up_to_all() -> None:
     assert [saving(v) for v in (99.934, 99.9971, 99.99991, -3.0)] == ["99.93 %", "99.997 %", "99.9999 %", "-3.00 %"]
+
+
+def test_tables_in_a_pipe_cut_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich takes 80 columns for a pipe, and shortens what does not fit."""
+    table = Table(*(f"Column {n}" for n in range(8)))
+    table.add_row(*(f"0.123456789{n}" for n in range(8)))
+    stdout_console().print(table)
+    printed = capsys.readouterr().out
+    assert all(f"0.123456789{n}" in printed for n in range(8))

@@ -6,6 +6,7 @@ Progress goes to standard error, so that standard output holds results only.
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -24,6 +25,8 @@ from lora_a2.simulation import Observer, RunStart
 if TYPE_CHECKING:
     from lora_a2.jobs import RunSummary
     from lora_a2.rounds import RoundRecord
+
+_WIDE = 200
 
 
 class Display(Observer):
@@ -200,8 +203,8 @@ def choose_display(quiet: bool) -> Display:
 
 
 def stdout_console() -> Console:
-    """A console for results."""
-    return Console(highlight=False)
+    """A console for results; in a file or a pipe tables are as wide as they need, so that no figure is cut."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
 
 
 def _bar(done: int, total: int) -> RenderableType:
