@@ -161,11 +161,14 @@ def test_a_layout_as_in_a_paper() -> None:
     table = cells(runs_table({("a", 0.5): [0.8, 0.9], ("a", 0.1): [0.5], ("b", 0.5): [0.25]}), ["arm", "alpha"])
     rows = wide_table(table, ["arm"], ["alpha"], {("a", "0.1"): 93.24, ("c", "0.1"): 1.0})
     assert rows == [
-        ["arm", "0.5", "0.1", "uploaded parameters"],
-        ["a", "85.0 ± 7.1", "50.0 (93.24)", "1"],
-        ["b", "25.0", "", "0"],
+        ["arm", "0.1", "0.5", "uploaded parameters"],
+        ["a", "50.0 (93.24)", "85.0 ± 7.1", "1"],
+        ["b", "", "25.0", "0"],
     ]
-    assert markdown(rows).splitlines()[1:3] == ["| --- | --- | --- | --- |", "| a | 85.0 ± 7.1 | 50.0 (93.24) | 1 |"]
+    assert markdown(rows).splitlines()[1:3] == ["| --- | --- | --- | --- |", "| a | 50.0 (93.24) | 85.0 ± 7.1 | 1 |"]
+    both = wide_table(table, ["arm"], ["alpha"], {("a", "0.5"): 90.0, ("a", "0.1"): 93.24, ("b", "0.1"): 40.0})
+    assert both[0][1:3] == ["0.5", "0.1"], "in the published order"
+    assert both[2][1:3] == ["25.0", "(40)"], "a published figure without one of ours"
     assert plus_minus(float("nan"), 0) == "-"
 
 

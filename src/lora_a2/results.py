@@ -82,9 +82,11 @@ def wide_table(
 ) -> list[list[str]]:
     """Header and rows of a layout as in a paper: accuracy, with the published figure (%) in brackets where there is one.
 
-    `published` is by row and head, their values joined by a blank and by a comma.
+    `published` is by row and head, their values joined by a blank and by a comma; its heads come first, in its order.
     """
     heads = list(dict.fromkeys(tuple(_shown(cell[key]) for key in columns) for cell in table.to_dict("records")))
+    order = list(dict.fromkeys(head for _, head in published))
+    heads.sort(key=lambda head: order.index(text) if (text := ", ".join(head)) in order else len(order))
     found: dict[tuple[str, ...], dict[tuple[str, ...], dict[Any, Any]]] = {}
     for cell in table.to_dict("records"):
         row = tuple(_shown(cell[key]) for key in rows)
@@ -95,7 +97,7 @@ def wide_table(
         figures = [published.get((" ".join(row), ", ".join(head))) for head in heads]
         beside = ["" if figure is None else f" ({figure:g})" for figure in figures]
         mean_upload = float(np.mean([cell["uploaded_parameters"] for cell in held.values()]))
-        shown.append([*row, *(a + b for a, b in zip(texts, beside, strict=True)), _count(mean_upload)])
+        shown.append([*row, *((a + b).strip() for a, b in zip(texts, beside, strict=True)), _count(mean_upload)])
     return shown
 
 
