@@ -324,6 +324,8 @@ def test_what_a_node_refuses(files: tuple[str, str], tmp_path: Path) -> None:
     participant = Participant(OwnData(data), tmp_path, check_model(model))
     with pytest.raises(ConfigError, match="Unknown key 'shell'"):
         participant.answer(request(run={**run_of(model), "shell": "rm"}))
+    with pytest.raises(ConfigError, match="on a node it would hide nothing"):
+        participant.answer(request(run={**run_of(model), "laplace-epsilon": 1.0}))
     with pytest.raises(DataError, match="labels that are not among the 2 known ones"):
         participant.answer(request(run=run_of(model), labels=("late", "lost")))
 
