@@ -35,7 +35,7 @@ def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> f
     federation = plan.federation
     trainable = federation.method.trainable(1)
     tasks = []
-    for client in clients:
+    for client in sorted(clients, key=lambda c: (-len(c.train), c.id)):  # as in a round
         rng = generator(federation.seed, "train", 1, client.id)
         tasks.append(
             Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng))

@@ -239,7 +239,7 @@ def server_round(
     record = RoundRecord(
         server_round=new.server_round,
         trainable=sorted(federation.method.trainable(new.server_round)),
-        clients=records,
+        clients=sorted(records, key=lambda r: r.id),
         uploaded_bytes=exchange.uploaded_bytes,
         uploaded_parameters=sum(r.uploaded_parameters for r in records),
         downloaded_bytes=exchange.downloaded_bytes,

@@ -31,10 +31,9 @@ def down(x: Tensor, a: Tensor) -> Tensor:
     clients, ranks, width = a.shape
     if not _kernel_takes(x, a):
         return torch.bmm(_by_client(x, clients), a.transpose(1, 2))
-    z = x.new_empty(clients, len(x) // clients, ranks)
-    rows = len(x) // clients
-    for each in zip(_matrices(x, clients), _matrices(a, clients), _matrices(z, clients), strict=True):
-        kernel.down(*each, rows, width, ranks)
+    rows = x.shape[0] // clients
+    z = x.new_empty(clients, rows, ranks)
+    kernel.down(_rows_of(x, rows), _matrices(a), _matrices(z), clients, rows, width, ranks)
     return z
 
 
@@ -42,9 +41,8 @@ def up(y: Tensor, z: Tensor, b: Tensor) -> None:
     """y (K·T, d) += z_k B_k, in place, for z (K, T, R) and B (K, R, d)."""
     clients, ranks, width = b.shape
     if _kernel_takes(y, b):
-        rows = len(y) // clients
-        for each in zip(_matrices(y, clients), _matrices(z, clients), _matrices(b, clients), strict=True):
-            kernel.up(*each, rows, width, ranks)
+        rows = y.shape[0] // clients
+        kernel.up(_rows_of(y, rows), _matrices(z), _matrices(b), clients, rows, width, ranks)
     elif clients == 1:
         y.addmm_(z[0], b[0])
     else:
@@ -57,9 +55,8 @@ def outer(total: Tensor, z: Tensor, x: Tensor) -> None:
     if not _kernel_takes(x, total):
         total += torch.bmm(z.transpose(1, 2), _by_client(x, clients))
         return
-    rows = len(x) // clients
-    for each in zip(_matrices(total, clients), _matrices(z, clients), _matrices(x, clients), strict=True):
-        kernel.outer(*each, rows, width, ranks)
+    rows = x.shape[0] // clients
+    kernel.outer(_matrices(total), _matrices(z), _rows_of(x, rows), clients, rows, width, ranks)
 
 
 def _by_client(rows: Tensor, clients: int) -> Tensor:
@@ -72,13 +69,12 @@ def _kernel_takes(rows: Tensor, slices: Tensor) -> bool:
     return _SUPPORTED and fits and rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and rows.stride(1) == 1
 
 
-def _matrices(values: Tensor, clients: int) -> list[tuple[int, int]]:
-    """Where the kernel finds each client's matrix of (K, T, d) or (K·T, d): its address, and the distance of its rows in elements.
+def _matrices(values: Tensor) -> tuple[int, int, int]:
+    """Where the kernel finds the clients' matrices of (K, T, d): address, distance of clients in bytes, of rows in elements."""
+    return values.data_ptr(), values.stride(0) * values.element_size(), values.stride(1)
 
-    Reckoned, since a view for each would take as long as a small product.
-    """
-    row = values.stride(-2)
-    apart = values.stride(0) if values.dim() == 3 else row * (len(values) // clients)
-    size = apart * values.element_size()
-    first = values.data_ptr()
-    return [(first + k * size, row) for k in range(clients)]
+
+def _rows_of(values: Tensor, rows: int) -> tuple[int, int, int]:
+    """As `_matrices`, of (K·T, d) with so many rows a client. Not a view, which would take as long as a small product."""
+    row = values.stride(0)
+    return values.data_ptr(), rows * row * values.element_size(), row
