@@ -153,9 +153,18 @@ def _submit(executor: ProcessPoolExecutor, item: Any) -> Future[Any]:
 def _begin(work: Callable[[Classifier, Any], Any], classifier: Classifier) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once and silently; the parent tells of it
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent, however that ends
+    _keep_freed_memory()
     torch.set_num_threads(1)
     _Workers.work = staticmethod(lambda item: work(classifier, item))
     _Workers.size = _resident()
+
+
+def _keep_freed_memory() -> None:
+    """Lets what one step has freed serve the next: glibc gives it back to the kernel, which then has to clear it page by page."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc; elsewhere there is nothing to set
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its upper limit
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _work(item: Any) -> tuple[Any, int, int]:
