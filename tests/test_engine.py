@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lora_a2.model import attention
 from lora_a2.model.packing import pack
 from lora_a2.model.pretrained import random_head
 from lora_a2.randomness import generator
@@ -161,6 +164,45 @@ def test_unselected_slices_do_not_move_at_all() -> None:
         assert (f.A == start.factors[name].A).all()
         moved += int((~same[:, mask[name]]).sum())
     assert moved > 0
+
+
+class _Reads(TorchDispatchMode):
+    """Notes the operations whose result the host has to wait for: values read, and shapes that depend on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        mask = name.startswith("index") and any(
+            t is not None and t.dtype == torch.bool for t in (args[1] if isinstance(args[1], list) else [])
+        )
+        if mask or any(name.startswith(w) for w in self.WAITING):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("trainable", WAYS, ids=lambda w: "".join(sorted(w)))
+def test_steps_never_wait_for_a_value(
+    family: str, trainable: frozenset[Factor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the host must run ahead: more steps read no more values. Without the kernels, which a GPU does not have."""
+    monkeypatch.setattr(attention, "kernel", None)
+    engine, layout = classifier(backbone(family), family)
+    start = random_adapter(layout, rank=4)
+    masks = [None if len(trainable) == 2 else _mask(start, k) for k in range(2)]
+
+    def reads(epochs: int) -> list[str]:
+        tasks = [_task(start, count, k, masks[k], epochs) for k, count in enumerate((9, 5))]
+        with _Reads() as mode:
+            train_cohort(engine, tasks, trainable, dataclasses.replace(SETTINGS, clipping_norm=1.0))
+        return mode.found
+
+    assert reads(1) == reads(4)
 
 
 def test_same_task_gives_the_same_bytes() -> None:
