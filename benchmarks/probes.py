@@ -129,7 +129,9 @@ def _overlaps(
 ) -> Iterator[dict[str, Any]]:
     """For each round and probe the mean share of the budget and Jaccard's index."""
     recorder = _Recorder(kinds, [])
-    for _, record in simulate(model, clients, replace(_with(plan, recorder), eval_every=plan.num_server_rounds)):
+    # One worker, in this process: what forked ones note is lost.
+    plan = replace(_with(plan, recorder), eval_every=plan.num_server_rounds, num_workers=1)
+    for _, record in simulate(model, clients, plan):
         means = {name: np.mean([f[name] for f in recorder.found], 0).tolist() for name in recorder.found[0]}
         yield {"server_round": record.server_round, "trainable": record.trainable, "overlap": means}
         recorder.found.clear()
