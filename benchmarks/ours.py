@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import lora_a2
 from exchange import Arrays
+from lora_a2.cohorts import choose_cohort
 from lora_a2.method import trained_adapter
 from lora_a2.randomness import generator
 from lora_a2.simulation import Client, Plan, make_pool, simulate
@@ -34,8 +35,10 @@ def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> f
     """Seconds of round 1's training alone, without messages, screening and aggregation. For methods that train all ranks."""
     federation = plan.federation
     trainable = federation.method.trainable(1)
+    by_id = {client.id: client for client in clients}
     tasks = []
-    for client in sorted(clients, key=lambda c: (-len(c.train), c.id)):  # as in a round
+    for profile in choose_cohort(plan.profiles, plan.fraction_train, federation.seed, 1):
+        client = by_id[profile.id]
         rng = generator(federation.seed, "train", 1, client.id)
         tasks.append(
             Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng))
