@@ -62,7 +62,7 @@ class Oracle:
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
-    fake(monkeypatch, "lora_a2.predict", load_predictor=lambda run_dir: Oracle())
+    fake(monkeypatch, "lora_a2.predict", load_predictor=lambda run_dir, **options: Oracle())
     monkeypatch.setattr(Oracle, "batches", [])
     return Oracle()
 

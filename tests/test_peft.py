@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from federation import LABELS, save_model, texts
 from lora_a2.errors import RunError
-from lora_a2.model.backbone import _quiet as quiet
+from lora_a2.model.checkpoint import quiet
 from lora_a2.model.peft_io import read_adapter, save_adapter
 from lora_a2.model.pretrained import Model, load_model, random_head
 from lora_a2.predict import Predictor

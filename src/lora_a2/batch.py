@@ -99,7 +99,12 @@ class Batch:
 
         Raises:
             RunError: the directory cannot be written.
+            ConfigError: a model's own code is to run, for which a plan cannot give leave.
         """
+        if any(run.config.trust_remote_code for run in self.runs):
+            raise ConfigError(
+                "trust-remote-code: only for a single run; comparisons and sweeps take models without code of their own."
+            )
         plan = {
             run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"})
             for run in self.runs
@@ -116,7 +121,8 @@ class Batch:
         plan: dict[str, Any] = read_json_object(path / plan_file)
         try:
             runs = [
-                PlannedRun(name, make_config(values, {"output_dir": str(path / name)})) for name, values in plan.items()
+                PlannedRun(name, make_config(values, {"output_dir": str(path / name), "trust_remote_code": False}))
+                for name, values in plan.items()
             ]
         except (ValueError, AttributeError) as error:
             raise RunError(f"{path / plan_file} is damaged: {error}.") from error

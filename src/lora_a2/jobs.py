@@ -23,7 +23,7 @@ from lora_a2.environment import environment
 from lora_a2.errors import RunError
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
-from lora_a2.predict import load_predictor
+from lora_a2.predict import load_predictor, require_weights
 from lora_a2.recording import Recorder
 from lora_a2.rounds import RoundRecord, Watch
 from lora_a2.runs import RunDirectory
@@ -96,18 +96,17 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     return _simulated(run, setup, observer)
 
 
-def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
+def resume(run_dir: str | Path, observer: Observer, *, trust_remote_code: bool = False) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
     Raises:
-        RunError: no run directory, a damaged one, or the data are no longer what they were.
+        RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
     """
     run = RunDirectory.open(Path(run_dir))
-    recorded, config = run.environment(), config_of(run)
+    config = config_of(run, trust_remote_code)
     require_trackers(config.report_to or ())
     setup = _set_up(config)
-    if setup.data.fingerprint() != recorded["data_sha256"]:
-        raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
+    _require_same(run, setup)
     return _simulated(run, setup, observer)
 
 
@@ -117,23 +116,25 @@ def evaluate_run(
     text_column: str | None = None,
     label_column: str | None = None,
     client_column: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """A finished run's model on its own clients' test shares, or on other data with the same labels.
 
     Raises:
-        RunError: the run is not finished or damaged.
+        RunError: the run is not finished or damaged, or the model is no longer what it was.
         DataError: the data cannot be read, or have labels that the model does not know.
     """
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
     if data is None:
-        setup = _set_up(config_of(run))
+        setup = _set_up(config_of(run, trust_remote_code))
+        _require_same(run, setup)
         state = run.load_state(setup.model.layout)
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
             return evaluate_clients(pool, state, setup.clients)
-    config, predictor = config_of(run), load_predictor(run_dir)
+    config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
     examples = load_examples(
         data,
         predictor.label_names,
@@ -148,6 +149,18 @@ def evaluate_run(
         names = np.array(examples.clients)
         rows = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
     return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
+
+
+def _require_same(run: RunDirectory, setup: _Setup) -> None:
+    """Refuses to go on with other data, or with another model, than the run began with.
+
+    Raises:
+        RunError: they have changed.
+    """
+    recorded = run.environment()
+    if setup.data.fingerprint() != recorded["data_sha256"]:
+        raise RunError(f"The data of {run.path} have changed since it started: restore them, or start a new run.")
+    require_weights(setup.model, recorded.get("model_fingerprint"), str(run.path))
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
@@ -266,13 +279,13 @@ def _summary(
     )
 
 
-def config_of(run: RunDirectory) -> RunConfig:
-    """The configuration of a run, resolved.
+def config_of(run: RunDirectory, trust_remote_code: bool = False) -> RunConfig:
+    """The configuration of a run, resolved. Whether code of its model may run is up to the caller, not to the file.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    return make_config(load_config(run.path / "config.toml"), {})
+    return make_config(load_config(run.path / "config.toml"), {"trust_remote_code": trust_remote_code})
 
 
 def fresh_directory(config: RunConfig) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_a2.commands.common import examples, json_option, quiet_option, run_dir_argument, train
+from lora_a2.commands.common import examples, json_option, quiet_option, run_dir_argument, train, trust_option
 
 
 @click.command(
@@ -17,9 +17,10 @@ from lora_a2.commands.common import examples, json_option, quiet_option, run_dir
     ),
 )
 @run_dir_argument
+@trust_option
 @json_option
 @quiet_option
-def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
+def command(run_dir: Path, trust_remote_code: bool, as_json: bool, quiet: bool) -> None:
     """Continue a run, a comparison, or a sweep, that was interrupted, from its last finished round.
 
     The result is the same, byte for byte, as if it had never been interrupted.
@@ -37,4 +38,4 @@ def command(run_dir: Path, as_json: bool, quiet: bool) -> None:
 
     from lora_a2.jobs import resume
 
-    train(lambda observer: resume(run_dir, observer), quiet=quiet, as_json=as_json)
+    train(lambda observer: resume(run_dir, observer, trust_remote_code=trust_remote_code), quiet=quiet, as_json=as_json)

@@ -2,7 +2,7 @@
 
 adapter_config.json, adapter_model.safetensors   as PEFT reads them, for the backbone that `AutoModel` gives
 head.safetensors                                 weight (C, H), bias (C,)
-classifier.json                                  label names, pooling, maximal length
+classifier.json                                  label names, pooling, maximal length, fingerprint of the base model
 base.safetensors                                 how far base weights moved, for methods that move them; not PEFT's
 """
 
@@ -19,10 +19,17 @@ from safetensors.numpy import load_file, save
 
 from lora_a2.errors import RunError
 from lora_a2.files import write_atomic
+from lora_a2.model.adapter_schema import (
+    PREFIX,
+    adapter_config,
+    check_values,
+    classifier_config,
+    factors_of,
+    head_of,
+)
 from lora_a2.model.pretrained import Model
-from lora_a2.types import Adapter, Base, Factors, FloatArray
+from lora_a2.types import Adapter, Base, FloatArray
 
-_PREFIX = "base_model.model."
 _BASE = "base.safetensors"
 
 
@@ -37,6 +44,7 @@ class SavedAdapter:
     pooling: str
     max_length: int
     base: dict[str, FloatArray]
+    fingerprint: str
 
 
 def save_adapter(folder: str | Path, model: Model, adapter: Adapter, base: Base | None = None) -> None:
@@ -58,12 +66,13 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter, base: Base 
     values = {k: sorted(v) if isinstance(v, set) else v for k, v in _plain(config).items()}
     tensors = {}
     for name, f in adapter.factors.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(f.A)
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(f.B)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(f.A)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(f.B)
     classifier = {
         "label_names": model.label_names,
         "pooling": model.classifier.pooling,
         "max_length": model.max_length,
+        "model_fingerprint": model.fingerprint,
     }
     write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_atomic(folder / "head.safetensors", save(_head(model, adapter), metadata={"format": "pt"}))
@@ -92,23 +101,20 @@ def read_adapter(folder: Path) -> SavedAdapter:
         RunError: the folder is missing or damaged.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        classifier = json.loads((folder / "classifier.json").read_text())
-        tensors = load_file(folder / "adapter_model.safetensors")
-        head = load_file(folder / "head.safetensors")
-        names = [k.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for k in tensors if k.endswith("lora_A.weight")]
-        factors = {
-            name: Factors(tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"])
-            for name in names
-        }
+        config = adapter_config(json.loads((folder / "adapter_config.json").read_bytes()))
+        classifier = classifier_config(json.loads((folder / "classifier.json").read_bytes()))
+        factors = factors_of(load_file(folder / "adapter_model.safetensors"), config)
+        base = load_file(folder / _BASE) if (folder / _BASE).exists() else {}
+        check_values(base, _BASE)
         return SavedAdapter(
-            model=config["base_model_name_or_path"],
-            adapter=Adapter(factors, float(config["lora_alpha"])),
-            head={"weight": head["weight"], "bias": head["bias"]},
-            label_names=tuple(classifier["label_names"]),
-            pooling=classifier["pooling"],
-            max_length=int(classifier["max_length"]),
-            base=load_file(folder / _BASE) if (folder / _BASE).exists() else {},
+            model=config.model,
+            adapter=Adapter(factors, config.lora_alpha),
+            head=head_of(load_file(folder / "head.safetensors"), len(classifier.label_names)),
+            label_names=classifier.label_names,
+            pooling=classifier.pooling,
+            max_length=classifier.max_length,
+            base=base,
+            fingerprint=classifier.fingerprint,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise RunError(f"{folder} is not a complete adapter folder: {error}.") from error
