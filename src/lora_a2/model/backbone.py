@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.errors import ModelError
-from lora_a2.model.catalog import ALIASES, model_config
+from lora_a2.model.catalog import ALIASES, has_optional_pooling, model_config
 from lora_a2.model.checkpoint import load_tokenizer, load_weights
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.packing import Pooling
@@ -58,7 +58,8 @@ def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: 
     source = _embedded_minilm() if ALIASES.get(name, name) == MINILM else None
     config = model_config(name, trust_remote_code)
     where = str(source) if source else ALIASES_HUB.get(name, name)
-    module = load_weights(name, where, trust_remote_code)
+    options = {"add_pooling_layer": False} if has_optional_pooling(config) else {}
+    module = load_weights(name, where, trust_remote_code, **options)
     tokenizer = load_tokenizer(name, where, module, trust_remote_code)
     return Backbone(
         name=MINILM_HUB_ID if source else where,

@@ -116,7 +116,7 @@ def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.M
         ModelError: Transformers has no such model or refuses the configuration.
     """
     options: dict[str, Any] = {}
-    if not pooling and _has_optional_pooling(config):
+    if not pooling and has_optional_pooling(config):
         options["add_pooling_layer"] = False
     try:
         with torch.device("meta"):
@@ -134,7 +134,8 @@ def full_parameters(config: PretrainedConfig) -> int:
     return sum(weight.numel() for weight in meta_backbone(config, pooling=True).parameters())
 
 
-def _has_optional_pooling(config: PretrainedConfig) -> bool:
+def has_optional_pooling(config: PretrainedConfig) -> bool:
+    """Whether a model of this kind can be built without its pooling layer."""
     model_class = MODEL_MAPPING.get(type(config), None)
     return inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
 

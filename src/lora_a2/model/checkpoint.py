@@ -20,14 +20,16 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.utils.hub import cached_file
 
 from lora_a2.errors import ModelError
+from lora_a2.model.fingerprint import unused
 
 _SHOWN = 3
 
 
-def load_weights(name: str, where: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_weights(name: str, where: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
     """What `AutoModel` gives for the folder or hub id `where`, in float32, every weight from the checkpoint.
 
-    `name` is what the user calls the model. A pooling layer is dropped: it is not used.
+    `name` is what the user calls the model. A pooling layer is not used; its weights may be missing. `options` are those of the
+    model's class.
 
     Raises:
         ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model.
@@ -41,18 +43,17 @@ def load_weights(name: str, where: str, trust_remote_code: bool = False) -> PreT
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
+                **options,
             )
         except Exception as error:  # whatever its readers of damaged files come upon
             raise ModelError(f"Model {name!r} cannot be loaded: {_reason(error)}") from error
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None
     _check_report(name, module, report)
     loaded: PreTrainedModel = module
     return loaded
 
 
 def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) -> None:
-    held = set(module.state_dict())
+    held = {key for key in module.state_dict() if not unused(key)}
     missing = {key for key in report["missing_keys"] if key in held}
     mismatched = {
         f"{key} is {tuple(found)} in the file and {tuple(wanted)} in the model"
@@ -79,7 +80,7 @@ def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) ->
 def _of_backbone(module: PreTrainedModel, key: str) -> bool:
     """Whether a weight belongs to the backbone; else it is of a head, or of the pooling layer, which are not used."""
     own = key.removeprefix(f"{module.base_model_prefix}.")
-    return own.split(".")[0] in dict(module.named_children()) and not own.startswith("pooler.")
+    return own.split(".")[0] in dict(module.named_children()) and not unused(own)
 
 
 def load_tokenizer(

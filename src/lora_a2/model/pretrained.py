@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import load_backbone
+from lora_a2.model.calling import hidden_width
 from lora_a2.model.catalog import full_parameters
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
@@ -120,16 +121,15 @@ def load_model(
     backbone = load_backbone(name, None if pooling == "auto" else _pooling(pooling), trust_remote_code)
     modules = find_target_modules(backbone.module, target_modules)
     config = backbone.module.config
+    width = hidden_width(backbone.module)
     values = head_values or random_head(
         len(labels),
-        int(config.hidden_size),
+        width,
         model_defaults(name).head_scale if head_scale is None else head_scale,
         seed,
     )
-    if values["weight"].shape != (len(labels), config.hidden_size):
-        raise ModelError(
-            f"The head is {values['weight'].shape}; expected {(len(labels), config.hidden_size)} for this model."
-        )
+    if values["weight"].shape != (len(labels), width):
+        raise ModelError(f"The head is {values['weight'].shape}; expected {(len(labels), width)} for this model.")
     where = pick_device(device)
     classifier = Classifier(
         backbone.module.to(where),  # type: ignore[arg-type]
