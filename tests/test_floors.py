@@ -17,8 +17,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "data.shares"),
-    ("randomness", "files", "locks", "signals", "algebra", "selection", "codec", "privacy", "budgets", "data.partition"),
-    ("cohorts", "method", "records"),
+    (
+        "randomness",
+        "files",
+        "locks",
+        "signals",
+        "algebra",
+        "selection",
+        "codec",
+        "privacy",
+        "budgets",
+        "data.partition",
+    ),
+    ("cohorts", "method", "records", "journal"),
     ("methods",),
     ("model", "data", "cost", "analysis"),
     ("training",),

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
-import lora_a2.model.peft_io
-import lora_a2.runs
+import lora_a2.checkpoints
+import lora_a2.files
+import lora_a2.journal
 from federation import study_options, tiny_clients, tiny_model
 from lora_a2.config import RunConfig
 from lora_a2.errors import RunError
+from lora_a2.files import read_sealed
 from lora_a2.jobs import launch, resume
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer, make_plan, simulate
@@ -31,7 +33,8 @@ PROGRAM = Path(sys.executable).with_name("lora-a2")
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """Every file of a run by its path; the ledger without its times, the configuration without its own path."""
+    """Every file of a run by its path; the ledger without its times, the configuration without its own path, and neither's
+    digests."""
     files: dict[str, Any] = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
@@ -43,6 +46,12 @@ def contents(run: Path) -> dict[str, Any]:
             files[name] = rows
         elif name == "config.toml":
             files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
+        elif name == "SHA256SUMS":
+            files[name] = sorted(line for line in data.decode().splitlines() if not line.endswith("config.toml"))
+        elif name in ("checkpoint/state.json", "checkpoint/previous.json"):
+            values = read_sealed(path)
+            assert values.pop("ledger")
+            files[name] = values
         else:
             files[name] = data
     return files
@@ -75,8 +84,13 @@ def test_what_was_committed_comes_back(run: RunDirectory, committed: tuple[RunDi
     assert state.adapter.lora_alpha == 16
     assert list(state.adapter.head) == ["weight", "bias"]
     assert [r.server_round for r in run.load_records(2)] == [1, 2]
-    assert sorted(p.name for p in run.checkpoint.iterdir()) == ["round-00002.safetensors", "state.json"]
-    run.discard_uncommitted(2)
+    assert sorted(p.name for p in run.checkpoint.iterdir()) == [
+        "previous.json",
+        "round-00001.safetensors",
+        "round-00002.safetensors",
+        "state.json",
+    ]
+    run.discard_uncommitted()
     assert contents(run.path) == contents(committed[0].path)
 
 
@@ -84,7 +98,7 @@ def test_before_the_first_round_there_is_no_state(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "a" / "b", "seed = 1\n", {"data_sha256": "0"})
     assert run.load_state(tiny_model().layout) is None
     assert run.load_records(0) == []
-    run.discard_uncommitted(0)
+    run.discard_uncommitted()
     assert run.environment()["data_sha256"] == "0"
     assert (tmp_path / "a" / "b" / "config.toml").read_text() == "seed = 1\n"
 
@@ -152,11 +166,11 @@ def write(name: str, text: str) -> Callable[[RunDirectory], None]:
         (cut("checkpoint/round-00002.safetensors"), "its sha256 is not the recorded one"),
         (cut("checkpoint/state.json"), r"state\.json is damaged"),
         (write("checkpoint/state.json", "[]"), "expected a JSON object"),
-        (write("checkpoint/state.json", "{}"), "is damaged"),
+        (write("checkpoint/state.json", "{}"), "does not hold its own digest"),
         (lambda run: (run.checkpoint / "round-00002.safetensors").unlink(), "is damaged"),
         (cut("rounds.jsonl"), r"rounds\.jsonl is damaged"),
         (write("rounds.jsonl", "{}\n{}\n"), r"rounds\.jsonl is damaged"),
-        (lambda run: run.ledger.unlink(), "a line for each of the rounds 1 to 2"),
+        (lambda run: run.ledger.unlink(), r"rounds\.jsonl is damaged"),
         (cut("environment.json"), r"environment\.json is damaged"),
         (write("environment.json", "{}"), r"environment\.json is damaged"),
     ],
@@ -183,9 +197,9 @@ def test_what_was_not_committed_is_cut_off(
 ) -> None:
     with run.ledger.open("ab") as file:
         file.write(rest)
-    for name in (".round-00003.safetensors.partial", "round-00003.safetensors", "round-00001.safetensors"):
+    for name in (".round-00003.safetensors.partial", "round-00003.safetensors", "round-00000.safetensors"):
         (run.checkpoint / name).write_bytes(b"stray")
-    run.discard_uncommitted(2)
+    run.discard_uncommitted()
     assert contents(run.path) == contents(committed[0].path)
 
 
@@ -209,8 +223,8 @@ class Writes:
         self.calls = 0
         self.fatal = -1
         self.moment = "before"
-        self.write = lora_a2.runs.write_atomic
-        for module in (lora_a2.runs, lora_a2.model.peft_io):
+        self.write = lora_a2.files.write_atomic
+        for module in (lora_a2.files, lora_a2.checkpoints, lora_a2.journal):
             monkeypatch.setattr(module, "write_atomic", self)
 
     def __call__(self, path: Path, data: bytes) -> None:
@@ -264,7 +278,7 @@ def test_a_ledger_line_broken_off_by_a_kill(
 ) -> None:
     launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
     writes = Writes(monkeypatch)
-    writes.die(6, "before")  # the second round's tensors; its ledger line is there
+    writes.die(7, "before")  # the second round's tensors; its ledger line is there
     with pytest.raises(Killed):
         launch(RunConfig(**study, output_dir=str(tmp_path / "run")), Observer())
     ledger = tmp_path / "run" / "rounds.jsonl"

@@ -17,9 +17,9 @@ from typing import Any, Self
 from lora_a2.config import RunConfig, make_config
 from lora_a2.driver import Observer
 from lora_a2.errors import ConfigError, RunError
-from lora_a2.files import write_atomic
+from lora_a2.files import read_json_object, write_atomic
 from lora_a2.jobs import RunSummary, launch, resume
-from lora_a2.runs import RunDirectory, read_json_object
+from lora_a2.runs import RunDirectory
 from lora_a2.setup import learning_rate
 
 

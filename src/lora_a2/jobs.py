@@ -96,8 +96,10 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     return _simulated(run, setup, observer)
 
 
-def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
+def resume(run_dir: str | Path, observer: Observer, from_round: int | None = None) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
+
+    `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
 
     Raises:
         RunError: no run directory, a damaged one, or the data are no longer what they were.
@@ -108,7 +110,7 @@ def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
     setup = _set_up(config)
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
-    return _simulated(run, setup, observer)
+    return _simulated(run, setup, observer, from_round)
 
 
 def evaluate_run(
@@ -150,13 +152,13 @@ def evaluate_run(
     return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
 
 
-def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
+def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
     def rounds(state: ServerState, memories: Memories, watch: Watch | None, watched: Observer) -> Rounds:
         return simulate(
             setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=watched, watch=watch
         )
 
-    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
     return _summary(run, setup.config, setup.model, records, seconds)
 
 
@@ -180,19 +182,22 @@ def finish(
     plan: Plan,
     rounds: Callable[[ServerState, Memories, Watch | None, Observer], Rounds],
     observer: Observer,
+    from_round: int | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
     `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own, and has
-    the last two arguments hear of every reply and of the run's progress.
+    the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
     logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
     with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
+        if from_round is not None:
+            run.go_back(from_round)
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records(state.server_round)
-        run.discard_uncommitted(state.server_round)
+        run.discard_uncommitted()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
@@ -207,7 +212,8 @@ def finish(
             state = new
             run.commit(state, record, memories, analysis)
             records.append(record)
-        _save(run, model, state, memories)
+        with run.writing():
+            _save(run, model, state, memories)
         seconds = earlier + time.perf_counter() - began
         if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
             watched.finished(_summary(run, config, model, records, seconds).to_json())

@@ -24,9 +24,9 @@ from lora_a2.config import fields_of
 from lora_a2.config_errors import kebab
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
-from lora_a2.files import write_atomic
+from lora_a2.files import read_json_object, write_atomic
 from lora_a2.results import AT_ROUND, COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
-from lora_a2.runs import RunDirectory, read_json_object
+from lora_a2.runs import RunDirectory
 
 SWEEP_FILE = "sweep.json"
 

@@ -4,6 +4,7 @@ adapter_config.json, adapter_model.safetensors   as PEFT reads them, for the bac
 head.safetensors                                 weight (C, H), bias (C,)
 classifier.json                                  label names, pooling, maximal length
 base.safetensors                                 how far base weights moved, for methods that move them; not PEFT's
+SHA256SUMS                                       the digests of all of them
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lora_a2.errors import RunError
-from lora_a2.files import write_atomic
+from lora_a2.files import SUMS, check, write_all
 from lora_a2.model.pretrained import Model
 from lora_a2.types import Adapter, Base, Factors, FloatArray
 
@@ -65,13 +66,15 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter, base: Base 
         "pooling": model.classifier.pooling,
         "max_length": model.max_length,
     }
-    write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write_atomic(folder / "head.safetensors", save(_head(model, adapter), metadata={"format": "pt"}))
-    if base:
-        weights = {name: np.ascontiguousarray(value) for name, value in base.items()}
-        write_atomic(folder / _BASE, save(weights, metadata={"format": "pt"}))
-    write_atomic(folder / "classifier.json", (json.dumps(classifier, indent=2) + "\n").encode())
-    write_atomic(folder / "adapter_config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+    weights = {name: np.ascontiguousarray(value) for name, value in (base or {}).items()}
+    files = {
+        "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+        "head.safetensors": save(_head(model, adapter), metadata={"format": "pt"}),
+        **({_BASE: save(weights, metadata={"format": "pt"})} if weights else {}),
+        "classifier.json": (json.dumps(classifier, indent=2) + "\n").encode(),
+        "adapter_config.json": (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
+    }
+    write_all(folder, files)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
     Raises:
         RunError: the folder is missing or damaged.
     """
+    there = _checked(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         classifier = json.loads((folder / "classifier.json").read_text())
@@ -108,7 +112,18 @@ def read_adapter(folder: Path) -> SavedAdapter:
             label_names=tuple(classifier["label_names"]),
             pooling=classifier["pooling"],
             max_length=int(classifier["max_length"]),
-            base=load_file(folder / _BASE) if (folder / _BASE).exists() else {},
+            base=load_file(folder / _BASE) if _BASE in there else {},
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{folder} is not a complete adapter folder: {error}.") from error
+
+
+def _checked(folder: Path) -> frozenset[str]:
+    """The files of an adapter folder, each as it was written."""
+    try:
+        there = check(folder)
+    except RunError as error:
+        raise RunError(f"{folder} is not a complete adapter folder: {error}") from error
+    if missing := {"adapter_config.json", "classifier.json", "adapter_model.safetensors", "head.safetensors"} - there:
+        raise RunError(f"{folder} is not a complete adapter folder: {SUMS} does not list {min(missing)}.")
+    return there
