@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -139,27 +140,38 @@ def check(folder: Path) -> frozenset[str]:
         lines = (folder / SUMS).read_bytes().decode("ascii").splitlines()
     except FileNotFoundError:
         raise RunError(
-            f"{folder / SUMS} is missing: it was lost, or is of an earlier version of lora-a2. To take the files beside it as "
-            f"they are, run sha256sum on them there and write what it prints to {SUMS}."
+            f"{folder / SUMS} is missing: it was lost, or the folder is of an earlier version of lora-a2. To take the files "
+            f"as they are: {_accept(folder, ['FILES'])}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{folder / SUMS} is damaged: {error}.") from error
-    found = [_LINE.fullmatch(line) for line in lines]
-    for number, match in enumerate(found, start=1):
+    sums = dict[str, str]()
+    for number, line in enumerate(lines, start=1):
+        match = _LINE.fullmatch(line)
         if match is None:
             raise RunError(f"{folder / SUMS} is damaged: line {number} is not a sha256 and a name.")
-        _check_one(folder / match[2], match[1])
-    return frozenset(match[2] for match in found if match)
+        sums[match[2]] = match[1]
+    for name, expected in sums.items():
+        _check_one(folder / name, expected, _accept(folder, sums))
+    return frozenset(sums)
 
 
-def _check_one(path: Path, expected: str) -> None:
+def _check_one(path: Path, expected: str, accept: str) -> None:
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise RunError(f"{path} cannot be read, and {SUMS} beside it lists it: {error}.") from error
     if actual != expected:
-        raise RunError(f"{path} is not as it was written: its sha256 is not the one in {SUMS} beside it.")
+        raise RunError(
+            f"{path} is not as it was written: its sha256 is not the one in {SUMS} beside it. Restore it; or, if the change is "
+            f"meant, accept it: {accept}"
+        )
+
+
+def _accept(folder: Path, names: Iterable[str]) -> str:
+    """The command that writes new sums."""
+    return f"(cd {shlex.quote(str(folder))} && sha256sum {' '.join(map(shlex.quote, names))} > {SUMS})"
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

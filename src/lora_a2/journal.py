@@ -1,8 +1,13 @@
-"""A file of JSON lines that only grows, and of which a mark tells how far it counts and what stands there."""
+"""A file of JSON lines that only grows, and beside it the digest of each line.
+
+    NAME.jsonl    the lines
+    NAME.sha256   the sha256 of each, in hex, a line a line
+
+How many lines count is said elsewhere: a kill may leave more of either, which are cut off.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +16,13 @@ from typing import Any
 from lora_a2.errors import RunError
 from lora_a2.files import append, sha256, write_atomic
 
-Mark = Mapping[str, Any]
-"""`bytes`, the length of what counts, and its `sha256`."""
-
 
 class Journal:
-    """The file at `path`; one that is not there is empty.
-
-    The digest runs along with the lines: what is there already is read once, before the first line of this process.
-    """
+    """The lines at `path`, which ends in .jsonl; files that are not there are empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._digest = hashlib.sha256()
-        self._size: int | None = None
+        self._digests = path.with_suffix(".sha256")
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Adds a line.
@@ -32,48 +30,37 @@ class Journal:
         Raises:
             OSError: it cannot be written.
         """
-        self._measure()
-        assert self._size is not None
-        line = json.dumps(values).encode() + b"\n"
-        append(self.path, line)
-        self._digest.update(line)
-        self._size += len(line)
+        line = json.dumps(values).encode()
+        append(self.path, line + b"\n")
+        append(self._digests, sha256(line).encode() + b"\n")
 
-    def mark(self) -> dict[str, Any]:
-        """The mark of all that is there."""
-        self._measure()
-        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
-
-    def read(self, mark: Mark) -> list[bytes]:
-        """The lines up to a mark.
+    def read(self, count: int) -> list[bytes]:
+        """The first `count` lines.
 
         Raises:
-            RunError: they are not what they were.
+            RunError: one of them is not what it was, or is missing.
         """
-        data = self._data()[: int(mark["bytes"])]
-        if len(data) != mark["bytes"] or sha256(data) != mark["sha256"]:
-            raise RunError(f"{self.path} is damaged: its lines are not those that were committed.")
-        return data.splitlines()
+        lines, digests = _lines(self.path)[:count], _lines(self._digests)[:count]
+        if len(lines) < count or len(digests) < count:
+            name, found = (self.path, lines) if len(lines) < count else (self._digests, digests)
+            raise RunError(f"{name} is damaged: it has {len(found)} whole lines, and {count} were committed.")
+        for number, (line, digest) in enumerate(zip(lines, digests, strict=True), start=1):
+            if sha256(line).encode() != digest:
+                raise RunError(f"{self.path} is damaged: line {number} is not what {self._digests.name} says of it.")
+        return lines
 
-    def cut(self, mark: Mark) -> None:
-        """Drops what comes after a mark.
+    def cut(self, count: int) -> None:
+        """Drops what comes after the first `count` lines.
 
         Raises:
             OSError: it cannot be written.
         """
-        data = self._data()
-        if len(data) > mark["bytes"]:
-            write_atomic(self.path, data[: int(mark["bytes"])])
-        self._size = None
-
-    def _data(self) -> bytes:
-        return self.path.read_bytes() if self.path.exists() else b""
-
-    def _measure(self) -> None:
-        if self._size is None:
-            data = self._data()
-            self._digest, self._size = hashlib.sha256(data), len(data)
+        for path in (self.path, self._digests):
+            kept = b"".join(line + b"\n" for line in _lines(path)[:count])
+            if path.exists() and path.read_bytes() != kept:
+                write_atomic(path, kept)
 
 
-EMPTY: Mark = {"bytes": 0, "sha256": sha256(b"")}
-"""The mark of a file in which nothing counts."""
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines: what follows the last newline was broken off by a kill."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []

@@ -5,15 +5,15 @@
     clients.json      who holds what, and
     analysis.jsonl    a line a round, where the run records for analysis (`analysis.record`)
     SHA256SUMS        the digests of those that never change: config.toml, environment.json, clients.json
-    rounds.jsonl      a line a round
+    rounds.jsonl      the ledger, a line a round; the digests of its lines and of those of analysis.jsonl stand beside them
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
                       previous.json and its tensors: the commit before, in case the last one is damaged
     adapter/          the result, once the run is complete, with SHA256SUMS of its own
     personal/N/       client N's own model, for methods that make such
 
 A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
-holds at least the committed rounds; what it holds beyond them is cut off. Whatever is read back is compared with its digest:
-state.json holds its own, that of the tensors, and how far ledger and analysis count and what stands there.
+holds at least the committed rounds; what it holds beyond them is cut off. Whatever is read back is compared with its digest;
+state.json holds its own and that of the tensors, and says how many lines of ledger and analysis count.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from lora_a2.checkpoints import Checkpoints, memories_of
 from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import SUMS, check, read_json_object, write_all
-from lora_a2.journal import EMPTY, Journal
+from lora_a2.journal import Journal
 from lora_a2.locks import LOCK, locked
 from lora_a2.rounds import RoundRecord
 from lora_a2.types import Layout, ServerState
+
+_LEDGER, _ANALYSIS = "rounds", "analysis"
 
 
 class RunDirectory:
@@ -46,7 +48,7 @@ class RunDirectory:
         self.adapter = path / "adapter"
         self.personal = path / "personal"
         self._checkpoints = Checkpoints(self.checkpoint)
-        self._journals = {"ledger": Journal(self.ledger), "analysis": Journal(self.analysis)}
+        self._journals = {_LEDGER: Journal(self.ledger), _ANALYSIS: Journal(self.analysis)}
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -98,13 +100,7 @@ class RunDirectory:
             if not (path / name).is_file():
                 what = "is not a run directory" if path.is_dir() else "does not exist"
                 raise RunError(f"{path} {what}: expected {path / name}.")
-        try:
-            known = check(path)
-        except RunError as error:
-            raise RunError(
-                f"{error} The options of a run that has begun cannot be changed: restore the file, or start a new run, for "
-                f"which 'lora-a2 run --config {path / 'config.toml'} --output-dir OTHER' takes them from this one."
-            ) from error
+        known = check(path)
         if not known >= {"config.toml", "environment.json"}:
             raise RunError(f"{path / SUMS} is damaged: expected config.toml and environment.json in it.")
         return cls(path)
@@ -168,10 +164,10 @@ class RunDirectory:
         """
         with self.writing():
             if analysis is not None:
-                self._journals["analysis"].append(analysis)
-            self._journals["ledger"].append(record.to_json())
-            marks = {kind: journal.mark() for kind, journal in self._journals.items()}
-            self._checkpoints.commit(state, memories or {}, marks)
+                self._journals[_ANALYSIS].append(analysis)
+            self._journals[_LEDGER].append(record.to_json())
+            lines = {_LEDGER: state.server_round, _ANALYSIS: 0 if analysis is None else state.server_round}
+            self._checkpoints.commit(state, memories or {}, {"lines": lines})
 
     def load_state(self, layout: Layout) -> ServerState | None:
         """The last committed state; None where no round was finished.
@@ -203,10 +199,9 @@ class RunDirectory:
             RunError: ledger or analysis is damaged.
         """
         with self._offering_earlier():
-            marks = self._checkpoints.last() or {}
-            lines = {kind: journal.read(marks.get(kind, EMPTY)) for kind, journal in self._journals.items()}
+            lines = self._lines(self._checkpoints.last())
         try:
-            records = [RoundRecord.from_json(json.loads(line)) for line in lines["ledger"][:server_round]]
+            records = [RoundRecord.from_json(json.loads(line)) for line in lines[_LEDGER][:server_round]]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.ledger} is damaged: {error}.") from error
         if [r.server_round for r in records] != list(range(1, server_round + 1)):
@@ -219,11 +214,11 @@ class RunDirectory:
         Raises:
             RunError: a file cannot be written.
         """
-        summary = self._checkpoints.last() or {"server_round": 0}
+        summary = self._checkpoints.last()
         with self.writing():
-            self._checkpoints.tidy(summary["server_round"])
-            for kind, journal in self._journals.items():
-                journal.cut(summary.get(kind, EMPTY))
+            self._checkpoints.tidy(0 if summary is None else summary["server_round"])
+            for name, journal in self._journals.items():
+                journal.cut(0 if summary is None else summary["lines"][name])
 
     def go_back(self, server_round: int) -> None:
         """Makes the checkpoint before the last one the last; what came after it no longer counts.
@@ -250,11 +245,15 @@ class RunDirectory:
         if summary is None:
             return None
         try:
-            for kind, journal in self._journals.items():
-                journal.read(summary[kind])
+            self._lines(summary)
         except RunError:
             return None
         return int(summary["server_round"])
+
+    def _lines(self, summary: Mapping[str, Any] | None) -> dict[str, list[bytes]]:
+        """The lines of ledger and analysis that count."""
+        counts = {} if summary is None else summary["lines"]
+        return {name: journal.read(counts.get(name, 0)) for name, journal in self._journals.items()}
 
     @contextmanager
     def _offering_earlier(self) -> Iterator[None]:
