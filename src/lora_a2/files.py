@@ -164,7 +164,7 @@ def _check_one(path: Path, expected: str, accept: str) -> None:
         raise RunError(f"{path} cannot be read, and {SUMS} beside it lists it: {error}.") from error
     if actual != expected:
         raise RunError(
-            f"{path} is not as it was written: its sha256 is not the one in {SUMS} beside it. Restore it; or, if the change is "
+            f"{path} is damaged or was changed: its sha256 is not the one in {SUMS} beside it. Restore it; or, if the change is "
             f"meant, accept it: {accept}"
         )
 

@@ -15,6 +15,21 @@ LOCK = ".lock"
 
 
 @contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """As `locked`, of a folder that is made where it is missing.
+
+    Raises:
+        RunError: as `locked`, and where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Output directory {folder} cannot be written: {error.strerror}.") from error
+    with locked(folder):
+        yield
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder that is there; the system lets go of it when the process ends, however it ends.
 

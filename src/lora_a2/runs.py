@@ -30,7 +30,7 @@ from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import SUMS, check, read_json_object, write_all
 from lora_a2.journal import Journal
-from lora_a2.locks import LOCK, locked
+from lora_a2.locks import LOCK, claimed, locked
 from lora_a2.rounds import RoundRecord
 from lora_a2.types import Layout, ServerState
 
@@ -80,8 +80,7 @@ class RunDirectory:
         described = {} if clients is None else {CLIENTS_FILE: (json.dumps(clients, ensure_ascii=False) + "\n").encode()}
         environment_file = (json.dumps(environment, indent=2) + "\n").encode()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            with locked(path):
+            with claimed(path):
                 cls.check_free(path)  # another process may have been here since
                 run.checkpoint.mkdir(exist_ok=True)
                 write_all(path, {"environment.json": environment_file, **described, "config.toml": config.encode()})
@@ -273,8 +272,8 @@ class RunDirectory:
 def _barely_begun(path: Path) -> bool:
     """Whether a directory is empty, or holds only what `create` writes before the configuration."""
     written = ("environment.json", CLIENTS_FILE, SUMS)
-    early = {LOCK, "checkpoint", ".config.toml.partial", *written, *(f".{name}.partial" for name in written)}
-    return {p.name for p in path.iterdir()} <= early and not any(path.glob("checkpoint/*"))
+    found = {p.name for p in path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".partial"))}
+    return found <= {LOCK, "checkpoint", *written} and not any(path.glob("checkpoint/*"))
 
 
 def _reason(error: OSError) -> str:

@@ -48,4 +48,5 @@ def command(run_dir: Path, from_round: int | None, as_json: bool, quiet: bool) -
 
     from lora_a2.jobs import resume
 
-    train(lambda observer: resume(run_dir, observer, from_round), quiet=quiet, as_json=as_json)
+    chosen = {} if from_round is None else {"from_round": from_round}
+    train(lambda observer: resume(run_dir, observer, **chosen), quiet=quiet, as_json=as_json)
