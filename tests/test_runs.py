@@ -27,31 +27,9 @@ from lora_a2.jobs import launch, resume
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer, make_plan, simulate
 from lora_a2.types import Layout
+from run_files import contents
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")
-
-
-def contents(run: Path) -> dict[str, Any]:
-    """Every file of a run by its path; the ledger without its times, the configuration without its own path, and neither's
-    digest."""
-    files: dict[str, Any] = {}
-    for path in sorted(p for p in run.rglob("*") if p.is_file()):
-        name = path.relative_to(run).as_posix()
-        data = path.read_bytes()
-        if name == "rounds.jsonl":
-            assert data.endswith(b"\n")
-            rows = [json.loads(line) for line in data.splitlines()]
-            assert all(row.pop("seconds") for row in rows)
-            files[name] = rows
-        elif name == "config.toml":
-            files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
-        elif name == "SHA256SUMS":
-            files[name] = sorted(line for line in data.decode().splitlines() if not line.endswith("config.toml"))
-        elif name == "rounds.sha256":
-            files[name] = data.count(b"\n")
-        else:
-            files[name] = data
-    return files
 
 
 # --- the directory itself --------------------------------------------------------------------------------------------

@@ -136,21 +136,13 @@ class Checkpoints:
             return None
         return read_sealed(self._last)
 
-    def last_whole(self) -> dict[str, Any] | None:
-        """The last summary if it and its tensors are as they were written; else None."""
-        return self._whole(self._last)
+    def previous(self) -> dict[str, Any] | None:
+        """The summary before; None where there was none.
 
-    def previous_whole(self) -> dict[str, Any] | None:
-        """The summary before if it and its tensors are as they were written; else None."""
-        return self._whole(self._previous)
-
-    def _whole(self, path: Path) -> dict[str, Any] | None:
-        try:
-            summary = read_sealed(path)
-            self._read(summary)
-        except RunError:
-            return None
-        return summary
+        Raises:
+            RunError: it is damaged.
+        """
+        return read_sealed(self._previous) if self._previous.exists() else None
 
     def go_back(self) -> None:
         """Makes the commit before the last one the last."""

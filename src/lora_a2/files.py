@@ -144,7 +144,7 @@ def check(folder: Path) -> frozenset[str]:
             f"as they are: {_accept(folder, ['FILES'])}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder / SUMS} is damaged: {error}.") from error
+        raise RunError(f"{folder / SUMS} is damaged: {_cause(error)}.") from error
     sums = dict[str, str]()
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
@@ -161,12 +161,16 @@ def _check_one(path: Path, expected: str, accept: str) -> None:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise RunError(f"{path} cannot be read, and {SUMS} beside it lists it: {error}.") from error
+        raise RunError(f"{path} cannot be read, and {path.with_name(SUMS)} lists it: {_cause(error)}.") from error
     if actual != expected:
         raise RunError(
-            f"{path} is damaged or was changed: its sha256 is not the one in {SUMS} beside it. Restore it; or, if the change is "
-            f"meant, accept it: {accept}"
+            f"{path} is damaged or was changed: its sha256 is not the one in {path.with_name(SUMS)}. Restore it; or, if "
+            f"the change is meant, accept it: {accept}"
         )
+
+
+def _cause(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _accept(folder: Path, names: Iterable[str]) -> str:

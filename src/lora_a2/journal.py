@@ -46,7 +46,7 @@ class Journal:
             raise RunError(f"{name} is damaged: it has {len(found)} whole lines, and {count} were committed.")
         for number, (line, digest) in enumerate(zip(lines, digests, strict=True), start=1):
             if sha256(line).encode() != digest:
-                raise RunError(f"{self.path} is damaged: line {number} is not what {self._digests.name} says of it.")
+                raise RunError(f"{self.path} is damaged: line {number} is not what {self._digests} says of it.")
         return lines
 
     def cut(self, count: int) -> None:

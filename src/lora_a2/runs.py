@@ -19,7 +19,7 @@ state.json holds its own and that of the tensors, and says how many lines of led
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -225,29 +225,33 @@ class RunDirectory:
         Raises:
             RunError: there is no whole checkpoint of this round.
         """
-        last, earlier = self._whole(self._checkpoints.last_whole()), self._whole(self._checkpoints.previous_whole())
-        if last == server_round:
+        if self._whole(self._checkpoints.last) == server_round:
             return
-        if earlier != server_round:
-            there = [str(number) for number in (earlier, last) if number is not None]
-            raise RunError(
-                f"{self.path} has no whole checkpoint of round {server_round}: "
-                + (f"there is one of round {' and of '.join(there)}." if there else "start a new run.")
-            )
+        earlier = self._checkpoints.previous()
+        if earlier is None or earlier["server_round"] != server_round:
+            there = (self._whole(read) for read in (self._checkpoints.previous, self._checkpoints.last))
+            rounds = " and ".join(sorted({str(number) for number in there if number is not None})) or "none"
+            raise RunError(f"{self.path} has no whole checkpoint of round {server_round}. Rounds with one: {rounds}.")
+        self._check(earlier)
         with self.writing():
             # A finished run is so no more: its adapter stands for rounds that are trained again.
             (self.adapter / "adapter_config.json").unlink(missing_ok=True)
             self._checkpoints.go_back()
 
-    def _whole(self, summary: Mapping[str, Any] | None) -> int | None:
-        """The round of a summary if ledger and analysis are what they were then; else None."""
-        if summary is None:
-            return None
+    def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:
+        """The round of the summary that is read, if all that belongs to it is what it was then; else None."""
         try:
-            self._lines(summary)
+            summary = read()
+            if summary is None:
+                return None
+            self._check(summary)
         except RunError:
             return None
         return int(summary["server_round"])
+
+    def _check(self, summary: Mapping[str, Any]) -> None:
+        self._checkpoints.tensors(summary)
+        self._lines(summary)
 
     def _lines(self, summary: Mapping[str, Any] | None) -> dict[str, list[bytes]]:
         """The lines of ledger and analysis that count."""
@@ -260,7 +264,7 @@ class RunDirectory:
         try:
             yield
         except RunError as error:
-            earlier = self._whole(self._checkpoints.previous_whole())
+            earlier = self._whole(self._checkpoints.previous)
             if earlier is None:
                 raise
             raise RunError(
