@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,51 @@ def test_what_was_not_committed_is_cut_off(
     assert contents(run.path) == contents(committed[0].path)
 
 
+def create(path: Path, begin: Any, end: Any, done: Any) -> None:
+    """What each of several processes does: creates directory after directory with the others, at the same time."""
+    for number in range(50):
+        begin.wait()
+        try:
+            run, said = RunDirectory.create(path / str(number), "seed = 1\n", {"data_sha256": "0"}), ""
+        except RunError as error:
+            run, said = None, str(error)
+        if run is not None:
+            with run.locked():
+                end.wait()
+        else:
+            end.wait()
+        done.put((number, said))
+
+
+def test_of_several_that_create_a_directory_at_once_one_gets_it(tmp_path: Path) -> None:
+    processes, context = 4, get_context("fork")
+    begin, end, done = context.Barrier(processes), context.Barrier(processes), context.Queue()
+    started = [context.Process(target=create, args=(tmp_path, begin, end, done)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    found: dict[int, list[str]] = {}
+    for _ in range(50 * processes):
+        number, said = done.get(timeout=120)
+        found.setdefault(number, []).append(said)
+    for process in started:
+        process.join()
+    assert len(found) == 50
+    for number, said in found.items():
+        assert said.count("") == 1, said
+        assert all("in use by another process" in text or "already holds" in text for text in said if text)
+        RunDirectory.open(tmp_path / str(number))
+
+
+def test_whoever_creates_a_directory_holds_it(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", "", {})
+    with pytest.raises(RunError, match="in use by another process"), RunDirectory(run.path).locked():
+        pass
+    with run.locked(), pytest.raises(RunError, match="in use"), RunDirectory(run.path).locked():
+        pass
+    with RunDirectory(run.path).locked():
+        pass
+
+
 # --- kills, one process ----------------------------------------------------------------------------------------------
 
 
@@ -214,6 +262,23 @@ class Writes:
 
     def die(self, number: int, moment: str) -> None:
         self.calls, self.fatal, self.moment = 0, number, moment
+
+
+class FullDisk:
+    """Counts calls of `os.fsync` of files, which every write ends with, and has no space left at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.full, self._fsync = 0, -1, os.fsync
+        monkeypatch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if self.calls == self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._fsync(descriptor)
+
+    def fill(self, number: int) -> None:
+        self.calls, self.full = 0, number
 
 
 @pytest.mark.parametrize("moment", ["before", "inside", "after"])
@@ -261,6 +326,29 @@ def test_a_ledger_line_broken_off_by_a_kill(
     writes.die(-1, "")
     resume(tmp_path / "run", Observer())
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_at_any_write_costs_one_line(
+    first: int, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and the reason are told, what was finished is kept, and with room again the run ends as any other."""
+    disk = FullDisk(monkeypatch)
+    launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
+    expected, total = contents(tmp_path / "whole"), disk.calls
+    assert total >= 4 + 2 * 6 + 1 + 5, "what it begins with, two rounds, the one before, the adapter"
+    for number in range(first, total + 1, 3):
+        path = tmp_path / f"run-{number}"
+        disk.fill(number)
+        with pytest.raises(RunError, match="No space left on device") as refused:
+            launch(RunConfig(**study, output_dir=str(path)), Observer())
+        disk.fill(-1)
+        assert str(path) in str(refused.value)
+        if (path / "rounds.jsonl").exists():
+            assert f"lora-a2 resume {path}" in str(refused.value)
+        assert not list(path.rglob(".*.partial"))
+        go_on(path, study)
+        assert contents(path) == expected, f"full at write {number}"
 
 
 def test_resuming_a_finished_run_changes_nothing(study: dict[str, Any], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
 from lora_a2.files import SUMS, check, read_json_object, write_all
 from lora_a2.journal import Journal
-from lora_a2.locks import LOCK, claimed, locked
+from lora_a2.locks import LOCK, Lock, claimed
 from lora_a2.rounds import RoundRecord
 from lora_a2.types import Layout, ServerState
 
@@ -48,6 +48,7 @@ class RunDirectory:
         self.adapter = path / "adapter"
         self.personal = path / "personal"
         self._checkpoints = Checkpoints(self.checkpoint)
+        self._lock: Lock | None = None  # from `create` to `locked`
         self._journals = {_LEDGER: Journal(self.ledger), _ANALYSIS: Journal(self.analysis)}
 
     @staticmethod
@@ -70,7 +71,7 @@ class RunDirectory:
     ) -> RunDirectory:
         """A new directory with its configuration and environment, and `clients.json` if given.
 
-        Of several processes that create the same one, one gets it.
+        Of several processes that create the same one, one gets it; it holds it until `locked` ends.
 
         Raises:
             RunError: something is there already, or it cannot be written.
@@ -80,10 +81,12 @@ class RunDirectory:
         described = {} if clients is None else {CLIENTS_FILE: (json.dumps(clients, ensure_ascii=False) + "\n").encode()}
         environment_file = (json.dumps(environment, indent=2) + "\n").encode()
         try:
-            with claimed(path):
+            with ExitStack() as held:
+                run._lock = held.enter_context(claimed(path))
                 cls.check_free(path)  # another process may have been here since
                 run.checkpoint.mkdir(exist_ok=True)
                 write_all(path, {"environment.json": environment_file, **described, "config.toml": config.encode()})
+                held.pop_all()
         except OSError as error:
             raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
         return run
@@ -131,7 +134,8 @@ class RunDirectory:
         Raises:
             RunError: another process holds it.
         """
-        with locked(self.path):
+        lock, self._lock = self._lock or Lock(self.path), None
+        with lock:
             yield
 
     @contextmanager

@@ -120,11 +120,11 @@ def _list(option: str, text: str | None, kind: Callable[[str], Number], example:
 
 def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Sequence[int]) -> None:
     from lora_a2.display import choose_display
-    from lora_a2.locks import locked
+    from lora_a2.locks import Lock
 
     results = []
     try:
-        with locked(comparison.path):
+        with Lock(comparison.path):
             for run in comparison.runs:
                 with choose_display(quiet) as display:
                     results.append((run, run.run(display)))
