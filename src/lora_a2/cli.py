@@ -10,10 +10,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from lora_a2.errors import LoraA2Error
+from lora_a2.signals import interruptible, status
 
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
@@ -32,7 +34,8 @@ COMMANDS: dict[str, str] = {
 }
 """Name → one line of help. The command is `command` in `lora_a2.commands.<name>`."""
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class LazyGroup(click.Group):
@@ -81,31 +84,62 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; a user's mistake is one line on stderr and status 2."""
+    """Runs the command line and returns its exit status; a user's mistake is one line on stderr and status 2.
+
+    Ctrl-C, SIGTERM and SIGHUP end it with one line that says how to go on, and 128 and the signal's number.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        status = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
+        with interruptible(last=argv is None):
+            return _run(arguments)
+    except KeyboardInterrupt:  # in the last moment
+        return status()
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        returned = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        return returned if isinstance(returned, int) else 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "lora-a2"
         return _fail(f"{error.format_message()} (try '{path} --help')")
     except click.ClickException as error:
         return _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt) as error:
-        print(str(error) or "Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        _say(str(error) or "Interrupted.")
+        if sys.stderr.isatty():
+            _say(_SHOW_CURSOR, end="")  # whatever hid it may not have come to show it again
+        return status()
     except LoraA2Error as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has left. What is still buffered must not fail when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
-        where = f": {error.filename}" if error.filename is not None else ""
-        return _fail(f"{error.strerror or error}{where}")
+        return _fail(f"{error.strerror or error}: {error.filename or _unnamed()}")
+
+
+def _unnamed() -> str:
+    """What cannot be written where the system names no file: standard output, whose buffer then fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return "standard output"
+    return "no file is named"
+
+
+def _drop_output() -> None:
+    """Whoever read our output has left, or its disk is full: what is still buffered must not fail when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:
-    print("lora-a2: error:", " ".join(message.split()), file=sys.stderr)
+    _say(f"lora-a2: error: {' '.join(message.split())}")
     return USER_ERROR
+
+
+def _say(text: str, end: str = "\n") -> None:
+    with suppress(OSError):  # a terminal that was closed
+        print(text, file=sys.stderr, end=end, flush=True)

@@ -21,9 +21,11 @@ from lora_a2.data.sources import load_examples
 from lora_a2.driver import Observer, Plan, RunStart
 from lora_a2.environment import environment
 from lora_a2.errors import RunError
+from lora_a2.model.fingerprint import require_same
+from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
-from lora_a2.predict import load_predictor, require_weights
+from lora_a2.predict import load_predictor
 from lora_a2.recording import Recorder
 from lora_a2.rounds import RoundRecord, Watch
 from lora_a2.runs import RunDirectory
@@ -96,8 +98,12 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     return _simulated(run, setup, observer)
 
 
-def resume(run_dir: str | Path, observer: Observer, *, trust_remote_code: bool = False) -> RunSummary:
+def resume(
+    run_dir: str | Path, observer: Observer, from_round: int | None = None, *, trust_remote_code: bool = False
+) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
+
+    `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
 
     Raises:
         RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
@@ -107,7 +113,7 @@ def resume(run_dir: str | Path, observer: Observer, *, trust_remote_code: bool =
     require_trackers(config.report_to or ())
     setup = _set_up(config)
     _require_same(run, setup)
-    return _simulated(run, setup, observer)
+    return _simulated(run, setup, observer, from_round)
 
 
 def evaluate_run(
@@ -160,16 +166,16 @@ def _require_same(run: RunDirectory, setup: _Setup) -> None:
     recorded = run.environment()
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(f"The data of {run.path} have changed since it started: restore them, or start a new run.")
-    require_weights(setup.model, recorded.get("model_fingerprint"), str(run.path))
+    require_same(setup.model.name, setup.model.fingerprint, recorded.get("model_fingerprint"), str(run.path))
 
 
-def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
+def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
     def rounds(state: ServerState, memories: Memories, watch: Watch | None, watched: Observer) -> Rounds:
         return simulate(
             setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=watched, watch=watch
         )
 
-    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
     return _summary(run, setup.config, setup.model, records, seconds)
 
 
@@ -193,19 +199,22 @@ def finish(
     plan: Plan,
     rounds: Callable[[ServerState, Memories, Watch | None, Observer], Rounds],
     observer: Observer,
+    from_round: int | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
     `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own, and has
-    the last two arguments hear of every reply and of the run's progress.
+    the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
     logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
     with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
+        if from_round is not None:
+            run.go_back(from_round)
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records(state.server_round)
-        run.discard_uncommitted(state.server_round)
+        run.discard_uncommitted()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
@@ -220,7 +229,8 @@ def finish(
             state = new
             run.commit(state, record, memories, analysis)
             records.append(record)
-        _save(run, model, state, memories)
+        with run.writing():
+            _save(run, model, state, memories)
         seconds = earlier + time.perf_counter() - began
         if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
             watched.finished(_summary(run, config, model, records, seconds).to_json())
@@ -246,9 +256,22 @@ def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, f
 def _save(run: RunDirectory, model: Model, state: ServerState, memories: Memories) -> None:
     """The global model, and the clients' own ones where they have some."""
     base = moved_base(state.base, state.base_update)
-    save_adapter(run.adapter, model, state.adapter, base)
+    save_result(run.model if base else run.adapter, model, state)
     for client, memory in memories.items():
-        save_adapter(run.personal / str(client), model, personal(state.adapter, memory), base)
+        own = replace(state, adapter=personal(state.adapter, memory))
+        save_result(run.personal / str(client), model, own)
+
+
+def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
+    """Writes what a state has learnt: an adapter in PEFT's format, or, where base weights have moved, the whole model merged.
+
+    Both hold head and labels, and `load_predictor` reads both.
+    """
+    base = moved_base(state.base, state.base_update)
+    if base:
+        save_merged(folder, model, state.adapter, base)
+    else:
+        save_adapter(folder, model, state.adapter)
 
 
 def _summary(

@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
+from lora_a2.signals import interruptible, status
+
 
 def main(path: str, name: str, cores: str, device: str) -> int:
-    """Runs it; returns 0, 1 where it failed (the failure is recorded), 130 after an interrupt."""
+    """Runs it; returns 0, 1 where it failed (the failure is recorded), 128 and a signal's number where it was interrupted."""
+    try:
+        with interruptible(last=True):
+            return _run(path, name, cores, device)
+    except KeyboardInterrupt:
+        return status()
+
+
+def _run(path: str, name: str, cores: str, device: str) -> int:
     if cores:  # before torch is imported, which counts them
         os.sched_setaffinity(0, map(int, cores.split(",")))
 
@@ -20,11 +30,8 @@ def main(path: str, name: str, cores: str, device: str) -> int:
     run = next(run for run in Batch.open(Path(path)).runs if run.name == name)
     if device:
         run = replace(run, config=run.config.model_copy(update={"device": device}))
-    try:
-        with PlainDisplay() as display:
-            return 0 if run.attempt(display) else 1
-    except KeyboardInterrupt:
-        return 130
+    with PlainDisplay() as display:
+        return 0 if run.attempt(display) else 1
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
-from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import config_of, fresh_directory
 from lora_a2.runs import RunDirectory
+from lora_a2.signals import interruptible
 
 Say = Callable[[str], None]
 """Takes a line for the user."""
@@ -158,7 +158,7 @@ def summary(run: RunDirectory) -> dict[str, Any]:
         "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
         "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
         "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
-        "adapter": str(run.adapter),
+        "adapter": str(run.result()),
         "output_dir": str(run.path),
     }
 

@@ -95,7 +95,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             return run_rounds(plan, state, driver, observer, watch)
 
         records, seconds = finish(run, config, model, plan, rounds, driver)
-    log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)
+    log.info("Finished %d rounds in %.0f s; the result is in %s.", len(records), seconds, run.result())
     return run
 
 

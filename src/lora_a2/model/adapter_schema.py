@@ -29,12 +29,14 @@ _HARMLESS = frozenset({"auto_mapping", "inference_mode", "lora_dropout", "peft_v
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says: the base model's name, the rank, lora_alpha, the names of the adapted layers."""
+    """What `adapter_config.json` says: the base model's name, the rank, lora_alpha, the names of the adapted layers, and whether
+    these keep their weights as (d_in, d_out)."""
 
     model: str
     rank: int
     lora_alpha: float
     modules: frozenset[str]
+    fan_in_fan_out: bool
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def adapter_config(values: object) -> AdapterConfig:
         rank=_whole(found, "r", 1, LARGEST_RANK),
         lora_alpha=_positive(found, "lora_alpha"),
         modules=frozenset(modules),
+        fan_in_fan_out=_flag(found, "fan_in_fan_out"),
     )
 
 
@@ -171,6 +174,13 @@ def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:60]}; expected a text")
+    return value
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {str(value)[:60]}; expected true or false")
     return value
 
 

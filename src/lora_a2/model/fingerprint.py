@@ -8,6 +8,8 @@ import json
 import torch
 from torch import nn
 
+from lora_a2.errors import RunError
+
 
 def unused(weight: str) -> bool:
     """Whether a weight of a backbone is of its pooling layer, which has no part in token vectors."""
@@ -26,3 +28,16 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(json.dumps([name, list(values.shape), str(values.dtype)]).encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def require_same(model: str, found: str, expected: object, owner: str) -> None:
+    """Compares the weights of a model with those that `owner`, a run or an adapter, was trained on.
+
+    Raises:
+        RunError: they are others.
+    """
+    if found != expected:
+        raise RunError(
+            f"The weights of {model} are not those that {owner} was trained on (fingerprint {found[:12]}; expected "
+            f"{str(expected)[:12]}): restore them, or train anew."
+        )

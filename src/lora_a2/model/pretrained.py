@@ -38,6 +38,7 @@ class Model:
         full_parameters: weights of the whole model, what full fine-tuning would send.
         fingerprint: of the pre-trained weights (`model.fingerprint`).
         revision: the commit of the hub that they are of; None for folders.
+        trust_remote_code: whether code of the model runs, also where it is loaded again.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Model:
     full_parameters: int
     fingerprint: str
     revision: str | None = None
+    trust_remote_code: bool = False
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
@@ -151,6 +153,7 @@ def load_model(
         full_parameters=full_parameters(config),
         fingerprint=backbone.fingerprint,
         revision=backbone.revision,
+        trust_remote_code=trust_remote_code,
     )
 
 

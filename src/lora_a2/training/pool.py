@@ -119,6 +119,10 @@ class ProcessPool(Pool):
                     f"One of {self.workers} worker processes was killed, perhaps for want of memory: free some, or choose a "
                     "smaller --num-workers."
                 ) from error
+            except BaseException:  # nobody wants what they still compute, which may take minutes
+                for worker in list((executor._processes or {}).values()):  # kill_workers, from Python 3.14 on
+                    worker.kill()
+                raise
             finally:
                 executor.shutdown(cancel_futures=True)
                 _Workers.peak = max(_Workers.peak, sum(grown.values()))
