@@ -16,7 +16,7 @@ from lora_a2.runs import RunDirectory
 from terminal import HIDE, LIMIT, SHOW, Terminal
 
 STAND_IN = """
-import sys, time, types, click
+import os, sys, time, types, click
 from lora_a2.cli import main
 @click.command()
 def command():
@@ -26,14 +26,14 @@ def command():
             time.sleep(60)
     finally:
         print("cleaning", flush=True)
-        input()
+        os.read(0, 1)
 module = types.ModuleType("lora_a2.commands.run")
 module.command = command
 sys.modules["lora_a2.commands.run"] = module
 sys.argv = ["lora-a2", "run"]
 status = main()
 print("ended", flush=True)
-input()
+os.read(0, 1)
 sys.exit(status)
 """
 """The command line with a command that waits, and tells how far it is; a line that is typed lets it go on."""
@@ -136,16 +136,12 @@ def interrupted(terminal: Terminal, number: int, times: int) -> str:
 @pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("times", [1, 2])
-def test_run_and_resume(number: int, times: int, given: list[str], tmp_path: Path) -> None:
+def test_run(number: int, times: int, given: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    expected = f"Interrupted; continue with: lora-a2 resume {run}"
     with started(["run", *given, "--output-dir", str(run)]) as terminal:
         terminal.wait(rounds(run))
-        assert interrupted(terminal, number, times) == expected
-    (run / "rounds.jsonl").unlink()
-    (run / "rounds.sha256").unlink()
-    with started(["resume", str(run)]) as terminal:
-        assert terminal.end() == 2, "the ledger is missing"
+        said = interrupted(terminal, number, times)
+    assert said == f"Interrupted; continue with: lora-a2 resume {run}"
 
 
 @pytest.mark.slow
