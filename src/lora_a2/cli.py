@@ -6,6 +6,7 @@ Only click is imported here; a command's module, and with it torch and the rest,
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +36,8 @@ COMMANDS: dict[str, str] = {
 """Name → one line of help. The command is `command` in `lora_a2.commands.<name>`."""
 
 USER_ERROR = 2
+_UNNAMED = "standard output, or the folder of temporary files"
+"""What may be full where an error names no file: all files of our own are named."""
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -114,25 +117,12 @@ def _run(arguments: list[str]) -> int:
     except LoraA2Error as error:
         return _fail(str(error))
     except BrokenPipeError:
-        _drop_output()
+        # Whoever read our output has left. What is still buffered must not fail when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or _unnamed()}")
-
-
-def _unnamed() -> str:
-    """What cannot be written where the system names no file: standard output, whose buffer then fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
-        return "standard output"
-    return "no file is named"
-
-
-def _drop_output() -> None:
-    """Whoever read our output has left, or its disk is full: what is still buffered must not fail when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or (_UNNAMED if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None)
+        return _fail(f"{error.strerror or error}" + (f": {where}" if where else ""))
 
 
 def _fail(message: str) -> int:
