@@ -72,7 +72,7 @@ class LocalDeployment(Deployment):
     def start_all(self, say: Say) -> None:
         """Starts everything but the run, and waits until the workers listen."""
         self.start_superlink()
-        say(f"SuperLink at {self.address}, TLS and a key for each node.")
+        say(f"SuperLink behind a proxy at {self.address}, TLS and a key for each node.")
         for node in range(self.nodes):
             self.start_worker(node)
             self.register(node)

@@ -34,12 +34,12 @@ QUIET = {
 
 
 def program(name: str) -> str:
-    """A command of this Python's environment, whatever PATH says.
+    """A command of this Python's environment, whatever PATH says; one that is given by its whole path is left so.
 
     Raises:
         RunError: it is not installed.
     """
-    path = Path(sys.executable).with_name(name)
+    path = Path(sys.executable).parent / name  # which is `name` itself where that is a whole path
     if not path.exists():
         raise RunError(f"There is no {name} beside {sys.executable}: install lora-a2[flower].")
     return str(path)
@@ -60,7 +60,8 @@ class Processes:
         self.logs = home / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_INTERNAL_")}
+        self.environment = {**inherited, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lasting: set[str] = set()
 
