@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "data.shares"),
-    ("randomness", "files", "algebra", "selection", "codec", "privacy", "budgets", "data.partition"),
+    ("randomness", "files", "lifeline", "algebra", "selection", "codec", "privacy", "budgets", "data.partition"),
     ("cohorts", "method", "records"),
     ("methods",),
     ("model", "data", "cost", "analysis"),

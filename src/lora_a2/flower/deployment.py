@@ -124,7 +124,10 @@ class Deployment:
         self.processes.start(RUN, ["flwr", "run", str(app), CONNECTION, "--stream"], lasting=False)
 
     def _write_connection(self) -> None:
-        connection = {"address": f"127.0.0.1:{self.control_port}", "root-certificates": str(self.certificates.authority)}
+        connection = {
+            "address": f"127.0.0.1:{self.control_port}",
+            "root-certificates": str(self.certificates.authority),
+        }
         document = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self.processes.home / "config.toml").write_text(tomlkit.dumps(document))
 

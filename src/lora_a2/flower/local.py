@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 from lora_a2.config import RunConfig
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
+from lora_a2.flower.guardian import guarded_home
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
 from lora_a2.flower.signals import interruptible
@@ -91,11 +91,7 @@ class LocalDeployment(Deployment):
 @contextmanager
 def local_deployment(config: RunConfig, state: Path) -> Iterator[LocalDeployment]:
     """A deployment in a temporary folder, which goes with it."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lora-a2-") as home,
-        Processes(Path(home)) as processes,
-        interruptible(),
-    ):
+    with guarded_home() as home, Processes(home) as processes, interruptible():
         yield LocalDeployment(processes, config, state)
 
 

@@ -47,6 +47,8 @@ def configuration(*, listen: str, superlink: str, certificate: Path, key: Path, 
     values = {"LISTEN": listen, "SUPERLINK": superlink, "CERTIFICATE": certificate, "KEY": key, "AUTHORITY": authority}
     for name, value in values.items():
         if _SYNTAX.search(str(value)):
-            raise ConfigError(f"nginx cannot be told {str(value)!r}: choose a path without quotes, dollars and backslashes.")
+            raise ConfigError(
+                f"nginx cannot be told {str(value)!r}: choose a path without quotes, dollars and backslashes."
+            )
         text = text.replace(f"@{name}@", str(value))
     return text
