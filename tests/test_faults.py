@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from faults import FAULTS, Subject, subject
+from needs import NGINX
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, NGINX]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("psutil", reason="needs lora-a2[flower]")
+pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from faults import tiny_config
 from federation import save_data, save_model

@@ -27,6 +27,7 @@ from lora_a2.flower.shares import TEST, TRAIN, share_of
 from lora_a2.jobs import launch
 from lora_a2.node.protocol import Request, ask
 from lora_a2.simulation import Observer
+from needs import NGINX
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")
 NODES = 2
@@ -72,6 +73,7 @@ def simulated(config: RunConfig, folder: Path) -> dict[str, bytes]:
     return adapter(folder / "simulated")
 
 
+@NGINX
 def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=2, output_dir=str(tmp_path / "deployed"))
     command = start(tmp_path, "--nodes", str(NODES), "--min-train-nodes", str(NODES), "--json", *options(config))
@@ -87,6 +89,7 @@ def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@NGINX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_one_leaves_nothing_but_its_run(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=8, output_dir=str(tmp_path / "deployed"))
@@ -133,6 +136,7 @@ def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@NGINX
 def test_no_text_and_no_label_leaves_a_node(tmp_path: Path) -> None:
     """Every byte that a node sends in a run, TLS taken off: replies, and all that Flower says besides."""
     labels = ("Mahnung", "Kuendigung", "Rueckfrage")

@@ -16,14 +16,14 @@ from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
-import httpx
-import psutil
 import pytest
 
 pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 import flwr.proto
+import grpc
+import httpx
+import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, ListRunsRequest, ListRunsResponse
@@ -341,3 +341,21 @@ def test_the_configuration_in_deploy_is_this_one() -> None:
         authority=Path("/etc/lora-a2/ca.crt"),
     )
     assert (Path(__file__).parents[1] / "deploy" / "nginx.conf").read_text() == text
+
+
+def test_no_file_of_ours_publishes_a_superlink() -> None:
+    root = Path(__file__).parents[1]
+    files = [
+        *(root / "deploy").iterdir(),
+        *(root / "docs").glob("*.md"),
+        *(root / "src").rglob("*.txt"),
+        root / "README.md",
+    ]
+    started = 0
+    for file in files:
+        text = re.sub(r'[\\"\s,]+', " ", file.read_text())
+        assert "0.0.0.0" not in text, file
+        commands = re.findall(r"flower-superlink (?:\[?--.*?)--database", text)
+        assert all("--host 127.0.0.1 " in command for command in commands), file
+        started += len(commands)
+    assert started == 3  # the unit, the image, the documentation
