@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from faults import FAULTS, Subject, subject
+from lora_a2.flower.deployment import PROXY
 from needs import NGINX
 
 pytestmark = [pytest.mark.slow, NGINX]
@@ -23,3 +24,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_run_survives(deployed: Subject, fault: Callable[[Subject], None]) -> None:
     fault(deployed)
+
+
+def test_a_run_survives_a_proxy_that_is_killed(deployed: Subject) -> None:
+    deployed.submit(min_train_nodes=3)
+    deployed.wait_for_round(2)
+    deployed.deployment.processes.kill(PROXY)
+    deployed.deployment.start_proxy()
+    deployed.finish()
+    assert deployed.clients() == 6 * [[0, 1, 2]]

@@ -17,6 +17,7 @@ pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from faults import tiny_config
 from federation import save_data, save_model
+from lora_a2.flower.processes import free_port
 from needs import NGINX
 
 LIMIT = 120.0
@@ -57,8 +58,8 @@ def kill(holder: subprocess.Popen[str], expected: int) -> None:
     started = psutil.Process(holder.pid).children(recursive=True)
     assert len(started) >= expected, started
     holder.kill()
+    _, left = psutil.wait_procs(started, timeout=LIMIT)  # before the holder is waited for: until then it is a zombie
     holder.communicate()
-    _, left = psutil.wait_procs(started, timeout=LIMIT)
     assert not left
 
 
@@ -115,6 +116,13 @@ def test_a_process_whose_parent_has_gone_already_ends_at_once() -> None:
     code = "from lora_a2.lifeline import end_with_parent; end_with_parent(1); print('alive')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+def test_what_a_supernode_started_ends_with_it(tmp_path: Path) -> None:
+    nowhere = ["--insecure", "--superlink=127.0.0.1:1", f"--port={free_port()}"]
+    holder = hold(tmp_path, sys.executable, "-m", "lora_a2.flower.supernode", *nowhere)
+    wait(lambda: bool(psutil.Process(holder.pid).children()), "its SuperExec", holder)
+    kill(holder, expected=1)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from inotify import opened
 from listening_proxy import ListeningProxy
 from lora_a2.cli import main
 from lora_a2.config import RunConfig
+from lora_a2.errors import ConfigError
+from lora_a2.flower import proxy
 from lora_a2.flower.local import LocalDeployment, follow, local_deployment, server_line
 from lora_a2.flower.shares import TEST, TRAIN, share_of
 from lora_a2.jobs import launch
@@ -118,6 +120,23 @@ def test_a_run_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "taken").touch()
     assert main(["flower", "local-deployment", "--output-dir", str(tmp_path / "taken"), "--quiet"]) == 2
     assert "already holds something else" in one_error(capsys)
+
+
+def test_without_nginx_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy.shutil, "which", lambda *given, **options: None)
+    config = tiny_config(tmp_path, num_clients=NODES, output_dir=str(tmp_path / "deployed"))
+    capsys.readouterr()
+    assert main(["flower", "local-deployment", f"--nodes={NODES}", "--quiet", *options(config)]) == 2
+    assert "install it (apt-get install nginx)" in one_error(capsys)
+
+
+@pytest.mark.parametrize("path", ['/home/a"b', "/home/$uri", "/home/a\\b", "/home/a\nb"])
+def test_a_path_that_nginx_would_read_otherwise_is_refused(path: str) -> None:
+    given = {"listen": "9092", "superlink": "127.0.0.1:8000", "key": Path("/k"), "authority": Path("/a")}
+    with pytest.raises(ConfigError, match="nginx cannot be told"):
+        proxy.configuration(certificate=Path(path), **given)  # type: ignore[arg-type]
 
 
 def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:

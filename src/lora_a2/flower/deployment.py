@@ -58,7 +58,7 @@ class Deployment:
             RunError: there is no nginx, or one of the two does not start.
         """
         if not self.processes.alive(PROXY):
-            self._start_proxy()
+            self.start_proxy()
         made = self.certificates
         self.processes.start(
             SUPERLINK,
@@ -75,7 +75,12 @@ class Deployment:
         )
         self.processes.wait_until(lambda: _listening(self.control_port), "Starting the SuperLink")
 
-    def _start_proxy(self) -> None:
+    def start_proxy(self) -> None:
+        """Starts the proxy and waits until it listens.
+
+        Raises:
+            RunError: there is no nginx, or it does not start.
+        """
         home, made = self.processes.home / PROXY, self.certificates
         home.mkdir(exist_ok=True)
         text = configuration(

@@ -106,11 +106,15 @@ def _parent() -> int | None:
 
 
 def main() -> None:
-    """Runs a SuperExec until its SuperNode ends; arguments are those of `flower-superexec`."""
+    """Runs a SuperExec until its SuperNode ends; arguments are those of `flower-superexec`.
+
+    Flower's own watch over `--parent-pid` takes a parent that was killed, and not yet waited for, to be alive: here the kernel
+    watches, so it has to be the process that started this one.
+    """
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
-    if _parent() == os.getppid():
-        end_with_parent(os.getppid())
+    if (parent := _parent()) is not None:
+        end_with_parent(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave nothing behind
     use_own_client_app()
     patience = Patience()
