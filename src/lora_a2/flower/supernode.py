@@ -42,7 +42,10 @@ def _start_superexec() -> None:
     parser.add_argument("--isolation", default="subprocess")
     parser.add_argument("--ssl-ca-certfile")
     given, _ = parser.parse_known_args()
-    if given.isolation != "subprocess" or {"--help", "-h", "--version", "-V"} & set(sys.argv):
+    if {"--help", "-h", "--version", "-V"} & set(sys.argv):
+        return
+    if given.isolation != "subprocess":
+        print("Start 'python -m lora_a2.flower.superexec': Flower's runs the programs that a server sends.", file=sys.stderr)
         return
     _check_release()
     address = f"[{given.host}]:{given.port}" if ":" in given.host else f"{given.host}:{given.port}"
