@@ -45,7 +45,10 @@ def _start_superexec() -> None:
     if {"--help", "-h", "--version", "-V"} & set(sys.argv):
         return
     if given.isolation != "subprocess":
-        print("Start 'python -m lora_a2.flower.superexec': Flower's runs the programs that a server sends.", file=sys.stderr)
+        print(
+            "Start 'python -m lora_a2.flower.superexec': Flower's runs the programs that a server sends.",
+            file=sys.stderr,
+        )
         return
     _check_release()
     address = f"[{given.host}]:{given.port}" if ":" in given.host else f"{given.host}:{given.port}"
