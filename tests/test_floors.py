@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "files",
         "locks",
         "signals",
+        "lifeline",
         "algebra",
         "selection",
         "codec",

@@ -78,7 +78,8 @@ class _Workers:
     def _work(self, run: PlannedRun, cores: str, device: str) -> None:
         log = self._path / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "lora_a2.worker", str(self._path), run.name, cores, device]
+        batch = [str(self._path), run.name, cores, device]
+        command = [sys.executable, "-m", "lora_a2.worker", str(os.getpid()), *batch]
         with log.open("ab") as file:
             # Its own session: Ctrl-C reaches this process alone, which passes it on.
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
