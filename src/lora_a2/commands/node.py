@@ -15,6 +15,19 @@ from lora_a2.commands.common import examples
         "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock",
         "lora-a2 node --data reviews.jsonl --text-column body --label-column stars --test-fraction 0 \\",
         "             --model roberta-base --socket /run/lora-a2/worker.sock --store /var/lib/lora-a2",
+        "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock --policy node.toml",
+        "",
+        "node.toml, all of it optional:",
+        "  methods = ['lora-a2', 'ffa-lora']   # which algorithms; all where left out",
+        "  labels = ['billing', 'delivery']    # the class names that a run must have",
+        "  max-local-epochs = 5                # most epochs in a round; 100",
+        "  max-rank = 16                       # largest rank of the adapter; 1024",
+        "  max-batch-size = 32                 # largest batch; 4096",
+        "  max-rounds = 50                     # most server rounds in a run; 10000",
+        "  max-seconds = 600                   # longest work on one request; 7200",
+        "  max-message = 100                   # largest message in megabytes; 4096",
+        "  evaluation = false                  # tell no number of right answers; true",
+        "  round-examples-to = 50              # tell numbers of examples as multiples; 1",
     ),
 )
 @click.option("--data", required=True, metavar="FILE", help="The node's own examples; they never leave this machine.")
@@ -53,12 +66,10 @@ from lora_a2.commands.common import examples
     help="What the node keeps from round to round, for methods that keep something.",
 )
 @click.option(
-    "--max-message",
-    type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    metavar="MB",
-    help="The largest message that is accepted, in megabytes.",
+    "--policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TOML file with what this node allows, whatever a server asks; see below.",
 )
 def command(
     data: str,
@@ -72,7 +83,7 @@ def command(
     num_threads: int,
     socket_path: Path,
     store: Path,
-    max_message: int,
+    policy: Path | None,
 ) -> None:
     """Train for a federation with this machine's own data, until stopped.
 
@@ -86,13 +97,15 @@ def command(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     from lora_a2.node.own_data import OwnData
-    from lora_a2.node.participant import Participant, check_model, overrides, threads
+    from lora_a2.node.participant import Participant, own_fields, threads
+    from lora_a2.node.policy import Policy, load_policy
     from lora_a2.node.worker import listening, log, serve
 
+    allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)
     own = OwnData(data, text_column, label_column, test_data, test_fraction)
     count = own.check()
-    participant = Participant(own, store.expanduser(), check_model(model), overrides(device, dtype))
+    participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype))
     with listening(socket_path) as listener:
         log.info("Ready: %d examples of %s, listening at %s.", count, data, socket_path)
-        serve(listener, participant.answer, max_message * 10**6)
+        serve(listener, participant.answer, allowed.max_message * 10**6)
