@@ -93,13 +93,13 @@ def command(
     \b
       flower-supernode … --node-config 'partition-id=0 num-partitions=3 worker-socket="/path/to/worker.sock"'
     """
-    import logging
+    from lora_a2.node.logs import log, start_log
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_log()
     from lora_a2.node.own_data import OwnData
     from lora_a2.node.participant import Participant, own_fields, threads
     from lora_a2.node.policy import Policy, load_policy
-    from lora_a2.node.worker import listening, log, serve
+    from lora_a2.node.worker import listening, serve
 
     allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)

@@ -19,7 +19,8 @@ from lora_a2.errors import LoraA2Error
 from lora_a2.flower.courier import log
 from lora_a2.flower.messages import answer_message, error_message, read_request_content
 from lora_a2.node.protocol import Answer, Request, ask, outgoing
-from lora_a2.node.refusals import Reason, Refused, plain, reason_of
+from lora_a2.node.refusals import Reason, Refused, reason_of
+from lora_a2.text import plain
 
 if TYPE_CHECKING:
     from lora_a2.flower.simulated import LoadData
@@ -47,7 +48,7 @@ def respond(load_data: LoadData | None, message: Message, context: Context) -> M
         answer = _answerer(load_data, context, state_dir, message.metadata.ttl)(request)
         return answer_message(outgoing(answer), message)
     except LoraA2Error as error:
-        log.error("%s", plain(error))
+        log.error("%s", plain(error, 1000))
         return error_message(reason_of(error), message)
     except Exception as error:
         log.exception("An error that should not happen.")

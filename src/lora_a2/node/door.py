@@ -7,7 +7,6 @@ taken within one; what waits takes at most the memory of one largest message; an
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import struct
@@ -19,10 +18,9 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
+from lora_a2.node.logs import log
 from lora_a2.node.protocol import PIECE, PREFIX_SIZE, Answer, Request, cut_off, packed, parsed, read_request, sizes
-from lora_a2.node.refusals import Reason, Refused, plain
-
-log = logging.getLogger("lora_a2.node")
+from lora_a2.node.refusals import Reason, Refused
 
 MESSAGE_SECONDS = 60.0
 """How long a message may take from its first byte to its last, either way."""
@@ -121,7 +119,7 @@ class Door:
                     request = read_request(header, await _exactly(reader, size))
                 return await self._answered(request, reader)
         except Refused as error:
-            log.error("Refused: %s", plain(error))
+            log.error("A request is refused: %s", error)
             return error.reason
 
     def _admit(self, connection: socket.socket) -> None:

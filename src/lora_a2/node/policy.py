@@ -22,7 +22,8 @@ from lora_a2.config import Int, RunConfig, load_config
 from lora_a2.config_errors import kebab, one_line
 from lora_a2.errors import ConfigError
 from lora_a2.methods import get_method
-from lora_a2.node.refusals import Reason, Refused, plain
+from lora_a2.node.refusals import Reason, Refused
+from lora_a2.text import plain
 
 
 def _list(value: Any) -> Any:
@@ -120,9 +121,7 @@ class Policy(BaseModel):
         if not allowed:
             said = getattr(self, key)
             shown = str(said).lower() if isinstance(said, bool) else list(said) if isinstance(said, tuple) else said
-            raise Refused(
-                Reason.POLICY, f"{kebab(what)} {plain(given, 200)}: the policy has {kebab(key)} = {plain(shown, 200)}."
-            )
+            raise Refused(Reason.POLICY, f"{kebab(what)} {plain(given)}: the policy has {kebab(key)} = {plain(shown)}.")
 
     @model_validator(mode="wrap")
     @classmethod

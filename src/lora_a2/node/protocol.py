@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lora_a2.node.refusals import Note, Reason, Refused, plain
+from lora_a2.node.refusals import Note, Reason, Refused
 
 Kind = Literal["profile", "train", "evaluate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -175,7 +175,7 @@ def read_request(header: Mapping[str, Any], payload: bytes) -> Request:
 
 
 def _invalid(detail: str) -> Refused:
-    return Refused(Reason.RELEASE, plain(detail))
+    return Refused(Reason.RELEASE, detail)
 
 
 def _plain_name(name: str) -> bool:

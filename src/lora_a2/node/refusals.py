@@ -7,7 +7,6 @@ passes it on looks up its sentence here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 
 from lora_a2.errors import CodecError, ConfigError, DataError, ModelError, NodeError, ReplyError
@@ -58,16 +57,3 @@ def reason_of(error: Exception) -> Reason:
     if isinstance(error, Refused):
         return error.reason
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.FAILED)
-
-
-_SHOWN = 1000
-
-
-def plain(text: object, limit: int = _SHOWN) -> str:
-    """One printable line of at most `limit` characters, for logs: what a server sends must not forge lines or move cursors."""
-    return "".join(_printable(str(text)[: limit + 1]))[:limit] + ("…" if len(str(text)) > limit else "")
-
-
-def _printable(text: str) -> Iterator[str]:
-    for character in text:
-        yield character if character.isprintable() else character.encode("unicode_escape").decode()

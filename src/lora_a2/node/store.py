@@ -9,7 +9,7 @@ it held before.
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import re
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from lora_a2.clients import ClientMemory
-from lora_a2.errors import RunError
-from lora_a2.files import read_sealed, write_sealed
+from lora_a2.errors import NodeError
+from lora_a2.files import write_atomic
+from lora_a2.node.logs import log
 from lora_a2.types import Factor, FloatArray
-
-log = logging.getLogger("lora_a2.node")
 
 _NAME = re.compile(r"round-(\d+)\.kept")
 
@@ -43,8 +42,8 @@ class ClientStore:
         if not number:
             return 0, ClientMemory()
         try:
-            return number, _memory(read_sealed(self._path(number), self._context(number)))
-        except (OSError, RunError) as error:
+            return number, _memory(self._content(number))
+        except (OSError, NodeError) as error:
             log.error("What was kept after round %d is lost: %s", number, error)
             return 0, ClientMemory()
 
@@ -53,7 +52,8 @@ class ClientStore:
         tensors = {f"base/{name}": np.ascontiguousarray(values) for name, values in memory.base.items()}
         tensors |= {f"{factor}/{name}": np.ascontiguousarray(v) for (factor, name), v in memory.private.items()}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_sealed(self._path(server_round), save_tensors(tensors), self._context(server_round))
+        content = save_tensors(tensors)
+        write_atomic(self._path(server_round), self._digest(server_round, content) + content)
         earlier = max((n for n in self._rounds() if n < server_round), default=0)
         for number in self._rounds() - {server_round, earlier}:
             self._path(number).unlink()
@@ -65,8 +65,17 @@ class ClientStore:
     def _path(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:05d}.kept"
 
-    def _context(self, server_round: int) -> str:
-        return f"{self._owner}/{server_round}"
+    def _content(self, server_round: int) -> bytes:
+        data = self._path(server_round).read_bytes()
+        digest, content = data[: hashlib.sha256().digest_size], data[hashlib.sha256().digest_size :]
+        if digest != self._digest(server_round, content):
+            raise NodeError(f"{self._path(server_round)} is damaged: its digest is not that of its content.")
+        return content
+
+    def _digest(self, server_round: int, content: bytes) -> bytes:
+        digest = hashlib.sha256(f"{self._owner}/{server_round}\0".encode())
+        digest.update(content)
+        return digest.digest()
 
 
 def _memory(data: bytes) -> ClientMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
@@ -13,10 +12,9 @@ from pathlib import Path
 
 from lora_a2.errors import LoraA2Error, NodeError
 from lora_a2.node.door import BACKLOG, Door, Reply
+from lora_a2.node.logs import log
 from lora_a2.node.protocol import Answer, Request, outgoing
-from lora_a2.node.refusals import plain, reason_of
-
-log = logging.getLogger("lora_a2.node")
+from lora_a2.node.refusals import reason_of
 
 _PATH_LIMIT = 107
 """Bytes of a socket's path that Linux takes."""
@@ -67,7 +65,7 @@ def reply_to(request: Request, answer: Answerer, gone: Callable[[], bool]) -> Re
     try:
         found = outgoing(answer(request, gone))
     except LoraA2Error as error:
-        log.error("%s of run %s is refused: %s", request.kind.capitalize(), request.run_id[:8], plain(error))
+        log.error("%s of run %s is refused: %s", request.kind.capitalize(), request.run_id[:8], error)
         return reason_of(error)
     except Exception as error:
         log.exception("An error that should not happen.")
