@@ -184,9 +184,9 @@ CASES: dict[str, tuple[Case, Reason, str]] = {
     "an unknown method": (configured(method=f"{SECRET}"), Reason.CONFIG, "Unknown method"),
     "noise": (configured(**{"laplace-epsilon": 1.0}), Reason.CONFIG, "it would hide nothing"),
     "no such module": (configured(**{"target-modules": ["nothing"]}), Reason.MODEL, "matches no linear layer"),
-    "noise for a download": (download(lambda data: bytes(len(data))), Reason.DOWNLOAD, ""),
-    "no download": (download(lambda data: b""), Reason.DOWNLOAD, ""),
-    "half a download": (download(lambda data: data[: len(data) // 2]), Reason.DOWNLOAD, ""),
+    "noise for a download": (download(lambda data: bytes(len(data))), Reason.DOWNLOAD, "starts with"),
+    "no download": (download(lambda data: b""), Reason.DOWNLOAD, "has 0 bytes"),
+    "half a download": (download(lambda data: data[: len(data) // 2]), Reason.DOWNLOAD, "cut or extended"),
     "a flipped bit": (
         download(lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]),
         Reason.DOWNLOAD,
