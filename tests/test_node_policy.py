@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from lora_a2.node.participant import _FROM_SERVER, Participant, own_fields
 from lora_a2.node.policy import Policy, load_policy
 from lora_a2.node.refusals import Reason, Refused
 from node_requests import Server, participant, request, run_of
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +168,8 @@ def test_keys_may_have_underscores_as_in_a_run_s_file(tmp_path: Path) -> None:
 
 def documented() -> list[str]:
     """The example of the help and of the documentation, line by line."""
-    page = Path(__file__).resolve().parents[1] / "docs" / "node-policy.md"
-    return [
-        str(command.command.epilog).partition("node.toml, all of it optional:")[2],
-        page.read_text().split("```")[1],
-    ]
+    help_text = str(command.command.epilog).partition("node.toml, all of it optional:")[2]
+    return [help_text, (ROOT / "docs" / "node-policy.md").read_text().split("```")[1]]
 
 
 @pytest.mark.parametrize("text", documented(), ids=["help", "docs"])
@@ -179,8 +180,17 @@ def test_what_help_and_docs_show_is_a_policy_with_every_key_and_its_default(text
     assert list(shown) == list(map(kebab, Policy.model_fields))
     for line, (name, field) in zip(lines, Policy.model_fields.items(), strict=True):
         assert getattr(policy, name) != field.default, "an example that changes nothing shows nothing"
-        default = {True: "true", (): "all"}.get(field.default, str(field.default))
+        default = "true" if field.default is True else str(field.default or "all")
         assert line.endswith(f"(default: {default})"), line
+
+
+def test_the_unit_s_policy_is_one_and_lists_every_key_with_its_default() -> None:
+    policy = load_policy(ROOT / "deploy" / "node.toml")
+    assert policy == Policy.model_validate({})
+    text = (ROOT / "deploy" / "node.toml").read_text()
+    assert Policy.model_validate(tomllib.loads(text.replace("\n#: ", "\n"))) == policy
+    assert re.findall(r"^#: ([a-z-]+) = ", text, re.MULTILINE) == list(map(kebab, Policy.model_fields))
+    assert "--policy /etc/lora-a2/node.toml" in (ROOT / "deploy" / "worker.service").read_text()
 
 
 # --- what a server cannot set
