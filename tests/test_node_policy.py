@@ -26,7 +26,6 @@ from lora_a2.node.policy import Policy, load_policy
 from lora_a2.node.refusals import Reason, Refused
 from node_requests import Server, participant, request, run_of
 
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
