@@ -281,3 +281,12 @@ def test_a_request_has_so_many_seconds(files: tuple[str, str], tmp_path: Path, m
     with pytest.raises(Refused, match="max-seconds = 20") as caught:
         node_of(*files, tmp_path, max_seconds=20).answer(asked)
     assert caught.value.reason is Reason.POLICY
+
+
+def test_a_socket_that_cannot_be_listened_at_ends_the_worker() -> None:
+    with (
+        socket.socket(socket.AF_INET) as other,
+        door.Door(other, 10) as entrance,
+        pytest.raises(ValueError, match="UNIX"),
+    ):
+        next(entrance.calls())

@@ -53,7 +53,7 @@ class Door:
     def __init__(self, listener: socket.socket, limit: int, message_seconds: float = MESSAGE_SECONDS) -> None:
         self._listener, self._limit, self._seconds = listener, limit, message_seconds
         self._budget = _Budget(limit)
-        self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        self._calls: SimpleQueue[Call | Exception | None] = SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._open = 0
@@ -75,17 +75,25 @@ class Door:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def calls(self) -> Iterator[Call]:
-        """The requests, one after the other, as they come; those that were taken back are passed over."""
-        while (call := self._calls.get()) is not None:
+        """The requests, one after the other, as they come; those that were taken back are passed over.
+
+        Raises:
+            OSError: the socket cannot be listened at any longer.
+        """
+        while not isinstance(call := self._calls.get(), Exception | None):
             if not call.gone.is_set():
                 yield call
+        if call is not None:
+            raise call
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # cancels what is open at its end
-            try:
+        end: Exception | None = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # cancels what is open at its end
                 runner.run(self._serve())
-            finally:
-                self._calls.put(None)
+        except Exception as error:
+            end = error
+        self._calls.put(end)
 
     async def _serve(self) -> None:
         server = await asyncio.start_unix_server(self._connected, sock=self._listener, backlog=BACKLOG)

@@ -101,6 +101,8 @@ class Participant:
         config = self._config(request)
         model, clients = self._open(config, request)
         if (partition := request.partition) not in clients:
+            if self._own is not None:
+                clients.clear()  # a node is one client, whatever number it is given
             clients[partition] = self._load_client(config, request, model)
         key = config, request.labels
         if self._federation is None or self._federation[0] != key:

@@ -67,8 +67,11 @@ def reply_to(request: Request, answer: Answerer, gone: Callable[[], bool]) -> Re
     except LoraA2Error as error:
         log.error("%s of run %s is refused: %s", request.kind.capitalize(), request.run_id[:8], error)
         return reason_of(error)
+    except OSError as error:  # a full disk, say
+        log.error("%s of run %s failed: %s", request.kind.capitalize(), request.run_id[:8], error)
+        return reason_of(error)
     except Exception as error:
-        log.exception("An error that should not happen.")
+        log.exception("%s of run %s failed.", request.kind.capitalize(), request.run_id[:8])
         return reason_of(error)
     _log_answer(request, found, time.perf_counter() - began)
     return found
