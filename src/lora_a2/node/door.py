@@ -120,7 +120,7 @@ class Door:
         try:
             self._admit(writer.get_extra_info("socket"))
             async with asyncio.timeout(self._seconds):
-                if not (first := await reader.read(1)):  # gone without a word, as whoever only looks if somebody listens
+                if not (first := await reader.read(1)):  # gone without a word: it only looked if somebody listens
                     return None
                 header_size, size = sizes(first + await _exactly(reader, PREFIX_SIZE - 1), self._limit)
                 header = parsed(await _exactly(reader, header_size))
