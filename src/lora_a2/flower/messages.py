@@ -69,9 +69,9 @@ def answer_message(answer: Answer, message: Message) -> Message:
     return Message(content, reply_to=message)
 
 
-def error_message(reason: str, message: Message) -> Message:
+def error_message(reason: Reason, message: Message) -> Message:
     """The reply to `message` that says why there is no other."""
-    return Message(Error(CLIENT_APP_ERROR, reason), reply_to=message)
+    return Message(Error(CLIENT_APP_ERROR, str(reason)), reply_to=message)
 
 
 def read_answer(message: Message, limit: int) -> Answer:
