@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +222,24 @@ def test_a_request_whose_sender_went_while_it_waited_is_not_begun(path: Path) ->
     assert seen[-1] == "end"
 
 
-def test_no_thread_and_no_socket_is_left(path: Path) -> None:
+def test_no_thread_no_socket_and_no_word_is_left(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = set(threading.enumerate())
-    with working(path, honest), connected(path, message()[:-1]), connected(path):
-        ask(path, request(), 60, 100)
+    began = threading.Event()
+
+    def answer(asked: Request, gone: Any) -> Answer:
+        began.set()
+        while not gone():
+            pass
+        return honest(asked, gone)
+
+    with working(path, answer) as entrance, ExitStack() as stack:
+        open_ones = [stack.enter_context(connected(path, said)) for said in (b"", message()[:-1], message())]
+        assert began.wait(60)
+        entrance.close()
+        assert [connection.recv(1) for connection in open_ones] == [b"", b"", b""]
     assert set(threading.enumerate()) <= before
     assert not path.exists()
+    assert not caplog.records
 
 
 # --- training

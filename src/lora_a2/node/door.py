@@ -111,6 +111,8 @@ class Door:
             log.error("A connection was cut: its message took more than %.0f s.", self._seconds)
         except OSError as error:
             log.error("A connection broke: %s", error)
+        except asyncio.CancelledError:
+            pass  # the door closes; asyncio would show a traceback for each connection
         finally:
             self._open -= 1
             writer.transport.abort()
