@@ -315,7 +315,14 @@ def test_a_profile_of_the_node_s_own_data(files: tuple[str, str], tmp_path: Path
         participant = Participant(OwnData(data, test_fraction=fraction), tmp_path)
         found = participant.answer(request(run=run_of(model))).metrics
         assert (found["num_examples"], found["num_test_examples"]) == sizes
-        assert set(found) == {"partition", "num_partitions", "num_examples", "num_test_examples", "layout"}
+        assert set(found) == {
+            "partition",
+            "num_partitions",
+            "num_examples",
+            "num_test_examples",
+            "layout",
+            "fingerprint",
+        }
     participant = Participant(OwnData(data, test_data=data), tmp_path)
     assert participant.answer(request(run=run_of(model))).metrics["num_test_examples"] == 20
 

@@ -93,6 +93,27 @@ def test_the_defaults_let_every_method_through(method: str, files: tuple[str, st
     assert participant(*files, tmp_path).answer(server.asks("train")).payload
 
 
+def test_a_model_with_other_weights_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
+    asked = Server(files[1]).asks("profile")
+    found = str(participant(*files, tmp_path).answer(asked).metrics["fingerprint"])
+    assert participant(*files, tmp_path, model_fingerprints=["00ff", found]).answer(asked).metrics
+    with pytest.raises(Refused, match=r"model-fingerprints = \['00ff'\]") as caught:
+        participant(*files, tmp_path, model_fingerprints=["00ff"]).answer(asked)
+    assert caught.value.reason is Reason.POLICY
+
+
+def test_the_command_hands_the_largest_message_on(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr("lora_a2.node.worker.serve", lambda listener, answer, limit: limits.append(limit))
+    (tmp_path / "node.toml").write_text("max-message = 3")
+    start = ["node", "--data", files[0], "--socket", str(tmp_path / "private" / "s.sock")]
+    assert main(start) == 0
+    assert main([*start, "--policy", str(tmp_path / "node.toml")]) == 0
+    assert limits == [4096 * 10**6, 3 * 10**6]
+
+
 # --- numbers of examples
 
 
@@ -205,7 +226,13 @@ def test_what_a_run_says_of_machine_files_and_code_is_the_node_s_own(files: tupl
             "test-data": "/etc/shadow",
             "output-dir": "/srv",
         },
-        **{"report-to": ["wandb"], "num-workers": 99, "text-column": "x", "partitioner": "pathological"},
+        **{
+            "trust-remote-code": True,
+            "report-to": ["wandb"],
+            "num-workers": 99,
+            "text-column": "x",
+            "partitioner": "pathological",
+        },
     }
     taken = node._config(replace(request(), run=hostile))
     expected = make_config({}, {"model": files[1], "device": "cpu", "num_clients": 3})
@@ -224,7 +251,8 @@ def test_a_node_takes_from_a_server_what_training_needs_and_nothing_else() -> No
 
 
 def test_own_fields_are_checked() -> None:
-    assert own_fields("m", "cpu", None) == {"model": "m", "device": "cpu"}
+    assert own_fields("m", "cpu", None) == {"model": "m", "device": "cpu", "trust_remote_code": False}
+    assert own_fields("m", "cpu", None, True)["trust_remote_code"] is True
     assert own_fields("m", "cpu", "bf16")["dtype"] == "bfloat16"
     with pytest.raises(ConfigError, match="dtype: 'int8' is not one of"):
         own_fields("m", "cpu", "int8")

@@ -201,6 +201,7 @@ CASES: dict[str, tuple[Case, Reason, str]] = {
     "a lost state": (lost_base, Reason.LOST, "base weights of round 1 are lost"),
     "too many epochs": (policy(run={"local-epochs": 100_000}), Reason.POLICY, "max-local-epochs = 100"),
     "another method": (policy(methods=["ffa-lora"]), Reason.POLICY, "methods = \\['ffa-lora'\\]"),
+    "other weights": (policy(model_fingerprints=["00ff"]), Reason.POLICY, "model-fingerprints = "),
     "an evaluation": (policy("evaluate", evaluation=False), Reason.POLICY, "evaluation = false"),
     "other labels than allowed": (policy(labels=[SECRET, "late"]), Reason.POLICY, "labels = "),
     "more than numbers": (says_more, Reason.FAILED, "may not state layout"),

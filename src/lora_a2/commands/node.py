@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_a2.commands.common import examples
+from lora_a2.commands.common import examples, trust_option
 
 
 @click.command(
@@ -43,6 +43,7 @@ from lora_a2.commands.common import examples
     help="Share held out for testing where there is no test set; 0: none.",
 )
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="The model that the federation trains.")
+@trust_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 and so on.")
 @click.option("--dtype", help="Number type of the model's computation; the run's where left out.")
 @click.option(
@@ -79,6 +80,7 @@ def command(
     test_data: str | None,
     test_fraction: float,
     model: str,
+    trust_remote_code: bool,
     device: str,
     dtype: str | None,
     num_threads: int,
@@ -106,7 +108,7 @@ def command(
     threads(num_threads)
     own = OwnData(data, text_column, label_column, test_data, test_fraction)
     count = own.check()
-    participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype))
+    participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype, trust_remote_code))
     with listening(socket_path) as listener:
         log.info("Ready: %d examples of %s, listening at %s.", count, data, socket_path)
         serve(listener, participant.answer, allowed.max_message * 10**6)

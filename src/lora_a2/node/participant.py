@@ -16,6 +16,7 @@ from lora_a2.clients import ClientMemory, Federation, client_round, personal, re
 from lora_a2.config import RunConfig, make_config
 from lora_a2.method import Method
 from lora_a2.model.pretrained import Model
+from lora_a2.node.logs import log
 from lora_a2.node.policy import NO_LIMITS, Policy
 from lora_a2.node.protocol import Answer, Request
 from lora_a2.node.refusals import Note, Reason, Refused
@@ -100,6 +101,7 @@ class Participant:
     def _seat(self, request: Request, go_on: Callable[[], None]) -> _Seat:
         config = self._config(request)
         model, clients = self._open(config, request)
+        self._policy.check_model(model.fingerprint)
         if (partition := request.partition) not in clients:
             if self._own is not None:
                 clients.clear()  # a node is one client, whatever number it is given
@@ -125,7 +127,9 @@ class Participant:
         key = tuple(getattr(config, name) for name in _MODEL_FIELDS), request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # let go of the old model before the new one is loaded
-            self._loaded = key, open_model(config, request.labels), {}
+            model = open_model(config, request.labels)
+            self._loaded = key, model, {}
+            log.info("Loaded the model %s; its fingerprint is %s.", config.model, model.fingerprint)
         return self._loaded[1], self._loaded[2]
 
 
@@ -138,6 +142,7 @@ def _profile(seat: _Seat, request: Request) -> Answer:
             "num_examples": policy.stated(len(seat.client.train)),
             "num_test_examples": policy.stated(len(seat.client.test)) if policy.evaluation else 0,
             "layout": seat.federation.layout.digest.hex(),
+            "fingerprint": seat.model.fingerprint,
         }
     )
 
@@ -214,11 +219,12 @@ def threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def own_fields(model: str, device: str, dtype: str | None) -> dict[str, Any]:
+def own_fields(model: str, device: str, dtype: str | None, trust_remote_code: bool = False) -> dict[str, Any]:
     """What a node decides for itself, checked; without a `dtype` that of the run is used.
 
     Raises:
         ConfigError: no such number type.
     """
-    config = make_config({}, {"model": model, "device": device, "dtype": dtype})
-    return {name: getattr(config, name) for name in ("model", "device", *(("dtype",) if dtype else ()))}
+    given = {"model": model, "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    config = make_config({}, given)
+    return {name: getattr(config, name) for name, value in given.items() if value is not None}
