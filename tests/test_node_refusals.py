@@ -324,6 +324,11 @@ def test_the_sentences_have_no_place_for_anything() -> None:
         assert len(reason) < 120
 
 
+def test_the_documentation_has_every_sentence() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "node-policy.md").read_text()
+    assert re.findall(r"^\| ([A-Z].*?\.) \|", page, re.MULTILINE) == list(Reason)
+
+
 @given(st.text())
 def test_a_line_of_the_log_is_one_line_of_visible_characters(text: str) -> None:
     record = logging.LogRecord("n", logging.ERROR, "p", 1, "The run has %s", (text,), None)
