@@ -16,7 +16,7 @@ ROOT = Path(lora_a2.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "data.shares"),
+    ("errors", "types", "text", "data.shares"),
     (
         "randomness",
         "files",

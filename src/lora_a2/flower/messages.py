@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, RecordDict
 
-from lora_a2.errors import NodeError, ReplyError
+from lora_a2.errors import ReplyError
 from lora_a2.node.protocol import Answer, Request, read_request
+from lora_a2.node.refusals import Reason, Refused
 
 CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""
@@ -41,13 +42,15 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
     """The request that a node received, and the folder for simulated clients' state.
 
     Raises:
-        NodeError: it is not a request of this release.
+        Refused: it is not a request of this release.
     """
     fields = content.config_records.get("request", ConfigRecord())
     try:
         run = json.loads(str(fields.get("run")))
     except ValueError:
-        raise NodeError("The message is no request of lora-a2: run the same release at both ends.") from None
+        raise Refused(
+            Reason.RELEASE, "The message is no request of lora-a2: run the same release at both ends."
+        ) from None
     header = {
         "kind": fields.get("kind"),
         "run_id": fields.get("run-id"),
@@ -66,9 +69,9 @@ def answer_message(answer: Answer, message: Message) -> Message:
     return Message(content, reply_to=message)
 
 
-def error_message(reason: str, message: Message) -> Message:
+def error_message(reason: Reason, message: Message) -> Message:
     """The reply to `message` that says why there is no other."""
-    return Message(Error(CLIENT_APP_ERROR, reason), reply_to=message)
+    return Message(Error(CLIENT_APP_ERROR, str(reason)), reply_to=message)
 
 
 def read_answer(message: Message, limit: int) -> Answer:

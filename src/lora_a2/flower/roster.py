@@ -38,11 +38,20 @@ class Roster:
         courier: reaches them.
         content: the question for a profile.
         layout: the digest of the adapter's layout, in hex, that a node must derive too.
+        fingerprint: of the base weights that a node must have too.
         node_timeout: how long to wait for enough nodes, and for a node's profile, in seconds.
     """
 
-    def __init__(self, courier: Courier, content: Callable[[], RecordDict], layout: str, node_timeout: float) -> None:
+    def __init__(
+        self,
+        courier: Courier,
+        content: Callable[[], RecordDict],
+        layout: str,
+        fingerprint: str,
+        node_timeout: float,
+    ) -> None:
         self._courier, self._content, self._layout, self._timeout = courier, content, layout, node_timeout
+        self._fingerprint = fingerprint
         self._known: dict[int, NodeProfile] = {}
         self._asked: dict[str, tuple[int, float]] = {}
         self._refused: dict[int, tuple[str, float]] = {}
@@ -139,6 +148,11 @@ class Roster:
             raise ReplyError(
                 f"Its adapter's layout is {str(metrics.get('layout'))[:32]}; expected {self._layout}: give both ends the "
                 "same model, and run the same release of lora-a2."
+            )
+        if metrics.get("fingerprint") != self._fingerprint:
+            raise ReplyError(
+                f"Its model has other weights (fingerprint {str(metrics.get('fingerprint'))[:12]}; the server's has "
+                f"{self._fingerprint[:12]}): give both ends the same files."
             )
         total = number(metrics, "num_partitions", 1, _MOST)
         return NodeProfile(

@@ -72,7 +72,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     start = _prepare(run_config, load_data)
     options, model = start.options, start.model
     layout = federation_layout(model, start.config.chosen_method()).digest.hex()
-    roster = Roster(courier, lambda: request_content(_question(start)), layout, options.node_timeout)
+    roster = Roster(courier, lambda: request_content(_question(start)), layout, model.fingerprint, options.node_timeout)
     roster.gather(options.min_train_nodes, options.start_timeout)
     config = resolved(start.config, model, _num_clients(start, roster)).model_copy(update={"cohort_size": 1})
     plan = plan_of(config, model, [], options.rules)
