@@ -15,10 +15,11 @@ from listening_proxy import ListeningProxy
 from lora_a2.flower.local import LocalDeployment, follow, local_deployment, worker
 from lora_a2.flower.shares import TRAIN, share_of
 from lora_a2.node.refusals import Reason
+from needs import NGINX
 
 LABELS = ("Mahnung", "Kuendigung", "Rueckfrage")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, NGINX]
 
 
 @pytest.fixture(scope="module")
