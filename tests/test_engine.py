@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_a2.model import attention
-from lora_a2.model.packing import pack
+from lora_a2.model.packing import Positions, pack
 from lora_a2.model.pretrained import random_head
 from lora_a2.randomness import generator
 from lora_a2.training.local import Task, TrainingSettings, epoch_orders, train_cohort
@@ -238,7 +238,7 @@ def test_predictions_equal_the_padded_model(family: str) -> None:
 def test_packing_places_every_token_once(lengths: list[list[int]], pooling: str) -> None:
     ticket = iter(range(1, 10_000))
     cohort = [[np.array([next(ticket) for _ in range(n)]) for n in client] for client in lengths]
-    batch = pack(cohort, pooling=pooling, position_offset=2)  # type: ignore[arg-type]
+    batch = pack(cohort, pooling=pooling, positions=Positions(2))  # type: ignore[arg-type]
     ids, positions = batch.input_ids[0].numpy(), batch.position_ids[0].numpy()
     flat = [s for client in cohort for s in client]
     seen, sentence = [], 0

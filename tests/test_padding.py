@@ -14,11 +14,10 @@ from transformers import AutoModel, FNetConfig
 from federation import save_data, save_model
 from lora_a2.cli import main
 from lora_a2.errors import ModelError
-from lora_a2.model.classifier import Classifier
+from lora_a2.model.calling import hidden_width
 from lora_a2.model.packing import PackedBatch
 from lora_a2.model.padding import PaddedBatch, pad
 from lora_a2.model.pretrained import random_head
-from lora_a2.model.targets import find_target_modules
 from lora_a2.simulation import Observer, make_plan, simulate
 from lora_a2.training.local import train_cohort
 from lora_a2.types import Factor
@@ -87,7 +86,7 @@ def test_predictions_equal_the_padded_model(family: str) -> None:
     assert np.abs(engine.predict(None, data.input_ids) - got).max() > 1e-2
 
 
-@pytest.mark.parametrize(("method", "family"), [("lora-a2", "deberta-v2"), ("lora-a2", "mpnet"), ("full", "mpnet")])
+@pytest.mark.parametrize(("method", "family"), [("lora-a2", "deberta-v2"), ("lora-a2", "rembert"), ("full", "rembert")])
 def test_whole_rounds_equal_the_equations(method: str, family: str) -> None:
     run_beside(method, NAIVE[method], family)
 
@@ -110,7 +109,7 @@ def test_models_with_the_interface_are_packed(family: str) -> None:
 
 def test_a_model_whose_packed_results_differ_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With another attention in ours' place, the sentences of a packed batch see each other."""
-    monkeypatch.setattr("lora_a2.model.classifier.ATTENTION", "eager")
+    monkeypatch.setattr("lora_a2.model.fit.ATTENTION", "eager")
     engine, layout = classifier(backbone("bert"), "bert")
     assert engine.note is not None
     assert engine.backbone.config._attn_implementation == "sdpa"
@@ -122,7 +121,7 @@ def test_a_model_without_an_attention_mask_is_refused() -> None:
     config = FNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, intermediate_size=24)
     model = AutoModel.from_config(config)
     with pytest.raises(ModelError, match="FNetModel takes no attention mask"):
-        Classifier(model, find_target_modules(model), pooling="mean", head=random_head(3, 16, 4.0, seed=0))
+        hidden_width(model)
 
 
 class Listening(Observer):
@@ -135,7 +134,7 @@ class Listening(Observer):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize(("family", "count"), [("mpnet", 1), ("bert", 0)])
+@pytest.mark.parametrize(("family", "count"), [("rembert", 1), ("bert", 0), ("mpnet", 0)])
 def test_a_run_says_once_that_it_pads(family: str, count: int) -> None:
     members, model, observer = clients([5, 4, 3]), model_of(backbone(family), family), Listening()
     plan = make_plan(model, members, num_server_rounds=2, r=2, rank_budget=1, num_workers=2)
@@ -145,10 +144,10 @@ def test_a_run_says_once_that_it_pads(family: str, count: int) -> None:
 
 
 def test_the_command_line_says_once_that_it_pads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model, data = save_model(tmp_path / "model", "mpnet"), save_data(tmp_path / "data.csv")
+    model, data = save_model(tmp_path / "model", "rembert"), save_data(tmp_path / "data.csv")
     argv = ["--model", str(model), "--data", str(data), "--test-fraction", "0.3", "--output-dir", str(tmp_path / "run")]
     sizes = ["--num-clients", "2", "--partitioner", "iid", "--r", "2", "--num-server-rounds", "2"]
     assert main(["run", *argv, *sizes]) == 0
     printed = capfd.readouterr()
-    assert printed.err.count("MPNetModel does not compute packed sentences") == 1
+    assert printed.err.count("RemBertModel is trained on padded sentences") == 1
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0

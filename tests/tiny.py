@@ -18,6 +18,7 @@ from transformers import (
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    RemBertConfig,
     RobertaConfig,
     XLNetConfig,
 )
@@ -56,6 +57,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         pad_token_id=0,
     ),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=64),
+    "mpnet": MPNetConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    ),
 }
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -65,7 +69,7 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 24,
 }
 PADDED: dict[str, PreTrainedConfig] = {
-    "mpnet": MPNetConfig(**_SMALL),
+    "rembert": RemBertConfig(**_SMALL, input_embedding_size=16, output_embedding_size=16),
     "deberta-v2": DebertaV2Config(
         **_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0
     ),
@@ -79,6 +83,7 @@ POOLING: dict[str, Pooling] = {
     "llama": "last",
     "gpt2": "last",
     "mpnet": "mean",
+    "rembert": "mean",
     "deberta-v2": "cls",
     "xlnet": "last",
 }

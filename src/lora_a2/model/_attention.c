@@ -1,4 +1,5 @@
-/* Attention over packed sentences on a CPU: softmax(scaling · q kᵀ) v for every (sentence, head) alone, and its gradient.
+/* Attention over packed sentences on a CPU: softmax(cap(scaling · q kᵀ + bias)) v for every (sentence, head) alone, and its
+ * gradient. Token i sees tokens i − left … i + right of its sentence; cap(s) is s, or softcap · tanh(s / softcap).
  *
  * Matrix libraries pay more for the call than for a product of 14 tokens by 32 values; here a (sentence, head) is widened to
  * float32 once, and its products, softmax and rounding stay in cache. Probabilities are computed again in the backward pass
@@ -38,7 +39,11 @@ typedef struct {
     const int64_t *starts, *lengths;
     int64_t sentences, heads, width;
     float scaling;
-    int half, causal;
+    int half;
+    int64_t left, right;
+    float softcap; /* 0: none */
+    const float *bias; /* (heads, side, side), or NULL */
+    int64_t side;
 } Shape;
 
 INLINE Vec splat(float x) { return x - (Vec){0}; }
@@ -66,6 +71,21 @@ INLINE Vec exp_negative(Vec x) {
     p = p * x + 1.6666665459e-1f;
     p = p * x + 5.0000001201e-1f;
     return (p * x * x + x + 1.0f) * (Vec)((n + 127) << 23);
+}
+
+/* tanh, relative error below 3e-7 (Cephes' tanhf: a polynomial near 0, exponentials elsewhere). */
+INLINE Vec tangent(Vec x) {
+    Vec size = (Vec)((IVec)x & 0x7fffffff), square = x * x;
+    Vec p = splat(-5.70498872745e-3f);
+    p = p * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    p = p * square * x + x;
+    Vec e = exp_negative(-2.0f * size);
+    Vec far = (Vec)((IVec)((1.0f - e) / (1.0f + e)) | ((IVec)x & (int32_t)0x80000000));
+    IVec near = (size < 0.625f) | (x != x); /* what is not a number stays so */
+    return (Vec)(((IVec)p & near) | ((IVec)far & ~near));
 }
 
 /* out (m, n) = a (m, k) · b (k, n); m a multiple of ROWS, n of LANES. a is read at a[i · rows + l · columns]. */
@@ -116,22 +136,37 @@ INLINE void transpose(const float *in, int64_t length, int64_t width, int64_t co
 
 INLINE int64_t up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* Scores (up(n), up(n)) → probabilities; rows and columns past a sentence's end become zero. */
-INLINE void softmax(float *scores, int64_t n, int causal, float *sums, int64_t sums_row, int given) {
+/* Adds the bias to a sentence's scores (n, up(n)) and caps them; `slopes`, where given, gets the cap's derivative. */
+INLINE void shape_scores(float *scores, int64_t n, const Shape *s, int64_t head, float *slopes) {
+    int64_t m = up(n);
+    for (int64_t i = 0; s->bias && i < n; i++) {
+        const float *row = s->bias + (head * s->side + i) * s->side;
+        for (int64_t j = 0; j < n; j++) scores[i * m + j] += row[j];
+    }
+    if (s->softcap == 0.0f) return;
+    for (int64_t at = 0; at < n * m; at += LANES) {
+        Vec t = tangent(*(Vec *)(scores + at) * (1.0f / s->softcap));
+        *(Vec *)(scores + at) = t * s->softcap;
+        if (slopes) *(Vec *)(slopes + at) = 1.0f - t * t;
+    }
+}
+
+/* Scores (up(n), up(n)) → probabilities; zero outside what a token sees, and in rows and columns past a sentence's end. */
+INLINE void softmax(float *scores, int64_t n, const Shape *s, float *sums, int64_t sums_row, int given) {
     const IVec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int64_t m = up(n);
     for (int64_t i = 0; i < n; i++) {
         float *row = scores + i * m;
-        int64_t seen = causal ? i + 1 : n;
+        int64_t from = i > s->left ? i - s->left : 0, to = i + s->right < n ? i + s->right + 1 : n;
         float shift = -INFINITY;
         if (given)
             shift = sums[i * sums_row];
         else
-            for (int64_t j = 0; j < seen; j++) shift = row[j] > shift ? row[j] : shift;
+            for (int64_t j = from; j < to; j++) shift = row[j] > shift ? row[j] : shift;
         Vec total = splat(0.0f);
         for (int64_t j = 0; j < m; j += LANES) {
             Vec e = exp_negative(*(Vec *)(row + j) - shift);
-            e = (Vec)((IVec)e & (lanes < (int32_t)(seen - j)));
+            e = (Vec)((IVec)e & (lanes < (int32_t)(to - j)) & (lanes >= (int32_t)(from - j)));
             *(Vec *)(row + j) = e;
             total += e;
         }
@@ -163,7 +198,8 @@ CLONES static int forward(const Shape *s, Rows q, Rows k, Rows v, Rows out, floa
             load(v, s, start, n, h, 1.0f, vs);
             transpose(ks, n, s->width, w, kt);
             product(qs, s->width, 1, kt, scores, r, s->width, w, w);
-            softmax(scores, n, s->causal, sums + start * s->heads + h, s->heads, 0);
+            shape_scores(scores, n, s, h, NULL);
+            softmax(scores, n, s, sums + start * s->heads + h, s->heads, 0);
             product(scores, w, 1, vs, found, r, n, s->width, s->width);
             store(found, s, start, n, h, out);
         }
@@ -173,10 +209,10 @@ CLONES static int forward(const Shape *s, Rows q, Rows k, Rows v, Rows out, floa
 
 CLONES static int backward(const Shape *s, Rows q, Rows k, Rows v, Rows grad, Rows dq, Rows dk, Rows dv, float *sums) {
     int64_t m = longest(s), side = m * s->width;
-    float *memory = calloc(6 * side + 2 * m * m, sizeof(float));
+    float *memory = calloc(6 * side + (s->softcap == 0.0f ? 2 : 3) * m * m, sizeof(float));
     if (!memory) return -1;
     float *qs = memory, *ks = qs + side, *vs = ks + side, *gs = vs + side, *turned = gs + side, *found = turned + side;
-    float *probs = found + side, *scores = probs + m * m;
+    float *probs = found + side, *scores = probs + m * m, *slopes = s->softcap == 0.0f ? NULL : scores + m * m;
     for (int64_t b = 0; b < s->sentences; b++)
         for (int64_t h = 0; h < s->heads; h++) {
             int64_t start = s->starts[b], n = s->lengths[b], w = up(n), r = (n + ROWS - 1) / ROWS * ROWS;
@@ -186,7 +222,8 @@ CLONES static int backward(const Shape *s, Rows q, Rows k, Rows v, Rows grad, Ro
             load(grad, s, start, n, h, 1.0f, gs);
             transpose(ks, n, s->width, w, turned);
             product(qs, s->width, 1, turned, probs, r, s->width, w, w);
-            softmax(probs, n, s->causal, sums + start * s->heads + h, s->heads, 1);
+            shape_scores(probs, n, s, h, slopes);
+            softmax(probs, n, s, sums + start * s->heads + h, s->heads, 1);
             transpose(vs, n, s->width, w, turned);
             product(gs, s->width, 1, turned, scores, r, s->width, w, w);
             for (int64_t i = 0; i < n; i++) {
@@ -198,6 +235,7 @@ CLONES static int backward(const Shape *s, Rows q, Rows k, Rows v, Rows grad, Ro
                 for (int64_t j = 0; j < w; j += LANES) {
                     Vec *at = (Vec *)(scores + i * w + j);
                     *at = (*at - mean) * *(Vec *)(probs + i * w + j);
+                    if (slopes) *at *= *(Vec *)(slopes + i * w + j);
                 }
             }
             memset(scores + n * w, 0, sizeof(float) * (w - n) * w);
@@ -225,15 +263,19 @@ static int rows(PyObject *argument, void *out) {
 
 static int shape(PyObject *argument, void *out) {
     Shape *s = out;
-    long long starts, lengths, sentences, heads, width;
-    if (!PyArg_ParseTuple(argument, "LLLLLfpp", &starts, &lengths, &sentences, &heads, &width, &s->scaling, &s->half,
-                          &s->causal))
+    long long starts, lengths, sentences, heads, width, left, right, bias, side;
+    if (!PyArg_ParseTuple(argument, "LLLLLfpLLfLL", &starts, &lengths, &sentences, &heads, &width, &s->scaling, &s->half,
+                          &left, &right, &s->softcap, &bias, &side))
         return 0;
     s->starts = (const int64_t *)(intptr_t)starts;
     s->lengths = (const int64_t *)(intptr_t)lengths;
     s->sentences = sentences;
     s->heads = heads;
     s->width = width;
+    s->left = left;
+    s->right = right;
+    s->bias = (const float *)(intptr_t)bias;
+    s->side = side;
     if (width % LANES == 0) return 1;
     PyErr_Format(PyExc_ValueError, "a head's width must be a multiple of %d", LANES);
     return 0;

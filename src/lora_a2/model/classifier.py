@@ -6,7 +6,6 @@ Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C cla
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from lora_a2.errors import ModelError
 from lora_a2.model.activations import tabulate
 from lora_a2.model.attention import ATTENTION, packed_attention
+from lora_a2.model.fit import find_fit
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
 from lora_a2.model.packing import PackedBatch, Pooling, pack
 from lora_a2.model.padding import PaddedBatch, pad
@@ -47,13 +47,15 @@ class Classifier:
         head: the classification head.
         dtype: of the frozen weights and the activations; adapters and optimizer state are float32.
         pad_token_id: fills clients up to the longest of a cohort; never attended to.
+        max_length: tokens of the longest sentence that will come.
 
     Attributes:
+        room: tokens of the longest sentence that the backbone takes; None: any.
         note: what the user should know of this model: why it is slower than others; None: nothing.
         alone: clients of a cohort would feel each other's adapters, so that they can only train one by one.
 
     Raises:
-        ModelError: the backbone takes no attention mask.
+        ModelError: the backbone cannot be used; the message says why.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Classifier:
         head: Head,
         dtype: torch.dtype = torch.float32,
         pad_token_id: int = 0,
+        max_length: int = 128,
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         self.backbone.train(False)
@@ -72,10 +75,13 @@ class Classifier:
         self.dtype = dtype
         self.pad_token_id = pad_token_id
         self.device = next(backbone.parameters()).device
-        self.position_offset = 0
-        self.note: str | None = None
-        with torch.no_grad():
-            self.note = self._check_packing()
+        fit = find_fit(backbone, max_length, pad_token_id)
+        self.room, self._positions = fit.room, fit.positions
+        self.note = (
+            None
+            if fit.reason is None
+            else f"{type(backbone).__name__} is trained on padded sentences, which is slower: {fit.reason}."
+        )
         kinds = {} if dtype == torch.float32 else dtypes_in(backbone, dtype)
         self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
         self._groups = [layer.group for layer in self.layers.values()]
@@ -104,39 +110,6 @@ class Classifier:
         for name, tensor in [*self.backbone.named_parameters(), *self.backbone.named_buffers()]:
             if id(tensor) not in masters and tensor.is_floating_point():
                 tensor.data = tensor.data.to(kinds.get(name, self.dtype))
-
-    def _check_packing(self) -> str | None:
-        """Finds where the backbone's positions start; BERT counts from 0, RoBERTa from padding_idx + 1.
-
-        Returns why it takes padded input only, if that is so: packed and padded input do not agree for any start.
-
-        Raises:
-            ModelError: it cannot tell padding from text.
-        """
-        config, kind = self.backbone.config, type(self.backbone).__name__
-        if "attention_mask" not in inspect.signature(self.backbone.forward).parameters:
-            raise ModelError(
-                f"{kind} takes no attention mask, so that padding would change its results: choose another."
-            )
-        sentences, usual = [np.arange(5, 12), np.arange(5, 9)], config._attn_implementation
-        expected = torch.cat(
-            [h[: len(s)] for h, s in zip(self._hidden(self._pad([sentences])), sentences, strict=True)]
-        )
-        padding_idx = getattr(config, "pad_token_id", None) or 0
-        config._attn_implementation = ATTENTION
-        for self.position_offset in (0, padding_idx + 1):
-            try:
-                got = self._hidden(self.pack([sentences]))[0, : len(expected)]
-            except Exception:
-                break  # no room for positions, or for what attention is to know
-            if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-                return None
-        config._attn_implementation = usual
-        self.position_offset = padding_idx + 1  # if it has one: at least so many of its positions are left
-        return (
-            f"{kind} does not compute packed sentences (its attention is not behind Transformers' attention interface): "
-            "they are padded instead, which is slower."
-        )
 
     def _check_gradient(self) -> None:
         """Refuses a backbone through which no gradient passes, such as one with a backward pass of its own.
@@ -190,7 +163,7 @@ class Classifier:
             cohort,
             pooling=self.pooling,
             pad_token_id=self.pad_token_id,
-            position_offset=self.position_offset,
+            positions=self._positions,
             device=self.device,
         )
 

@@ -22,6 +22,55 @@ ROWS_MULTIPLE = 16
 more than a small product itself, so that few different shapes must do."""
 
 
+NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which tokens of its sentence a token sees: so many before and so many after itself."""
+
+    left: int = NO_LIMIT
+    right: int = NO_LIMIT
+
+    @classmethod
+    def within(cls, window: int | None, causal: bool) -> Sight:
+        """Of a window of so many tokens to either side, the token itself counted (None: no window); causal: to the left."""
+        side = window - 1 if window else NO_LIMIT
+        return cls(side, 0 if causal else side)
+
+
+EVERYWHERE = Sight()
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How a model numbers a sentence's tokens.
+
+    Attributes:
+        start: the first token's number.
+        padding_idx: as RoBERTa does it, only other tokens than this one are counted, from padding_idx + 1 on, and this
+            one's number is padding_idx wherever it stands. So a text that holds a literal `<pad>` has the same positions
+            here as in Transformers: packed or padded, in a run or in PEFT. None: all tokens are counted.
+    """
+
+    start: int = 0
+    padding_idx: int | None = None
+
+    def of(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Numbers (tokens,) of sentences of these lengths that lie end to end."""
+        counted = np.ones(len(ids), np.int64)
+        if self.padding_idx is not None:
+            counted = (ids != self.padding_idx).astype(np.int64)
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(counted)])
+        inside: np.ndarray = before[1:] - np.repeat(before[np.cumsum(lengths) - lengths], lengths)
+        if self.padding_idx is None:
+            return self.start - 1 + inside
+        return np.asarray(self.padding_idx + inside * counted)
+
+
+FROM_ZERO = Positions()
+
+
 @dataclass(frozen=True)
 class Group:
     """Sentences of similar length: a rectangle of N × L places cut out of the packed rows.
@@ -80,7 +129,7 @@ class PackedBatch:
     clients: int
     starts: np.ndarray
     lengths: np.ndarray
-    _heads: dict[tuple[int, bool, torch.dtype], HeadIndex] = field(default_factory=dict, repr=False)
+    _heads: dict[tuple[int, Sight, torch.dtype], HeadIndex] = field(default_factory=dict, repr=False)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -91,9 +140,9 @@ class PackedBatch:
         """Sentence vectors (N_total, width) float32, in the order of `sentences`, of hidden states (1, K·T, width)."""
         return pooled(hidden, self)
 
-    def heads(self, count: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
-        """The index for `count` heads, made once for all layers."""
-        key = (count, causal, dtype)
+    def heads(self, count: int, sight: Sight, dtype: torch.dtype) -> HeadIndex:
+        """The index for `count` heads, made once for all layers that see alike."""
+        key = (count, sight, dtype)
         if key not in self._heads:
             self._heads[key] = _head_index(self, *key)
         return self._heads[key]
@@ -104,20 +153,20 @@ def pack(
     *,
     pooling: Pooling,
     pad_token_id: int = 0,
-    position_offset: int = 0,
+    positions: Positions = FROM_ZERO,
     device: torch.device = CPU,
 ) -> PackedBatch:
     """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
     totals = [sum(len(s) for s in sentences) for sentences in cohort]
     width = -(-(max(totals) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     ids = np.full((len(cohort), width), pad_token_id, np.int64)
-    positions = np.full((len(cohort), width), position_offset, np.int64)
+    numbers = np.full((len(cohort), width), positions.start, np.int64)
     starts, lengths = [], []
     for k, sentences in enumerate(cohort):
         sizes = np.array([len(s) for s in sentences])
         ends = np.cumsum(sizes)
         ids[k, : totals[k]] = np.concatenate(sentences)
-        positions[k, : totals[k]] = position_offset + np.arange(totals[k]) - np.repeat(ends - sizes, sizes)
+        numbers[k, : totals[k]] = positions.of(ids[k, : totals[k]], sizes)
         starts.append(k * width + ends - sizes)
         lengths.append(sizes)
     start, length = np.concatenate(starts), np.concatenate(lengths)
@@ -133,7 +182,7 @@ def pack(
         pool.append(to_device(pool_weights(mask, length[members], pooling), device))
     return PackedBatch(
         input_ids=to_device(ids, device).view(1, -1),
-        position_ids=to_device(positions, device).view(1, -1),
+        position_ids=to_device(numbers, device).view(1, -1),
         groups=tuple(groups),
         places=to_device(places, device),
         filler=to_device(filler, device),
@@ -205,7 +254,7 @@ def pooled(hidden: Tensor, batch: PackedBatch) -> Tensor:
     return torch.cat(vectors)
 
 
-def _head_index(batch: PackedBatch, heads: int, causal: bool, dtype: torch.dtype) -> HeadIndex:
+def _head_index(batch: PackedBatch, heads: int, sight: Sight, dtype: torch.dtype) -> HeadIndex:
     head = torch.arange(heads, device=batch.places.device)
     index, bias = [], []
     back = torch.empty(len(batch.places), heads, dtype=torch.int64, device=head.device)
@@ -214,8 +263,11 @@ def _head_index(batch: PackedBatch, heads: int, causal: bool, dtype: torch.dtype
         n, longest = group.rows.shape
         index.append((group.rows * heads + head[:, None, None]).reshape(-1))
         hidden = ~group.mask[:, None, :].expand(n, longest, longest)
-        if causal:
-            hidden = hidden | torch.ones(longest, longest, dtype=torch.bool, device=head.device).triu(1)
+        if min(sight.left, sight.right) < longest:
+            along = torch.arange(longest, device=head.device)
+            ahead = along - along[:, None]
+            outside = (ahead > sight.right) | (-ahead > sight.left)
+            hidden = hidden | (outside & group.mask[:, :, None])  # past a sentence's end, seeing nothing would be 0 / 0
         block = torch.zeros(n, longest, longest, dtype=dtype, device=head.device)
         bias.append(block.masked_fill_(hidden, float("-inf")).repeat(heads, 1, 1))
         inside = batch.places - start

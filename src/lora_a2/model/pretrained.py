@@ -140,16 +140,16 @@ def load_model(
         head=values,
         dtype=pick_dtype(dtype, where),
         pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
+        max_length=max_length,
     )
     trained = tuple((n, v.shape) for n, v in values.items()) if head == "trained" else ()
-    limit = getattr(config, "max_position_embeddings", None) or max_length
     return Model(
         name=backbone.name,
         classifier=classifier,
         tokenizer=backbone.tokenizer,
         layout=Layout(modules, trained),
         label_names=tuple(labels),
-        max_length=min(max_length, limit - classifier.position_offset),
+        max_length=max_length if classifier.room is None else min(max_length, classifier.room),
         full_parameters=full_parameters(config),
         fingerprint=backbone.fingerprint,
         revision=backbone.revision,
