@@ -508,6 +508,20 @@ def test_a_killed_server_resumes_to_the_same_bytes(method: str, options: dict[st
     assert tensors(run) == tensors(whole)
 
 
+@pytest.mark.parametrize("method", ["lora-a2", "fedsa-lora"])
+def test_a_server_goes_back_to_the_checkpoint_before(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """The last checkpoint is damaged: the round after the one before is asked for again, and the nodes have it still."""
+    given = {**options, "method": method, "num-server-rounds": 3, "output-dir": ""}
+    grid = FakeGrid(tmp_path / "nodes", NODES, honest)
+    run = flower(given, tmp_path, grid)
+    expected = ledger(run), tensors(run)
+    (run / "checkpoint" / "round-00003.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"--from-round 2"):
+        serve(grid.courier(), {"resume": str(run)})
+    serve(grid.courier(), {"resume": str(run), "from-round": 2})
+    assert (ledger(run), tensors(run)) == expected
+
+
 def test_lost_private_factors_are_noticed(
     options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,7 +23,7 @@ def command():
     try:
         print("\\x1b[?25lready", flush=True)
         while True:
-            time.sleep(60)
+            time.sleep(0.01)
     finally:
         print("cleaning", flush=True)
         os.read(0, 1)

@@ -253,6 +253,7 @@ class RunDirectory:
         with self.writing():
             # A finished run is so no more: its adapter stands for rounds that are trained again.
             (self.adapter / "adapter_config.json").unlink(missing_ok=True)
+            (self.model / "classifier.json").unlink(missing_ok=True)
             self._checkpoints.go_back()
 
     def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:

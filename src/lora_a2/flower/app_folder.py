@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tomlkit
 
+from lora_a2.files import write_atomic
+
 Value = str | int | float | bool
 
 
@@ -29,4 +31,5 @@ def write_app(folder: Path, config: Mapping[str, Value]) -> None:
         "dependencies": [f"lora-a2[flower]=={version('lora-a2')}"],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(tomlkit.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
+    document = tomlkit.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    write_atomic(folder / "pyproject.toml", document.encode())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tomlkit
 
+from lora_a2.files import write_atomic
 from lora_a2.flower.certificates import Certificates, make_certificates
 from lora_a2.flower.processes import Processes, free_port
 from lora_a2.flower.proxy import configuration, nginx
@@ -134,7 +135,7 @@ class Deployment:
             "root-certificates": str(self.certificates.authority),
         }
         document = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-        (self.processes.home / "config.toml").write_text(tomlkit.dumps(document))
+        write_atomic(self.processes.home / "config.toml", tomlkit.dumps(document).encode())
 
 
 def _listening(port: int) -> bool:

@@ -38,6 +38,7 @@ class ServerOptions(BaseModel):
     round_timeout: float = Field(3600, gt=0, description="How long a node may take for its reply.")
     max_attempts: int = Field(5, ge=1, description="How often a round with too few usable replies is tried.")
     resume: str = Field("", description="The run directory to continue.")
+    from_round: int = Field(0, ge=0, description="With resume: after this round, where the last checkpoint is damaged.")
 
     @property
     def rules(self) -> RoundRules:

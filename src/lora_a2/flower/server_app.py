@@ -94,7 +94,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
         def rounds(state: ServerState, memories: Memories, watch: Watch | None, observer: Observer) -> Rounds:
             return run_rounds(plan, state, driver, observer, watch)
 
-        records, seconds = finish(run, config, model, plan, rounds, driver)
+        records, seconds = finish(run, config, model, plan, rounds, driver, options.from_round or None)
     log.info("Finished %d rounds in %.0f s; the result is in %s.", len(records), seconds, run.result())
     return run
 

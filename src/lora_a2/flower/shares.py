@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_a2.config import RunConfig
 from lora_a2.data.labelled import Examples
 from lora_a2.data.split import split_data
+from lora_a2.files import write_atomic
 from lora_a2.setup import open_data
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
@@ -45,6 +46,6 @@ def share_of(folder: Path, node: int) -> Path:
 
 
 def _write(path: Path, examples: Examples, label_names: tuple[str, ...]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for text, label in zip(examples.texts, examples.labels, strict=True):
-            file.write(json.dumps({"text": text, "label": label_names[label]}) + "\n")
+    rows = zip(examples.texts, examples.labels, strict=True)
+    lines = (json.dumps({"text": text, "label": label_names[label]}) + "\n" for text, label in rows)
+    write_atomic(path, "".join(lines).encode())
