@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out)."""
+    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out).
+
+    `update_norm` is the root mean square of what it moved, in learning rates and per local step, of which there were
+    `local_steps`; 0 steps: not measured, in ledgers of earlier releases.
+    """
 
     id: int
     num_examples: int
@@ -19,6 +23,8 @@ class ClientRecord:
     downloaded_parameters: int
     train_loss: float
     selected: dict[str, int]
+    update_norm: float = 0.0
+    local_steps: int = 0
 
 
 @dataclass(frozen=True)

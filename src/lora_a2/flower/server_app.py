@@ -26,14 +26,14 @@ from lora_a2.flower.messages import request_content
 from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
-from lora_a2.jobs import Rounds, config_of, describe_clients, finish, fresh_directory
+from lora_a2.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
 from lora_a2.plans import federation_layout
 from lora_a2.rounds import Watch
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
-from lora_a2.simulation import Memories, evaluate_clients, make_pool
+from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.training.evaluate import evaluate, predict
 from lora_a2.training.pool import Pool
 from lora_a2.types import ServerState
@@ -91,8 +91,8 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             evaluate=_server_evaluation(start, config, roster, pool),
         )
 
-        def rounds(state: ServerState, memories: Memories, watch: Watch | None, observer: Observer) -> Rounds:
-            return run_rounds(plan, state, driver, observer, watch)
+        def rounds(progress: Progress, watch: Watch | None, observer: Observer) -> Rounds:
+            return run_rounds(plan, progress.state, driver, observer, watch, progress.records)
 
         records, seconds = finish(run, config, model, plan, rounds, driver)
     log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)

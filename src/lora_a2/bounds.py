@@ -1,0 +1,162 @@
+"""How far a client's reply may move the state: what AdamW can do at most, and what the others' did of late.
+
+AdamW moves a value by η · m̂ / √v̂ a step, whatever the gradient's size. So a client's movement is measured in its own
+learning rates and steps, and clients with few examples and with many, rounds of A and of B, become comparable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from lora_a2 import codec
+from lora_a2.algebra import dense
+from lora_a2.clients import Federation
+from lora_a2.errors import ReplyError
+from lora_a2.records import RoundRecord
+from lora_a2.types import FACTORS, Adapter, ClientProfile, Download, FloatArray, ServerState, Upload
+
+FARTHEST_STEP = 0.1 / math.sqrt(0.001 * (1 - 0.9**2 / 0.999))
+"""|m̂ / √v̂| ≤ (1 − β₁) / √((1 − β₂)(1 − β₁² / β₂)) = 7.27 by the inequality of Cauchy and Schwarz; ordinary steps are below 1."""
+LARGEST_GROWTH = 1000.0
+"""A reply, and a new state, may have a value so many times the largest of what it starts from; honest ones stay far below."""
+WINDOW = 5
+"""Rounds over which the median is taken."""
+
+_LEAST_START = 1e-3
+_FREE_STEPS = 3.0
+_LARGEST_WEIGHT = 100.0
+_ROUNDING = 2.0**-23
+
+
+def local_steps(federation: Federation, num_examples: int) -> int:
+    """Steps of AdamW that a client with so many examples makes in a round."""
+    return federation.local_epochs * -(-num_examples // federation.training.batch_size)
+
+
+def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
+    """Root mean square of the values that travelled, each over its learning rate, per local step; 0 where none did."""
+    total, count = 0.0, 0
+    for values, rate, _ in _travelled(federation, upload, upload.update):
+        total += float(np.sum(np.square(values, dtype=np.float64))) / rate**2
+        count += values.size if federation.method.compress is None else int(np.count_nonzero(values))
+    return float(f"{math.sqrt(total / max(count, 1)) / steps:.6g}")
+
+
+def check_reach(federation: Federation, download: Download, upload: Upload, steps: int) -> None:
+    """Refuses what no local training can have made, value by value.
+
+    With weight decay λ a value w moves by η (|m̂ / √v̂| + λ |w|) a step at most.
+
+    Raises:
+        ReplyError: a value moved farther.
+    """
+    decay = federation.training.weight_decay
+    for values, rate, start in _travelled(federation, upload, download.adapter):
+        largest = _LARGEST_WEIGHT if start is None else float(np.abs(start).max(initial=0.0))
+        reached = largest + FARTHEST_STEP * rate * steps
+        limit = 1.05 * steps * (rate * (FARTHEST_STEP + decay * reached) + _ROUNDING * reached)
+        moved = float(np.abs(values).max(initial=0.0))
+        if moved > limit:
+            raise ReplyError(
+                f"Client {upload.client} moved a value by {moved:.3g}; in {steps} local steps at the learning rate {rate:g} no "
+                f"value moves by more than {limit:.3g}."
+            )
+
+
+def check_size(upload: Upload, start: Adapter) -> None:
+    """Refuses what is out of all proportion to the adapter, or the head, that the client started from.
+
+    Raises:
+        ReplyError: a value moved by more than LARGEST_GROWTH times the largest one.
+    """
+    update = upload.update
+    pairs = (
+        (max(_largest(_factors(update)), _largest(map(dense, upload.base_update.values()))), _largest(_factors(start))),
+        (_largest(update.head.values()), _largest(start.head.values())),
+    )
+    for size, before in pairs:
+        limit = LARGEST_GROWTH * max(before, _LEAST_START)
+        if size > limit:
+            raise ReplyError(
+                f"Client {upload.client} moved a value by {size:.3g}; more than {limit:.3g}, {LARGEST_GROWTH:.0f} times the "
+                "largest that it was sent, is out of all proportion."
+            )
+
+
+def usual_limit(history: Sequence[tuple[float, int]], steps: int, ratio: float) -> float | None:
+    """The largest `update_norm` that is accepted of a client with so many local steps; None where there is no history.
+
+    It is `ratio` times the median over `history`, pairs of an update norm and its number of local steps. Steps in random
+    directions add up to √steps, so that a client with fewer steps may move farther in each, as √(their steps / its steps);
+    and as far as a few whole steps go everyone may.
+    """
+    if not history:
+        return None
+    usual = float(np.median([norm * max(1.0, math.sqrt(others / steps)) for norm, others in history]))
+    return max(ratio * usual, _FREE_STEPS / steps)
+
+
+def norms_of(records: Sequence[RoundRecord]) -> list[tuple[float, int]]:
+    """What `usual_limit` needs of the last committed rounds."""
+    return [(c.update_norm, c.local_steps) for record in records[-WINDOW:] for c in record.clients if c.local_steps]
+
+
+def check_state(federation: Federation, old: ServerState, new: ServerState) -> None:
+    """Refuses a new state that the next round could not start from.
+
+    Raises:
+        ReplyError: it is not finite, does not fit the wire's value type, or is out of all proportion to the old one.
+    """
+    adapter, method = new.adapter, federation.method
+    sent = [f.get(x) for f in adapter.factors.values() for x in sorted(method.travels)] + [*adapter.head.values()]
+    held = _factors(adapter)
+    weights = [dense(change) for change in new.base_update.values()]
+    if not all(np.isfinite(values).all() for values in [*sent, *held, *weights]):
+        raise ReplyError("The new state is not finite.")
+    if not all(codec.fits(values, federation.wire_dtype) for values in sent):
+        raise ReplyError(f"The new state has values that overflow {federation.wire_dtype}; use fp32 on the wire.")
+    size = _largest([*held, *weights, *adapter.head.values()])
+    before = max(_largest([*_factors(known), *known.head.values()]) for known in (old.adapter, federation.initial))
+    if size > LARGEST_GROWTH * max(before, _LEAST_START):
+        raise ReplyError(f"The new state has a value of {size:.3g}; the largest of the old one is {before:.3g}.")
+
+
+def fair_share(counts: Sequence[int]) -> int | None:
+    """The largest number of examples for which a client counts: that of all others together, whoever it is; None for
+    fewer than three clients, where nobody can tell who is out of proportion."""
+    if len(counts) < 3:
+        return None
+    return max(1, sum(counts) - max(counts))
+
+
+def counted_examples(profiles: Sequence[ClientProfile]) -> int | None:
+    """`fair_share` of what clients state."""
+    return fair_share([profile.num_examples for profile in profiles])
+
+
+def _travelled(
+    federation: Federation, upload: Upload, start: Adapter
+) -> Iterator[tuple[FloatArray, float, FloatArray | None]]:
+    """Each block of values that travelled, its learning rate, and the values of `start` in its place (None: not known)."""
+    rate = federation.training.learning_rate
+    rates = {"A": rate, "B": rate * federation.training.learning_rate_ratio}
+    for factor in sorted(upload.trainable):
+        for name, change in upload.update.factors.items():
+            values, held = change.slices(factor), start.factors[name].slices(factor)
+            yield values if upload.mask is None else values[upload.mask[name]], rates[factor], held
+    for name, values in upload.update.head.items():
+        yield values, rate, start.head[name]
+    for weight in upload.base_update.values():
+        yield dense(weight), rate, None
+
+
+def _factors(adapter: Adapter) -> list[FloatArray]:
+    return [f.get(x) for f in adapter.factors.values() for x in FACTORS]
+
+
+def _largest(arrays: Iterable[FloatArray]) -> float:
+    """The largest absolute value; 0 where there is none."""
+    return max((float(np.abs(values).max(initial=0.0)) for values in arrays), default=0.0)
