@@ -1,7 +1,8 @@
 """How far a client's reply may move the state: what AdamW can do at most, and what the others' did of late.
 
-AdamW moves a value by η · m̂ / √v̂ a step, whatever the gradient's size. So a client's movement is measured in its own
-learning rates and steps, and clients with few examples and with many, rounds of A and of B, become comparable.
+AdamW moves a value by η · m̂ / √v̂ a step, whatever the gradient's size, and steps in directions that vary add up as a
+random walk does, to their square root. So movement is measured in learning rates and √steps: honest clients with 1 example and
+with thousands, in rounds of A and of B, then come out near 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lora_a2.algebra import dense
 from lora_a2.clients import Federation
 from lora_a2.errors import ReplyError
 from lora_a2.records import RoundRecord
-from lora_a2.types import FACTORS, Adapter, ClientProfile, Download, FloatArray, ServerState, Upload
+from lora_a2.types import FACTORS, Adapter, Download, FloatArray, ServerState, Upload
 
 FARTHEST_STEP = 0.1 / math.sqrt(0.001 * (1 - 0.9**2 / 0.999))
 """|m̂ / √v̂| ≤ (1 − β₁) / √((1 − β₂)(1 − β₁² / β₂)) = 7.27 by the inequality of Cauchy and Schwarz; ordinary steps are below 1."""
@@ -24,9 +25,11 @@ LARGEST_GROWTH = 1000.0
 """A reply, and a new state, may have a value so many times the largest of what it starts from; honest ones stay far below."""
 WINDOW = 5
 """Rounds over which the median is taken."""
+CREDIBLE = 100
+"""A client is taken to have made no more steps than one with so many times the median number of examples."""
 
 _LEAST_START = 1e-3
-_FREE_STEPS = 3.0
+_RANDOM_WALK = 1.0
 _LARGEST_WEIGHT = 100.0
 _ROUNDING = 2.0**-23
 
@@ -37,12 +40,12 @@ def local_steps(federation: Federation, num_examples: int) -> int:
 
 
 def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
-    """Root mean square of the values that travelled, each over its learning rate, per local step; 0 where none did."""
+    """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 where none did."""
     total, count = 0.0, 0
     for values, rate, _ in _travelled(federation, upload, upload.update):
         total += float(np.sum(np.square(values, dtype=np.float64))) / rate**2
         count += values.size if federation.method.compress is None else int(np.count_nonzero(values))
-    return float(f"{math.sqrt(total / max(count, 1)) / steps:.6g}")
+    return float(f"{math.sqrt(total / max(count, 1) / steps):.6g}")
 
 
 def check_reach(federation: Federation, download: Download, upload: Upload, steps: int) -> None:
@@ -86,22 +89,24 @@ def check_size(upload: Upload, start: Adapter) -> None:
             )
 
 
-def usual_limit(history: Sequence[tuple[float, int]], steps: int, ratio: float) -> float | None:
-    """The largest `update_norm` that is accepted of a client with so many local steps; None where there is no history.
+def usual_norm(records: Sequence[RoundRecord]) -> float:
+    """The median `update_norm` of the replies of the last rounds, but at least that of whole steps in random directions, 1,
+    which is also what is usual before the first round."""
+    norms = [c.update_norm for record in records[-WINDOW:] for c in record.clients if c.update_norm]
+    return max(_RANDOM_WALK, float(np.median(norms))) if norms else _RANDOM_WALK
 
-    It is `ratio` times the median over `history`, pairs of an update norm and its number of local steps. Steps in random
-    directions add up to √steps, so that a client with fewer steps may move farther in each, as √(their steps / its steps);
-    and as far as a few whole steps go everyone may.
+
+def check_usual(client: int, norm: float, usual: float, ratio: float) -> None:
+    """Refuses a reply that moved farther than `ratio` times what is usual.
+
+    Raises:
+        ReplyError: it did.
     """
-    if not history:
-        return None
-    usual = float(np.median([norm * max(1.0, math.sqrt(others / steps)) for norm, others in history]))
-    return max(ratio * usual, _FREE_STEPS / steps)
-
-
-def norms_of(records: Sequence[RoundRecord]) -> list[tuple[float, int]]:
-    """What `usual_limit` needs of the last committed rounds."""
-    return [(c.update_norm, c.local_steps) for record in records[-WINDOW:] for c in record.clients if c.local_steps]
+    if norm > ratio * usual:
+        raise ReplyError(
+            f"Client {client} moved {norm:.3g} learning rates per root of its local steps; at most {ratio * usual:.3g}, "
+            f"{ratio:g} times what is usual in this run, are accepted (max-update-ratio)."
+        )
 
 
 def check_state(federation: Federation, old: ServerState, new: ServerState) -> None:
@@ -132,9 +137,9 @@ def fair_share(counts: Sequence[int]) -> int | None:
     return max(1, sum(counts) - max(counts))
 
 
-def counted_examples(profiles: Sequence[ClientProfile]) -> int | None:
-    """`fair_share` of what clients state."""
-    return fair_share([profile.num_examples for profile in profiles])
+def credible_examples(counts: Sequence[int]) -> int:
+    """The largest number of examples that is believed for a number of steps: CREDIBLE times the median."""
+    return max(1, int(CREDIBLE * float(np.median(counts))))
 
 
 def _travelled(

@@ -9,7 +9,15 @@ from typing import Protocol
 
 from lora_a2 import codec
 from lora_a2.algebra import moved_base
-from lora_a2.bounds import check_reach, counted_examples, local_steps, norms_of, update_norm, usual_limit
+from lora_a2.bounds import (
+    check_reach,
+    check_usual,
+    credible_examples,
+    fair_share,
+    local_steps,
+    update_norm,
+    usual_norm,
+)
 from lora_a2.clients import Federation, receive
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.records import ClientRecord, RoundRecord
@@ -53,22 +61,28 @@ class RoundRules:
     Attributes:
         min_replies: so many usable replies.
         max_examples: no client counts for more examples than this; None: for as many as it has.
-        max_update_ratio: no client moves farther than AdamW can, nor, per local step, than so many times the median of the last
-            rounds; None: how far is not looked at.
-        no_majority: of three clients or more none counts for more examples than all others together, and what it says of
-            its number of steps is taken for no more either. `max_examples` stands in its place where it is given.
+        max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
+            (`bounds.update_norm`); None: how far is not looked at.
+        no_majority: of three clients or more none counts for more examples than all others together. `max_examples` stands in
+            its place where it is given.
+        credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
     """
 
     min_replies: int = 1
     max_examples: int | None = None
     max_update_ratio: float | None = None
     no_majority: bool = False
+    credible_examples: int | None = None
 
     def among(self, profiles: Sequence[ClientProfile]) -> RoundRules:
-        """The rules with the limit that follows from the clients that are there."""
-        if not self.no_majority or self.max_examples is not None:
-            return self
-        return replace(self, max_examples=counted_examples(profiles))
+        """The rules with the limits that follow from the clients that are there."""
+        counts = [profile.num_examples for profile in profiles]
+        rules = self
+        if counts and self.no_majority and self.max_examples is None:
+            rules = replace(rules, max_examples=fair_share(counts))
+        if counts and self.max_update_ratio is not None:
+            rules = replace(rules, credible_examples=credible_examples(counts))
+        return rules
 
 
 Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
@@ -84,9 +98,6 @@ class Watch(Protocol):
 
     def reply(self, reply: Reply) -> None:
         """A reply counts; it is aggregated next."""
-
-
-_Screened = tuple[Reply, ClientRecord]
 
 
 class Exchange:
@@ -105,7 +116,7 @@ class Exchange:
         history: Sequence[RoundRecord],
     ) -> None:
         self._federation, self._state, self._cohort, self._rules = federation, state, cohort, rules
-        self._usual = norms_of(history)
+        self._usual = usual_norm(history)
         self._open: dict[int, tuple[Download, bytes]] = {}
         self.records: list[ClientRecord] = []
         self.refused: dict[int, str] = {}
@@ -137,13 +148,6 @@ class Exchange:
         self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]], watch: Watch | None
     ) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
-        for reply, record in self._within_limits(self._screened(incoming)):
-            self.records.append(record)
-            if watch is not None:
-                watch.reply(reply)
-            yield reply
-
-    def _screened(self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]) -> Iterator[_Screened]:
         while (item := self._next(incoming)) is not None:
             profile, data = item
             if isinstance(data, Refusal):
@@ -152,13 +156,16 @@ class Exchange:
                 continue
             self.uploaded_bytes += len(data)
             try:
-                found = self._screen(profile, data)
+                reply = self._screened(profile, data)
             except (CodecError, ReplyError) as error:
                 self._refuse(profile, error)
+                continue
             except UNDECLARED as error:
                 self._refuse(profile, f"{type(error).__name__}: {error}")
-            else:
-                yield found
+                continue
+            if watch is not None:
+                watch.reply(reply)
+            yield reply
 
     def _next(
         self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]
@@ -175,45 +182,26 @@ class Exchange:
     def _refuse(self, profile: ClientProfile, reason: object) -> None:
         self.refused[profile.id] = plain(reason, 400)
 
-    def _screen(self, profile: ClientProfile, data: bytes) -> _Screened:
+    def _screened(self, profile: ClientProfile, data: bytes) -> Reply:
+        """The upload, and its record among `records`."""
         federation, rules = self._federation, self._rules
         if profile.id not in self._open:
             raise ReplyError(f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked.")
         download, sent = self._open.pop(profile.id)
         upload = screen(federation, profile, download, data)
-        examples = upload.num_examples
-        if rules.max_examples is not None:
-            upload = replace(upload, num_examples=min(examples, rules.max_examples))
-        steps = local_steps(federation, upload.num_examples if rules.no_majority else examples)
+        steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
+        norm = update_norm(federation, upload, steps)
         if rules.max_update_ratio is not None:
             check_reach(federation, download, upload, steps)
+            check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
+        upload = replace(upload, num_examples=_at_most(upload.num_examples, rules.max_examples))
         record = _client_record(federation, profile, download, upload, sent, data)
-        record = replace(record, update_norm=update_norm(federation, upload, steps), local_steps=steps)
-        return Reply(profile, download, upload), record
+        self.records.append(replace(record, update_norm=norm))
+        return Reply(profile, download, upload)
 
-    def _within_limits(self, screened: Iterator[_Screened]) -> Iterator[_Screened]:
-        """Those that move no farther per local step than the rules allow.
 
-        Where no round has been committed yet the replies are compared with each other, once all are there.
-        """
-        ratio = self._rules.max_update_ratio
-        if ratio is None:
-            yield from screened
-            return
-        usual = self._usual
-        if not usual:
-            screened = iter(held := list(screened))
-            usual = [(record.update_norm, record.local_steps) for _, record in held] if len(held) > 2 else []
-        for reply, record in screened:
-            limit = usual_limit(usual, record.local_steps, ratio)
-            if limit is None or record.update_norm <= limit:
-                yield reply, record
-                continue
-            self._refuse(
-                reply.profile,
-                f"Client {record.id} moved {record.update_norm:.3g} learning rates per local step; at most {limit:.3g} are "
-                f"accepted, {ratio:g} times what is usual in this run (max-update-ratio).",
-            )
+def _at_most(number: int, most: int | None) -> int:
+    return number if most is None else min(number, most)
 
 
 def _downloaded_parameters(federation: Federation, download: Download, data: bytes) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 class ClientRecord:
     """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out).
 
-    `update_norm` is the root mean square of what it moved, in learning rates and per local step, of which there were
-    `local_steps`; 0 steps: not measured, in ledgers of earlier releases.
+    `update_norm` is how far it moved (`bounds.update_norm`); None in ledgers of earlier releases.
     """
 
     id: int
@@ -23,8 +22,7 @@ class ClientRecord:
     downloaded_parameters: int
     train_loss: float
     selected: dict[str, int]
-    update_norm: float = 0.0
-    local_steps: int = 0
+    update_norm: float | None = None
 
 
 @dataclass(frozen=True)
