@@ -27,6 +27,8 @@ WINDOW = 5
 """Rounds over which the median is taken."""
 CREDIBLE = 100
 """A client is taken to have made no more steps than one with so many times the median number of examples."""
+LARGEST_SHARE = 3
+"""A client counts for no more than so many times the examples of the second largest."""
 
 _LEAST_START = 1e-3
 _RANDOM_WALK = 1.0
@@ -130,11 +132,17 @@ def check_state(federation: Federation, old: ServerState, new: ServerState) -> N
 
 
 def fair_share(counts: Sequence[int]) -> int | None:
-    """The largest number of examples for which a client counts: that of all others together, whoever it is; None for
-    fewer than three clients, where nobody can tell who is out of proportion."""
+    """The largest number of examples for which a client counts; None for fewer than three clients, where nobody can tell who
+    is out of proportion.
+
+    It is that of all others together, but no more than LARGEST_SHARE times the second largest, nor CREDIBLE times the median. So
+    one client that states any number does not decide alone; two that agree may. On Dirichlet splits of BANKING77 and 20
+    Newsgroups with α = 0.01 the largest client has up to 1.9 times as many as the second, and 26 times the median.
+    """
     if len(counts) < 3:
         return None
-    return max(1, sum(counts) - max(counts))
+    *others, second, _ = sorted(counts)
+    return max(1, min(sum(others) + second, LARGEST_SHARE * second, credible_examples(counts)))
 
 
 def credible_examples(counts: Sequence[int]) -> int:

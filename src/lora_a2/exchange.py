@@ -63,8 +63,8 @@ class RoundRules:
         max_examples: no client counts for more examples than this; None: for as many as it has.
         max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
             (`bounds.update_norm`); None: how far is not looked at.
-        no_majority: of three clients or more none counts for more examples than all others together. `max_examples` stands in
-            its place where it is given.
+        no_majority: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
+            place where it is given.
         credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
     """
 

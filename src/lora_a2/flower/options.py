@@ -21,8 +21,13 @@ WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm"})
 """Fields of `RunConfig` that mean nothing here: every node trains one client, and noise from a shared seed hides nothing."""
 
 
+USUAL_RATIO = 10.0
+"""`max-update-ratio` where the clients are nodes; honest replies have been seen up to 3 times the median."""
+
+
 class ServerOptions(BaseModel):
-    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for no limit."""
+    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for the usual limit,
+    which follows from what all nodes state (`bounds.fair_share`); in the simulation engine there is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True)
 
@@ -31,17 +36,23 @@ class ServerOptions(BaseModel):
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )
     min_train_nodes: int = Field(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
-    max_node_examples: int = Field(0, ge=0, description="No node counts for more examples than this.")
+    max_node_examples: int = Field(0, ge=0, description="No node counts for more training examples than this.")
+    max_node_test_examples: int = Field(0, ge=0, description="No node counts for more test examples than this.")
     start_timeout: float = Field(60, ge=0, description="How long the first round waits for all announced nodes.")
     node_timeout: float = Field(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
     round_timeout: float = Field(3600, gt=0, description="How long a node may take for its reply.")
     max_attempts: int = Field(5, ge=1, description="How often a round with too few usable replies is tried.")
     resume: str = Field("", description="The run directory to continue.")
 
-    @property
-    def rules(self) -> RoundRules:
-        """What a round must come to."""
-        return RoundRules(self.min_train_nodes, self.max_node_examples or None)
+    def rules(self, simulated: bool, max_update_ratio: float | None) -> RoundRules:
+        """What a round must come to. `max_update_ratio` is the one given; nodes have a usual one, and 0 takes it away."""
+        ratio = USUAL_RATIO if max_update_ratio is None and not simulated else max_update_ratio
+        return RoundRules(
+            min_replies=self.min_train_nodes,
+            max_examples=self.max_node_examples or None,
+            max_update_ratio=ratio or None,
+            no_majority=not simulated,
+        )
 
     def label_names(self) -> tuple[str, ...]:
         """The class names; empty where none are given.
@@ -82,5 +93,6 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
 
 def sent_config(config: RunConfig) -> dict[str, Any]:
     """What the nodes are told of a configuration: all but what concerns the server's own machine."""
-    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients", "record_analysis", "report_to"}
+    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients"}
+    private |= {"record_analysis", "report_to", "max_update_ratio"}
     return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)
