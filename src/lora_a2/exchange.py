@@ -63,7 +63,7 @@ class RoundRules:
         max_examples: no client counts for more examples than this; None: for as many as it has.
         max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
             (`bounds.update_norm`); None: how far is not looked at.
-        no_majority: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
+        fair_shares: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
             place where it is given.
         credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
     """
@@ -71,14 +71,14 @@ class RoundRules:
     min_replies: int = 1
     max_examples: int | None = None
     max_update_ratio: float | None = None
-    no_majority: bool = False
+    fair_shares: bool = False
     credible_examples: int | None = None
 
     def among(self, profiles: Sequence[ClientProfile]) -> RoundRules:
         """The rules with the limits that follow from the clients that are there."""
         counts = [profile.num_examples for profile in profiles]
         rules = self
-        if counts and self.no_majority and self.max_examples is None:
+        if counts and self.fair_shares and self.max_examples is None:
             rules = replace(rules, max_examples=fair_share(counts))
         if counts and self.max_update_ratio is not None:
             rules = replace(rules, credible_examples=credible_examples(counts))

@@ -68,6 +68,7 @@ class Places:
             place = next((p for p in free if p not in result and p not in self._owners), None)
             if place is not None and self.total is not None:
                 self._owners[place] = identity
+                self._first.setdefault(identity, profile)
             elif place is None:
                 place = next((p for p in free if p not in result), None)
             if place is not None:
