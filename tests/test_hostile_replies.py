@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
+import tracemalloc
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_a2 import codec
-from lora_a2.algebra import dense
+from lora_a2.algebra import dense, initial_adapter, moved_base
 from lora_a2.bounds import check_state
 from lora_a2.clients import Federation, receive
 from lora_a2.codec import ValueType
-from lora_a2.errors import ReplyError
+from lora_a2.errors import CodecError, ReplyError
 from lora_a2.method import Method
 from lora_a2.methods import METHODS
 from lora_a2.rounds import RoundRecord, server_round
 from lora_a2.text import plain
-from lora_a2.types import BaseUpdate, ClientProfile, Download, Factors, ServerState, Upload
-from test_conformance import Cohort, federation, population
+from lora_a2.types import BaseUpdate, ClientProfile, Download, Factors, Layout, ModuleShape, ServerState, Upload
+from test_conformance import RANK, Cohort, federation, population
 
 EXAMPLES = (5, 9, 2, 7, 4)
 VALUES = (1e3, 1e6, -1e6, 1e20, 1e38, -3e38, 1e-45, float("inf"), float("nan"))
@@ -192,3 +196,73 @@ def test_a_state_that_does_not_fit_is_never_committed(method: Method) -> None:
                 profiles,
                 Cohort(made, 0, size=0.1),
             )
+
+
+# --- memory
+
+
+BIG = Layout(tuple(ModuleShape(f"m{i}", 48, 32) for i in range(8)), (("weight", (2, 3)),))
+
+
+def sealed(body: bytes) -> bytes:
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def claimed(kind: str, rank: int, sparse: bool, length: int) -> bytes:
+    """A frame of `length` zeros behind a header that claims a rank; signed, as whoever sends it can."""
+    header = struct.pack(
+        "<4sBB16sIIHBBBBdQd",
+        *(b"LoA2", 1, ("download", "upload").index(kind), BIG.digest, 1, 0, rank, 3, 3, 0, 2 * sparse, 6.0),
+        *((5, 0.5) if kind == "upload" else (0, 0.0)),
+    )
+    return sealed(header + bytes(length))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["download", "upload", "base"]),
+    st.sampled_from([1, 3, 4, 100, 65535]),
+    st.booleans(),
+    st.sampled_from(["short", "fitting", "long"]),
+)
+def test_memory_is_bounded_by_what_both_ends_know(kind: str, rank: int, sparse: bool, length: str) -> None:
+    """Whatever rank a message claims, and however well its length fits: by its own size, the layout and the server's rank."""
+    initial = initial_adapter(BIG, RANK, 6.0, np.random.default_rng(0), {"weight": np.ones((2, 3), np.float32)})
+    made = replace(federation(METHODS["flasc"]), layout=BIG, initial=initial)
+    entries = rank * sum(m.d_in + m.d_out for m in BIG.modules)
+    values = (entries + 7) // 8 + 24 if sparse else 4 * (entries + 6)
+    size = {"short": 10, "fitting": values, "long": values + 10}[length]
+    if kind == "base":
+        forms = struct.pack("<8I", *[rank] * 8)
+        frame = claimed("download", RANK, True, 100)
+        whole = 4 * rank * 80 * 8 if rank < 1000 else 10
+        data = sealed(struct.pack("<4sBBBQ", b"LoAB", 1, 0, 0, len(frame)) + frame + forms + bytes(whole))
+    else:
+        data = claimed(kind, rank, sparse, size)
+    known = 4 * (RANK * sum(m.d_in + m.d_out for m in BIG.modules) + sum(m.d_in * m.d_out for m in BIG.modules))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(CodecError):
+            if kind == "base":
+                moved_base({}, codec.read_base(data, BIG).update)
+            elif kind == "download":
+                assert receive(made, data).adapter.rank <= RANK
+            else:
+                codec.decode_upload(data, BIG, RANK, 6.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(data) * (rank <= 100) + 2 * len(data) + 4 * known + 2**18
+
+
+def test_28_MB_do_not_become_1_8_GB() -> None:
+    initial = initial_adapter(BIG, RANK, 6.0, np.random.default_rng(0), {"weight": np.ones((2, 3), np.float32)})
+    made = replace(federation(METHODS["flasc"]), layout=BIG, initial=initial)
+    entries = 65535 * sum(m.d_in + m.d_out for m in BIG.modules)
+    data = claimed("download", 65535, True, (entries + 7) // 8 + 24)
+    tracemalloc.start()
+    with pytest.raises(CodecError, match="rank 65535; expected at most 3"):
+        receive(made, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
