@@ -58,14 +58,17 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
     except ValueError:
         raise NodeError("The message is no request of lora-a2: run the same release at both ends.") from None
     total = fields.get("num-partitions", num_partitions)
-    wish = min(partition, total - 1) if isinstance(total, int) else partition
+    if partition >= num_partitions:  # a mistake of the node's own, to be said as such
+        total = num_partitions
+    elif isinstance(total, int):
+        partition = min(partition, total - 1)
     header = {
         "kind": fields.get("kind"),
         "run_id": fields.get("run-id"),
         "run": run,
         "labels": fields.get("labels"),
         "last_round": fields.get("last-round"),
-        "partition": fields.get("partition", wish),
+        "partition": fields.get("partition", partition),
         "num_partitions": total,
     }
     return read_request(header, _payload(content, fields)), str(fields.get("state-dir", ""))

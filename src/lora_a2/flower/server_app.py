@@ -77,7 +77,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     options, model = start.options, start.model
     layout = federation_layout(model, start.config.chosen_method()).digest.hex()
     places = _places(start, courier)
-    roster = Roster(courier, lambda: request_content(_question(start)), layout, options.node_timeout, places)
+    roster = Roster(courier, lambda: request_content(_question(start, courier)), layout, options.node_timeout, places)
     roster.gather(options.min_train_nodes, options.start_timeout)
     rules = options.rules(courier.simulated, start.config.max_update_ratio)
     config = resolved(start.config, model, _num_clients(start, roster)).model_copy(
@@ -136,14 +136,16 @@ def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData 
     return LabelledData("nodes", nothing, test, labels)
 
 
-def _question(start: _Start) -> Request:
+def _question(start: _Start, courier: Courier) -> Request:
     return Request(
         kind="profile",
         run_id=start.run_id,
         run=sent_config(resolved(start.config, start.model, 1)),
         labels=start.data.label_names,
         partition=0,
-        num_partitions=start.num_clients or 0,  # 0: the node goes by what its operator told it
+        num_partitions=0
+        if courier.simulated
+        else start.num_clients or 0,  # 0: the node goes by what it was started with
     )
 
 
