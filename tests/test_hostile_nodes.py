@@ -499,15 +499,21 @@ def test_the_silences_before_a_resume_count(options: dict[str, Any], tmp_path: P
     assert grid.now < 50
 
 
-def test_a_node_that_joins_again_is_asked() -> None:
+def test_a_node_that_joins_again_is_asked_but_not_for_ever() -> None:
     absence = Absence()
     for number in range(1, 200):
         absence.silent("train", 3, number)
     assert absence.reason("train", 3, 199 + 64) is not None
     assert absence.reason("train", 3, 199 + 65) is None
     assert absence.reason("evaluate", 3, 200) is None
+    for number in (200, 201, 202):
+        absence.returned(3)
+        assert absence.reason("train", 3, number) is None
+        absence.silent("train", 3, number)
     absence.returned(3)
-    assert absence.reason("train", 3, 200) is None and absence.missed("train", 3) == 0
+    assert absence.reason("train", 3, 203) is not None
+    absence.answered("train", 3)
+    assert absence.reason("train", 3, 203) is None and absence.missed("train", 3) == 0
 
 
 def test_the_usual_rules() -> None:

@@ -71,19 +71,30 @@ def check_reach(federation: Federation, download: Download, upload: Upload, step
             )
 
 
-def check_size(upload: Upload, start: Adapter) -> None:
-    """Refuses what is out of all proportion to the adapter, or the head, that the client started from.
+def largest_move(upload: Upload) -> float:
+    """The largest absolute value of an upload."""
+    update = upload.update
+    return max(_largest([*_factors(update), *update.head.values()]), _largest(map(dense, upload.base_update.values())))
+
+
+def check_size(federation: Federation, download: Download, upload: Upload, steps: int) -> None:
+    """Refuses what is out of all proportion, both to the adapter (or the head) that the client started from and to what its
+    steps can do; looked at in every run, so that no reply leaves a state from which nobody can go on.
 
     Raises:
         ReplyError: a value moved by more than LARGEST_GROWTH times the largest one.
     """
-    update = upload.update
+    if federation.noise is not None:  # which has no bound
+        return
+    update, start = upload.update, download.adapter
     pairs = (
         (max(_largest(_factors(update)), _largest(map(dense, upload.base_update.values()))), _largest(_factors(start))),
         (_largest(update.head.values()), _largest(start.head.values())),
     )
+    settings = federation.training
+    stepped = FARTHEST_STEP * steps * settings.learning_rate * max(1.0, settings.learning_rate_ratio)
     for size, before in pairs:
-        limit = LARGEST_GROWTH * max(before, _LEAST_START)
+        limit = LARGEST_GROWTH * max(before, _LEAST_START) + stepped
         if size > limit:
             raise ReplyError(
                 f"Client {upload.client} moved a value by {size:.3g}; more than {limit:.3g}, {LARGEST_GROWTH:.0f} times the "
@@ -111,8 +122,8 @@ def check_usual(client: int, norm: float, usual: float, ratio: float) -> None:
         )
 
 
-def check_state(federation: Federation, old: ServerState, new: ServerState) -> None:
-    """Refuses a new state that the next round could not start from.
+def check_state(federation: Federation, old: ServerState, new: ServerState, moved: float) -> None:
+    """Refuses a new state that the next round could not start from; `moved` is the largest value of the replies in it.
 
     Raises:
         ReplyError: it is not finite, does not fit the wire's value type, or is out of all proportion to the old one.
@@ -127,8 +138,10 @@ def check_state(federation: Federation, old: ServerState, new: ServerState) -> N
         raise ReplyError(f"The new state has values that overflow {federation.wire_dtype}; use fp32 on the wire.")
     size = _largest([*held, *weights, *adapter.head.values()])
     before = max(_largest([*_factors(known), *known.head.values()]) for known in (old.adapter, federation.initial))
-    if size > LARGEST_GROWTH * max(before, _LEAST_START):
-        raise ReplyError(f"The new state has a value of {size:.3g}; the largest of the old one is {before:.3g}.")
+    if federation.noise is None and size > LARGEST_GROWTH * max(before, moved, _LEAST_START):
+        raise ReplyError(
+            f"The new state has a value of {size:.3g}; the largest of the old one is {before:.3g}, that of the replies {moved:.3g}."
+        )
 
 
 def fair_share(counts: Sequence[int]) -> int | None:

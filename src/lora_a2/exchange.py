@@ -11,9 +11,11 @@ from lora_a2 import codec
 from lora_a2.algebra import moved_base
 from lora_a2.bounds import (
     check_reach,
+    check_size,
     check_usual,
     credible_examples,
     fair_share,
+    largest_move,
     local_steps,
     update_norm,
     usual_norm,
@@ -80,7 +82,7 @@ class RoundRules:
         rules = self
         if counts and self.fair_shares and self.max_examples is None:
             rules = replace(rules, max_examples=fair_share(counts))
-        if counts and self.max_update_ratio is not None:
+        if counts:
             rules = replace(rules, credible_examples=credible_examples(counts))
         return rules
 
@@ -121,7 +123,7 @@ class Exchange:
         self.records: list[ClientRecord] = []
         self.refused: dict[int, str] = {}
         self.downloaded_bytes = self.downloaded_parameters = self.uploaded_bytes = 0
-        self.waited = 0.0
+        self.waited = self.moved = 0.0
         self.broken: Exception | None = None
 
     def downloads(self) -> Iterator[tuple[ClientProfile, bytes]]:
@@ -190,6 +192,7 @@ class Exchange:
         download, sent = self._open.pop(profile.id)
         upload = screen(federation, profile, download, data)
         steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
+        check_size(federation, download, upload, steps)
         norm = update_norm(federation, upload, steps)
         if rules.max_update_ratio is not None:
             check_reach(federation, download, upload, steps)
@@ -197,6 +200,7 @@ class Exchange:
         upload = replace(upload, num_examples=_at_most(upload.num_examples, rules.max_examples))
         record = _client_record(federation, profile, download, upload, sent, data)
         self.records.append(replace(record, update_norm=norm))
+        self.moved = max(self.moved, largest_move(upload))
         return Reply(profile, download, upload)
 
 

@@ -66,7 +66,7 @@ def server_round(
         reason = next(iter(exchange.refused.values()))
         raise ReplyError(
             f"Round {state.server_round + 1} has no usable reply: {len(exchange.refused)} were refused, the first because: "
-            f"{reason} Where values are not finite, lower the learning rate."
+            f"{reason} Where values are not finite, or out of proportion, lower the learning rate."
         ) from error
     records = exchange.records
     if len(records) < rules.min_replies:
@@ -112,5 +112,5 @@ def _aggregated(
         if error is exchange.broken:
             raise
         raise ReplyError(f"The replies make no state: {type(error).__name__}: {plain(error)}") from error
-    check_state(federation, state, new)
+    check_state(federation, state, new, exchange.moved)
     return new

@@ -8,7 +8,6 @@ import numpy as np
 
 from lora_a2 import codec
 from lora_a2.algebra import dense
-from lora_a2.bounds import check_size
 from lora_a2.clients import Federation
 from lora_a2.errors import ReplyError
 from lora_a2.types import BaseUpdate, ClientProfile, Download, Upload
@@ -23,7 +22,7 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
     Raises:
         CodecError: not a valid message of this federation.
         ReplyError: another round or client, other factors, more examples than the client's profile states, more
-            rank slices than its budget, values that are not finite or out of all proportion, or an impossible loss.
+            rank slices than its budget, values that are not finite, or an impossible loss.
     """
     start = download.adapter
     upload = codec.decode_upload(codec.detach_frame(data), federation.layout, start.rank, start.lora_alpha)
@@ -55,7 +54,6 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
         raise ReplyError(f"Client {profile.id} sent values that are not finite.")
     if not 0 <= upload.train_loss <= LARGEST_LOSS:
         raise ReplyError(f"Client {profile.id} states the loss {upload.train_loss:g}; expected 0 to {LARGEST_LOSS:g}.")
-    check_size(upload, start)
     return upload
 
 

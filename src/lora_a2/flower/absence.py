@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lora_a2.node.protocol import Kind
 
 PATIENCE = 2
 """Silences in a row that are put up with."""
+RETURNS = 3
+"""So often a client that joins again is asked at once."""
 LONGEST = 64
 """Rounds that a client is left out at most."""
 
@@ -16,6 +20,7 @@ class Absence:
     def __init__(self) -> None:
         self._missed: dict[tuple[Kind, int], int] = {}
         self._until: dict[tuple[Kind, int], int] = {}
+        self._returns: Counter[int] = Counter()
 
     def answered(self, kind: Kind, client: int) -> None:
         """It is there."""
@@ -29,9 +34,10 @@ class Absence:
             self._until[kind, client] = server_round + min(LONGEST, 2 ** min(missed - PATIENCE, LONGEST))
 
     def returned(self, client: int) -> None:
-        """It had gone and has joined again."""
-        for key in [key for key in self._missed if key[1] == client]:
-            self.answered(*key)
+        """It had gone and has joined again: it is asked at once, but not for ever, nor is the silence forgotten."""
+        self._returns[client] += 1
+        if self._returns[client] <= RETURNS:
+            self._until = {key: until for key, until in self._until.items() if key[1] != client}
 
     def missed(self, kind: Kind, client: int) -> int:
         """How often in a row it was silent."""
