@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -522,3 +522,21 @@ def test_the_usual_rules() -> None:
     assert given.rules(False, None).max_update_ratio == USUAL_RATIO and given.rules(False, None).fair_shares
     assert given.rules(False, 0.0).max_update_ratio is None
     assert given.rules(True, 4.0).max_update_ratio == 4.0
+
+
+def test_a_node_is_known_by_its_key(tmp_path: Path) -> None:
+    """By its id where the grid knows no keys, as one in memory."""
+
+    @dataclass
+    class Info:
+        node_id: int
+        public_key: bytes
+
+    class WithKeys(FakeGrid):
+        def get_nodes(self) -> list[Info]:
+            return [Info(1, b"one"), Info(2, b"two"), Info(7, b"")]
+
+    found = Courier(WithKeys(tmp_path, 1)).present()
+    assert found[1].startswith("key ") and found[2].startswith("key ") and found[1] != found[2]
+    assert found[7] == "node 7"
+    assert Courier(FakeGrid(tmp_path, 1)).present() == {100: "node 100"}

@@ -63,7 +63,7 @@ class Courier:
 
     def present(self) -> dict[int, str]:
         """The nodes that are there, each with what tells it from others for good: its key, as far as the grid knows keys."""
-        if not hasattr(self.grid, "get_nodes"):
+        if self.simulated or not hasattr(self.grid, "get_nodes"):
             return {node: f"node {node}" for node in self.grid.get_node_ids()}
         return {info.node_id: _identity(info) for info in self.grid.get_nodes()}
 
