@@ -31,7 +31,7 @@ from lora_a2.training.adamw import AdamW
 from lora_a2.types import ClientProfile, Factors, ServerState
 from tiny import Stopping
 
-UNEVEN = (41, 1, 30, 7, 24)
+UNEVEN = (30, 1, 20, 6, 14)
 RATIO = 10.0
 
 
@@ -51,7 +51,7 @@ def honest(name: str, sizes: Sequence[int], **options: Any) -> tuple[ServerState
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_never_fires_on_honest_clients(name: str) -> None:
-    """41 examples beside 1, rounds of A and of B, heads, private factors, whole backbones; and nothing changes because of it."""
+    """30 examples beside 1, rounds of A and of B, heads, private factors, whole backbones; and nothing changes because of it."""
     rate = 5e-4 if METHODS[name].full else 5e-3
     state, records = honest(name, UNEVEN, learning_rate=rate)
     free, others = honest(name, UNEVEN, learning_rate=rate, ratio=None)
@@ -125,11 +125,11 @@ def attacked(name: str, by: float, victim: int, bad_rounds: Sequence[int]) -> li
     return records
 
 
-@pytest.mark.parametrize("by", [1000.0, -30.0])
+@pytest.mark.parametrize("by", [pytest.param(1000.0, marks=pytest.mark.slow), -30.0])
 @pytest.mark.parametrize("name", METHODS)
 def test_it_fires_for_what_is_scaled_up(name: str, by: float) -> None:
     """In the first round, when there is nothing to compare with yet, and in later ones; of A and of B; for the largest client too."""
-    for victim in (0, 2):
+    for victim in (0, 3):
         records = attacked(name, by, victim, (1, 2))
         assert [list(r.refused) for r in records] == [[victim], [victim], []], (victim, [r.refused for r in records])
         assert all("learning rate" in reason for r in records for reason in r.refused.values())

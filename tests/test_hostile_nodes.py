@@ -75,7 +75,7 @@ def attends(run: Path) -> list[list[int]]:
     return [[client["id"] for client in record["clients"]] for record in ledger(run)]
 
 
-@pytest.mark.parametrize("method", ["lora-a2", "fl-lora", "hetlora", "flora", "full", "fedsa-lora"])
+@pytest.mark.parametrize("method", ["lora-a2", "flora", "fedsa-lora"])
 def test_honest_nodes_feel_nothing_of_it(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     """With all bounds on the result is that of the simulator, byte for byte."""
     given = {**options, "method": method}
@@ -108,8 +108,8 @@ def test_one_node_s_profile_decides_nothing(
 ) -> None:
     """All nodes take part, as many as the server says, or counts; none is told a path."""
     grid = Nodes(tmp_path / "nodes", NODES, **lies)
-    run = flower({**options, "num-server-rounds": 2}, tmp_path, grid, **({"num_clients": NODES} if known else {}))
-    assert attends(run) == [[0, 1, 2]] * 2
+    run = flower({**options, "num-server-rounds": 1}, tmp_path, grid, **({"num_clients": NODES} if known else {}))
+    assert attends(run) == [[0, 1, 2]]
     requests = [dict(content["request"]) for content in grid.told]
     assert {request["state-dir"] for request in requests} == {""}
     assert {request.get("num-partitions", NODES) for request in requests} == {NODES}
@@ -245,9 +245,8 @@ def emptied(data: bytes) -> bytes:
     raise AssertionError
 
 
-@pytest.mark.parametrize("by", [1000.0, -30.0])
-@pytest.mark.parametrize("method", ["lora-a2", "fl-lora", "hetlora"])
-def test_a_reply_that_is_scaled_up_is_refused(by: float, method: str, options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "by"), [("lora-a2", -30.0), ("hetlora", 1000.0)])
+def test_a_reply_that_is_scaled_up_is_refused(method: str, by: float, options: dict[str, Any], tmp_path: Path) -> None:
     given = {**options, "method": method}
     config = make_config({k: v for k, v in given.items() if v != ""}, {"num_clients": NODES})
     model = open_model(config, open_data(config).label_names)
