@@ -44,7 +44,7 @@ DATA ?= ../shared/data/banking77
 bench: .venv/.installed-dev .venv-peers/.installed
 	$(BIN)/python benchmarks/run.py --data $(DATA) $(BENCH)
 
-# A test authority, a server certificate for this machine, and a key for each of NODES nodes.
+# A test authority, certificates of a server on this machine, and a key for each of NODES nodes.
 DIR ?= certificates
 NODES ?= 3
 certificates: .venv/.installed-flower

@@ -35,8 +35,8 @@ from lora_a2.flower.app_folder import write_app
 from lora_a2.flower.deployment import RUN
 from lora_a2.flower.local import LocalDeployment, local_deployment, run_values
 from lora_a2.flower.processes import Processes
-from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import launch
+from lora_a2.signals import interruptible
 from lora_a2.simulation import Observer
 
 NODES, MANY = 3, 200

@@ -1,7 +1,7 @@
 # A node's SuperNode: the network and the key, neither model nor data.
 #   docker build -f deploy/supernode.Dockerfile -t lora-a2-supernode .
 #   docker run -d -v /etc/lora-a2:/certificates:ro -v lora-a2-socket:/run/lora-a2 lora-a2-supernode \
-#     --superlink superlink.example.org:8000 \
+#     --superlink superlink.example.org:9092 \
 #     --node-config 'partition-id=0 num-partitions=3 worker-socket="/run/lora-a2/worker.sock"'
 FROM python:3.11-slim
 COPY . /source

@@ -19,6 +19,7 @@ from lora_a2.flower.messages import answer_message, error_message, read_answer, 
 from lora_a2.flower.simulated import _Split
 from lora_a2.node.participant import Participant
 from lora_a2.node.protocol import Answer
+from lora_a2.node.refusals import reason_of
 from lora_a2.setup import open_data
 
 Fault = Callable[["FakeGrid", int, Message, Message], "Message | None"]
@@ -92,7 +93,7 @@ class FakeGrid(Grid):
             request, _ = read_request_content(message.content, partition, self.total)
             found = self.participant.answer(request)
         except LoraA2Error as error:
-            return error_message(str(error), message)
+            return error_message(reason_of(error), message)
         return answer_message(Answer({**found.metrics, "simulated": 1}, found.payload, found.notes), message)
 
     def deliver(self, reply: Message, message: Message, delay: float = 0.0) -> None:

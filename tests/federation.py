@@ -26,7 +26,7 @@ def tiny_model(family: str = "bert", head: str = "frozen") -> Model:
     built, layout = classifier(backbone(family), family, len(LABELS))
     if head == "trained":
         layout = Layout(layout.modules, tuple((n, tuple(v.shape)) for n, v in built.head.items()))
-    return Model("tiny", built, None, layout, LABELS, 64, 1000)  # type: ignore[arg-type]
+    return Model("tiny", built, None, layout, LABELS, 64, 1000, "0" * 64)  # type: ignore[arg-type]
 
 
 def tiny_clients(counts: tuple[int, ...] = (7, 12, 4)) -> tuple[Client, ...]:

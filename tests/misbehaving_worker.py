@@ -83,7 +83,7 @@ def serve(path: Path, real: Path, plan: dict[int, str]) -> None:
 def answer(connection: socket.socket, real: Path, plan: dict[int, str], faults: Faults) -> None:
     """One request, handed on, and its answer, honest or not."""
     with connection:
-        request = read_request(*receive(connection, LIMIT))
+        request = read_request(*receive(connection, LIMIT, 600))
         given = ask(real, request, timeout=600, limit=LIMIT)
         payload = given.payload
         if request.kind == "train":

@@ -48,6 +48,14 @@ def test_the_server_is_not_known_by_another_host_or_authority(made: Certificates
         verify(other.authority, made.server_certificate, "superlink.example")
 
 
+def test_the_superlink_is_known_on_the_loopback_alone(made: Certificates) -> None:
+    verify(made.authority, made.superlink_certificate, "localhost")
+    verify(made.authority, made.superlink_certificate, "127.0.0.1")
+    with pytest.raises(VerificationError):
+        verify(made.authority, made.superlink_certificate, "superlink.example")
+    assert made.superlink_key.read_bytes() != made.server_key.read_bytes()
+
+
 def test_each_node_has_a_key_of_its_own(made: Certificates) -> None:
     publics = set()
     for node in range(2):
@@ -63,7 +71,7 @@ def test_each_node_has_a_key_of_its_own(made: Certificates) -> None:
 
 
 def test_private_keys_are_private(made: Certificates) -> None:
-    private = [made.server_key, made.directory / "ca.key", made.node_key(0), made.node_key(1)]
+    private = [made.server_key, made.superlink_key, made.directory / "ca.key", made.node_key(0), made.node_key(1)]
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 

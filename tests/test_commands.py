@@ -36,7 +36,8 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     fake(monkeypatch, "lora_a2.jobs", evaluate_run=evaluate_run)
     assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
-    options = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
+    options: dict[str, Any] = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
+    options["trust_remote_code"] = False
     assert calls == [(tmp_path, options)]
     printed = capsys.readouterr().out
     for part in ("1,200", "75.0 %", "50.0 %", "70.0 %", "25.0 %", "10.0 %"):
@@ -62,7 +63,7 @@ class Oracle:
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
-    fake(monkeypatch, "lora_a2.predict", load_predictor=lambda run_dir: Oracle())
+    fake(monkeypatch, "lora_a2.predict", load_predictor=lambda run_dir, **options: Oracle())
     monkeypatch.setattr(Oracle, "batches", [])
     return Oracle()
 

@@ -150,7 +150,6 @@ def test_what_is_dumped_loads_back_equal(tmp_path_factory: pytest.TempPathFactor
 
 def test_every_field_has_a_description_and_a_group() -> None:
     fields = RunConfig.model_fields
-    assert len(fields) == 48
     for name, info in fields.items():
         assert (info.description or "").endswith("."), name
         assert isinstance(info.json_schema_extra, dict), name

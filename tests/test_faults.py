@@ -9,8 +9,10 @@ import pytest
 pytest.importorskip("flwr", reason="needs lora-a2[flower]")
 
 from faults import FAULTS, Subject, subject
+from lora_a2.flower.deployment import PROXY
+from needs import NGINX
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, NGINX]
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +24,13 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_run_survives(deployed: Subject, fault: Callable[[Subject], None]) -> None:
     fault(deployed)
+
+
+def test_a_run_survives_a_proxy_that_is_killed(deployed: Subject) -> None:
+    """A message on its way may be lost, and is not sent again: that node's round is over, as when its network fails."""
+    deployed.submit(min_train_nodes=2, round_timeout=8.0)
+    deployed.wait_for_round(2)
+    deployed.deployment.processes.kill(PROXY)
+    deployed.deployment.start_proxy()
+    deployed.finish()
+    assert deployed.clients()[-1] == [0, 1, 2], deployed.said()

@@ -146,7 +146,7 @@ def test_only_the_upload_and_the_stated_metrics_leave_a_node(options: dict[str, 
     texts = [line.split(",")[0] for line in Path(options["data"]).read_text().splitlines()[1:]]
     stated = {
         *("partition", "num_partitions", "num_examples", "num_test_examples", "layout", "simulated", "notes"),
-        *("train_seconds", "num_correct", "num_correct_personal"),
+        *("train_seconds", "num_correct", "num_correct_personal", "fingerprint"),
     }
     uploads = 0
     for message in grid.sent:
@@ -428,6 +428,8 @@ def forged(**changes: Any) -> Any:
         ({"partition": -1}, "partition = -1"),
         ({"num_partitions": 0}, "num_partitions = 0"),
         ({"layout": "00"}, "layout is 00"),
+        ({"fingerprint": "00ff"}, "other weights (fingerprint 00ff; the server's has "),
+        ({"fingerprint": 3}, "other weights (fingerprint 3"),
     ],
 )
 def test_a_node_with_an_impossible_profile_does_not_take_part(

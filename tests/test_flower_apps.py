@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -33,7 +34,8 @@ from lora_a2.flower.messages import request_content
 from lora_a2.flower.new_app import default_config, write_app
 from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.jobs import launch
-from lora_a2.node.protocol import Request
+from lora_a2.node.protocol import Answer, Request
+from lora_a2.node.refusals import Reason
 from lora_a2.simulation import Observer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +107,13 @@ def test_nodes_are_not_told_of_the_server_s_own_machine() -> None:
 # --- the ClientApp
 
 
+@pytest.fixture
+def own_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the node's own log says; Flower's logger hands nothing on to others by itself."""
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    return caplog
+
+
 def context(**node_config: Any) -> Context:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     return Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
@@ -119,29 +128,63 @@ def question() -> Message:
 
 
 @pytest.mark.parametrize(
-    ("node_config", "reason"),
+    ("node_config", "reason", "logged"),
     [
-        ({}, "lacks partition-id or num-partitions"),
-        ({"partition-id": "zero", "num-partitions": 2}, "lacks partition-id"),
-        ({"partition-id": 2, "num-partitions": 2}, "no partition 2 of 2"),
-        ({"partition-id": 0, "num-partitions": 2}, "names no worker-socket"),
-        ({"partition-id": 0, "num-partitions": 2, "worker-socket": "/nowhere/s.sock"}, "start it with 'lora-a2 node'"),
+        ({}, Reason.SETUP, "lacks partition-id or num-partitions"),
+        ({"partition-id": "zero", "num-partitions": 2}, Reason.SETUP, "lacks partition-id"),
+        ({"partition-id": 2, "num-partitions": 2}, Reason.RELEASE, "no partition 2 of 2"),
+        ({"partition-id": 0, "num-partitions": 2}, Reason.SETUP, "names no worker-socket"),
+        (
+            {"partition-id": 0, "num-partitions": 2, "worker-socket": "/nowhere/s.sock"},
+            Reason.WORKER,
+            "No worker answers at /nowhere/s.sock (No such file or directory): start it with 'lora-a2 node'",
+        ),
     ],
 )
-def test_a_node_that_is_not_set_up_says_what_is_missing(
-    node_config: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+def test_a_node_that_is_not_set_up_says_in_its_log_what_is_missing(
+    node_config: dict[str, Any],
+    reason: Reason,
+    logged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    own_log: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     reply = client_app.app(question(), context(**node_config))
     assert reply.has_error()
-    assert reason in (reply.error.reason or "")
+    assert reply.error.reason == reason
+    assert logged in own_log.text
 
 
-def test_a_message_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_of_something_else_is_refused(own_log: pytest.LogCaptureFixture) -> None:
     message = question()
     message.content["request"] = ConfigRecord({"lr": 0.1})
     reply = client_app.app(message, context(**{"partition-id": 0, "num-partitions": 2}))
-    assert "no request of lora-a2" in (reply.error.reason or "")
+    assert reply.error.reason == Reason.RELEASE
+    assert "no request of lora-a2" in own_log.text
+
+
+@pytest.mark.parametrize("error", [ValueError("row 7 says HIV"), OSError(13, "HIV", "/srv/HIV"), MemoryError("HIV")])
+def test_flower_is_not_left_to_tell_of_an_exception(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, own_log: pytest.LogCaptureFixture
+) -> None:
+    """It would send its text to the server."""
+
+    def broken(*arguments: Any) -> Answer:
+        raise error
+
+    monkeypatch.setattr(client_app, "ask", broken)
+    reply = client_app.app(question(), context(**{"partition-id": 0, "num-partitions": 2, "worker-socket": "s"}))
+    assert reply.error.reason == Reason.FAILED
+    assert "HIV" in own_log.text
+
+
+def test_an_answer_that_says_more_than_numbers_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch, own_log: pytest.LogCaptureFixture
+) -> None:
+    for answer in (Answer({"label": "abc"}), Answer({"layout": "HIV"}), Answer({}, b"", ("HIV",))):
+        monkeypatch.setattr(client_app, "ask", lambda *arguments, answer=answer: answer)
+        reply = client_app.app(question(), context(**{"partition-id": 0, "num-partitions": 2, "worker-socket": "s"}))
+        assert reply.error.reason == Reason.FAILED
 
 
 # --- the written app

@@ -22,11 +22,14 @@ from inotify import opened
 from listening_proxy import ListeningProxy
 from lora_a2.cli import main
 from lora_a2.config import RunConfig
+from lora_a2.errors import ConfigError
+from lora_a2.flower import proxy
 from lora_a2.flower.local import LocalDeployment, follow, local_deployment, server_line
 from lora_a2.flower.shares import TEST, TRAIN, share_of
 from lora_a2.jobs import launch
 from lora_a2.node.protocol import Request, ask
 from lora_a2.simulation import Observer
+from needs import NGINX
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")
 NODES = 2
@@ -72,6 +75,7 @@ def simulated(config: RunConfig, folder: Path) -> dict[str, bytes]:
     return adapter(folder / "simulated")
 
 
+@NGINX
 def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=2, output_dir=str(tmp_path / "deployed"))
     command = start(tmp_path, "--nodes", str(NODES), "--min-train-nodes", str(NODES), "--json", *options(config))
@@ -87,6 +91,7 @@ def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@NGINX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_one_leaves_nothing_but_its_run(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config(tmp_path, num_clients=NODES, num_server_rounds=8, output_dir=str(tmp_path / "deployed"))
@@ -99,7 +104,7 @@ def test_an_interrupted_one_leaves_nothing_but_its_run(tmp_path: Path, number: s
         time.sleep(0.05)
     command.send_signal(number)
     _, err = command.communicate(timeout=60)
-    assert command.returncode == 130
+    assert command.returncode == 128 + number
     assert f"local-deployment --resume {tmp_path / 'deployed'}" in err.splitlines()[-1]
     assert_nothing_is_left(tmp_path)
     command = start(tmp_path, "--resume", str(tmp_path / "deployed"), "--min-train-nodes", str(NODES))
@@ -115,6 +120,23 @@ def test_a_run_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "taken").touch()
     assert main(["flower", "local-deployment", "--output-dir", str(tmp_path / "taken"), "--quiet"]) == 2
     assert "already holds something else" in one_error(capsys)
+
+
+def test_without_nginx_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy.shutil, "which", lambda *given, **options: None)
+    config = tiny_config(tmp_path, num_clients=NODES, output_dir=str(tmp_path / "deployed"))
+    capsys.readouterr()
+    assert main(["flower", "local-deployment", f"--nodes={NODES}", "--quiet", *options(config)]) == 2
+    assert "install it (apt-get install nginx)" in one_error(capsys)
+
+
+@pytest.mark.parametrize("path", ['/home/a"b', "/home/$uri", "/home/a\\b", "/home/a\nb"])
+def test_a_path_that_nginx_would_read_otherwise_is_refused(path: str) -> None:
+    given = {"listen": "9092", "superlink": "127.0.0.1:8000", "key": Path("/k"), "authority": Path("/a")}
+    with pytest.raises(ConfigError, match="nginx cannot be told"):
+        proxy.configuration(certificate=Path(path), **given)  # type: ignore[arg-type]
 
 
 def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:
@@ -133,6 +155,7 @@ def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@NGINX
 def test_no_text_and_no_label_leaves_a_node(tmp_path: Path) -> None:
     """Every byte that a node sends in a run, TLS taken off: replies, and all that Flower says besides."""
     labels = ("Mahnung", "Kuendigung", "Rueckfrage")

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from federation import LABELS, save_model, texts
 from lora_a2.errors import RunError
-from lora_a2.model.backbone import _quiet as quiet
+from lora_a2.files import SUMS, write_all
+from lora_a2.model.checkpoint import quiet
 from lora_a2.model.peft_io import read_adapter, save_adapter
 from lora_a2.model.pretrained import Model, load_model, random_head
 from lora_a2.predict import Predictor
@@ -106,7 +107,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model, Adapte
 def test_what_is_saved_comes_back(saved: tuple[Path, Model, Adapter]) -> None:
     folder, model, adapter = saved
     back = read_adapter(folder)
-    assert (back.model, back.label_names, back.pooling, back.max_length) == (model.name, LABELS, "mean", 20)
+    found = back.classifier
+    assert (back.model, found.label_names, found.pooling, found.max_length) == (model.name, LABELS, "mean", 20)
     assert back.adapter.lora_alpha == adapter.lora_alpha
     assert back.adapter.factors.keys() == adapter.factors.keys()
     for name, f in adapter.factors.items():
@@ -120,7 +122,13 @@ def test_the_same_adapter_gives_the_same_bytes(saved: tuple[Path, Model, Adapter
     folder, model, adapter = saved
     save_adapter(tmp_path / "again", model, adapter)
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors", "classifier.json", "head.safetensors"]
+    assert names == [
+        "SHA256SUMS",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "classifier.json",
+        "head.safetensors",
+    ]
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
@@ -150,5 +158,6 @@ def test_an_adapter_of_other_shapes_is_a_run_error(
     tensors = load_file(folder / "adapter_model.safetensors")
     name = next(n for n in tensors if f"lora_{factor}" in n)
     save_file({**tensors, name: np.zeros((3, 3), np.float32)}, folder / "adapter_model.safetensors")
+    write_all(folder, {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != SUMS})
     with pytest.raises(RunError, match=r"is damaged or not for .*\(3, 3\)"):
         Predictor(folder)

@@ -14,7 +14,7 @@ import lora_a2
 
 README = Path(__file__).parents[1] / "README.md"
 PUBLIC = {
-    *("load_data", "load_model", "make_clients", "make_plan", "simulate", "save_adapter"),
+    *("load_data", "load_model", "make_clients", "make_plan", "simulate", "save_result"),
     *("launch", "resume", "evaluate_run", "load_predictor", "RunSummary", "Predictor"),
     *("METHODS", "get_method", "Method", "Model", "Client", "Plan", "Observer"),
     *("Adapter", "Factors", "ServerState", "RoundRecord"),

@@ -181,7 +181,7 @@ def test_off_it_leaves_no_file_and_changes_no_result(study: dict[str, Any], tmp_
     launch(RunConfig(**study, output_dir=str(tmp_path / "on")), Observer())
     launch(RunConfig(**study, record_analysis=False, output_dir=str(tmp_path / "off")), Observer())
     on, off = ({p.relative_to(tmp_path / x) for p in (tmp_path / x).rglob("*")} for x in ("on", "off"))
-    assert on - off == {Path("clients.json"), Path("analysis.jsonl")}
+    assert on - off == {Path("clients.json"), Path("analysis.jsonl"), Path("analysis.sha256")}
     tensors = "checkpoint/round-00002.safetensors"
     assert (tmp_path / "on" / tensors).read_bytes() == (tmp_path / "off" / tensors).read_bytes()
     found = analyze(load_run(tmp_path / "off"))

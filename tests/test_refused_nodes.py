@@ -13,6 +13,9 @@ from lora_a2.errors import RunError
 from lora_a2.flower.certificates import make_certificates
 from lora_a2.flower.deployment import Deployment, supernode
 from lora_a2.flower.processes import Processes, free_port
+from needs import NGINX
+
+pytestmark = NGINX
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import lora_a2.model.peft_io
-import lora_a2.runs
+import lora_a2.checkpoints
+import lora_a2.files
+import lora_a2.journal
 from federation import study_options, tiny_clients, tiny_model
 from lora_a2.config import RunConfig
 from lora_a2.errors import RunError
@@ -26,26 +30,9 @@ from lora_a2.jobs import launch, resume
 from lora_a2.runs import RunDirectory
 from lora_a2.simulation import Observer, make_plan, simulate
 from lora_a2.types import Layout
+from run_files import contents
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")
-
-
-def contents(run: Path) -> dict[str, Any]:
-    """Every file of a run by its path; the ledger without its times, the configuration without its own path."""
-    files: dict[str, Any] = {}
-    for path in sorted(p for p in run.rglob("*") if p.is_file()):
-        name = path.relative_to(run).as_posix()
-        data = path.read_bytes()
-        if name == "rounds.jsonl":
-            assert data.endswith(b"\n")
-            rows = [json.loads(line) for line in data.splitlines()]
-            assert all(row.pop("seconds") for row in rows)
-            files[name] = rows
-        elif name == "config.toml":
-            files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
-        else:
-            files[name] = data
-    return files
 
 
 # --- the directory itself --------------------------------------------------------------------------------------------
@@ -75,8 +62,13 @@ def test_what_was_committed_comes_back(run: RunDirectory, committed: tuple[RunDi
     assert state.adapter.lora_alpha == 16
     assert list(state.adapter.head) == ["weight", "bias"]
     assert [r.server_round for r in run.load_records(2)] == [1, 2]
-    assert sorted(p.name for p in run.checkpoint.iterdir()) == ["round-00002.safetensors", "state.json"]
-    run.discard_uncommitted(2)
+    assert sorted(p.name for p in run.checkpoint.iterdir()) == [
+        "previous.json",
+        "round-00001.safetensors",
+        "round-00002.safetensors",
+        "state.json",
+    ]
+    run.discard_uncommitted()
     assert contents(run.path) == contents(committed[0].path)
 
 
@@ -84,7 +76,7 @@ def test_before_the_first_round_there_is_no_state(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "a" / "b", "seed = 1\n", {"data_sha256": "0"})
     assert run.load_state(tiny_model().layout) is None
     assert run.load_records(0) == []
-    run.discard_uncommitted(0)
+    run.discard_uncommitted()
     assert run.environment()["data_sha256"] == "0"
     assert (tmp_path / "a" / "b" / "config.toml").read_text() == "seed = 1\n"
 
@@ -152,11 +144,11 @@ def write(name: str, text: str) -> Callable[[RunDirectory], None]:
         (cut("checkpoint/round-00002.safetensors"), "its sha256 is not the recorded one"),
         (cut("checkpoint/state.json"), r"state\.json is damaged"),
         (write("checkpoint/state.json", "[]"), "expected a JSON object"),
-        (write("checkpoint/state.json", "{}"), "is damaged"),
+        (write("checkpoint/state.json", "{}"), "does not hold its own digest"),
         (lambda run: (run.checkpoint / "round-00002.safetensors").unlink(), "is damaged"),
         (cut("rounds.jsonl"), r"rounds\.jsonl is damaged"),
         (write("rounds.jsonl", "{}\n{}\n"), r"rounds\.jsonl is damaged"),
-        (lambda run: run.ledger.unlink(), "a line for each of the rounds 1 to 2"),
+        (lambda run: run.ledger.unlink(), r"rounds\.jsonl is damaged"),
         (cut("environment.json"), r"environment\.json is damaged"),
         (write("environment.json", "{}"), r"environment\.json is damaged"),
     ],
@@ -183,10 +175,55 @@ def test_what_was_not_committed_is_cut_off(
 ) -> None:
     with run.ledger.open("ab") as file:
         file.write(rest)
-    for name in (".round-00003.safetensors.partial", "round-00003.safetensors", "round-00001.safetensors"):
+    for name in (".round-00003.safetensors.partial", "round-00003.safetensors", "round-00000.safetensors"):
         (run.checkpoint / name).write_bytes(b"stray")
-    run.discard_uncommitted(2)
+    run.discard_uncommitted()
     assert contents(run.path) == contents(committed[0].path)
+
+
+def create(path: Path, begin: Any, end: Any, done: Any) -> None:
+    """What each of several processes does: creates directory after directory with the others, at the same time."""
+    for number in range(50):
+        begin.wait()
+        try:
+            run, said = RunDirectory.create(path / str(number), "seed = 1\n", {"data_sha256": "0"}), ""
+        except RunError as error:
+            run, said = None, str(error)
+        if run is not None:
+            with run.locked():
+                end.wait()
+        else:
+            end.wait()
+        done.put((number, said))
+
+
+def test_of_several_that_create_a_directory_at_once_one_gets_it(tmp_path: Path) -> None:
+    processes, context = 4, get_context("fork")
+    begin, end, done = context.Barrier(processes), context.Barrier(processes), context.Queue()
+    started = [context.Process(target=create, args=(tmp_path, begin, end, done)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    found: dict[int, list[str]] = {}
+    for _ in range(50 * processes):
+        number, said = done.get(timeout=120)
+        found.setdefault(number, []).append(said)
+    for process in started:
+        process.join()
+    assert len(found) == 50
+    for number, said in found.items():
+        assert said.count("") == 1, said
+        assert all("in use by another process" in text or "already holds" in text for text in said if text)
+        RunDirectory.open(tmp_path / str(number))
+
+
+def test_whoever_creates_a_directory_holds_it(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", "", {})
+    with pytest.raises(RunError, match="in use by another process"), RunDirectory(run.path).locked():
+        pass
+    with run.locked(), pytest.raises(RunError, match="in use"), RunDirectory(run.path).locked():
+        pass
+    with RunDirectory(run.path).locked():
+        pass
 
 
 # --- kills, one process ----------------------------------------------------------------------------------------------
@@ -209,8 +246,8 @@ class Writes:
         self.calls = 0
         self.fatal = -1
         self.moment = "before"
-        self.write = lora_a2.runs.write_atomic
-        for module in (lora_a2.runs, lora_a2.model.peft_io):
+        self.write = lora_a2.files.write_atomic
+        for module in (lora_a2.files, lora_a2.checkpoints, lora_a2.journal):
             monkeypatch.setattr(module, "write_atomic", self)
 
     def __call__(self, path: Path, data: bytes) -> None:
@@ -225,6 +262,23 @@ class Writes:
 
     def die(self, number: int, moment: str) -> None:
         self.calls, self.fatal, self.moment = 0, number, moment
+
+
+class FullDisk:
+    """Counts calls of `os.fsync` of files, which every write ends with, and has no space left at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.full, self._fsync = 0, -1, os.fsync
+        monkeypatch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if self.calls == self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._fsync(descriptor)
+
+    def fill(self, number: int) -> None:
+        self.calls, self.full = 0, number
 
 
 @pytest.mark.parametrize("moment", ["before", "inside", "after"])
@@ -264,7 +318,7 @@ def test_a_ledger_line_broken_off_by_a_kill(
 ) -> None:
     launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
     writes = Writes(monkeypatch)
-    writes.die(6, "before")  # the second round's tensors; its ledger line is there
+    writes.die(7, "before")  # the second round's tensors; its ledger line is there
     with pytest.raises(Killed):
         launch(RunConfig(**study, output_dir=str(tmp_path / "run")), Observer())
     ledger = tmp_path / "run" / "rounds.jsonl"
@@ -272,6 +326,29 @@ def test_a_ledger_line_broken_off_by_a_kill(
     writes.die(-1, "")
     resume(tmp_path / "run", Observer())
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_at_any_write_costs_one_line(
+    first: int, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and the reason are told, what was finished is kept, and with room again the run ends as any other."""
+    disk = FullDisk(monkeypatch)
+    launch(RunConfig(**study, output_dir=str(tmp_path / "whole")), Observer())
+    expected, total = contents(tmp_path / "whole"), disk.calls
+    assert total >= 4 + 2 * 6 + 1 + 5, "what it begins with, two rounds, the one before, the adapter"
+    for number in range(first, total + 1, 3):
+        path = tmp_path / f"run-{number}"
+        disk.fill(number)
+        with pytest.raises(RunError, match="No space left on device") as refused:
+            launch(RunConfig(**study, output_dir=str(path)), Observer())
+        disk.fill(-1)
+        assert str(path) in str(refused.value)
+        if (path / "rounds.jsonl").exists():
+            assert f"lora-a2 resume {path}" in str(refused.value)
+        assert not list(path.rglob(".*.partial"))
+        go_on(path, study)
+        assert contents(path) == expected, f"full at write {number}"
 
 
 def test_resuming_a_finished_run_changes_nothing(study: dict[str, Any], tmp_path: Path) -> None:

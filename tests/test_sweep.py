@@ -21,6 +21,7 @@ from lora_a2.config import RunConfig
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.execution import shares
 from lora_a2.experiment import parse_experiment, points, varied
+from lora_a2.files import write_all
 from lora_a2.results import COSTS, MEASURES, cells, markdown, plus_minus, wide_table
 from lora_a2.sweep import on_front
 
@@ -384,6 +385,9 @@ def test_another_sweep_in_the_same_place_is_refused(
     (tmp_path / "out" / "sweep.json").write_text("{}")
     assert sweep(folder, tmp_path / "out") == 2
     assert "holds a sweep with another file or other options" in one_error(capsys)
+    assert main(["sweep", "--resume", str(tmp_path / "out")]) == 2
+    assert "SHA256SUMS is missing" in one_error(capsys)
+    write_all(tmp_path / "out", {"sweep.json": b"{}"})
     assert main(["sweep", "--resume", str(tmp_path / "out")]) == 2
     assert "sweep.json is damaged" in one_error(capsys)
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from lora_a2.algebra import initial_adapter
 from lora_a2.model.classifier import Classifier
+from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.packing import Pooling
 from lora_a2.model.pretrained import Model, random_head
 from lora_a2.model.targets import find_target_modules
@@ -124,10 +125,11 @@ def examples(count: int, num_labels: int = 3, seed: int = 0, longest: int = 12) 
 
 def model_of(network: PreTrainedModel, family: str, num_labels: int = 3, dtype: torch.dtype = torch.float32) -> Model:
     """A model without a tokenizer, for clients that are tokenised already."""
+    weights = fingerprint(network)
     engine, layout = classifier(network, family, num_labels, dtype)
     names = tuple(f"label {i}" for i in range(num_labels))
     size = sum(p.numel() for p in network.parameters())
-    return Model(family, engine, None, layout, names, 64, size)  # type: ignore[arg-type]
+    return Model(family, engine, None, layout, names, 64, size, weights)  # type: ignore[arg-type]
 
 
 def clients(sizes: Sequence[int], num_labels: int = 3) -> tuple[Client, ...]:

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
         ReplyError,
         RunError,
     )
-    from lora_a2.jobs import RunSummary, evaluate_run, launch, resume
+    from lora_a2.jobs import RunSummary, evaluate_run, launch, resume, save_result
     from lora_a2.method import Method
     from lora_a2.methods import METHODS, get_method
-    from lora_a2.model.peft_io import save_adapter
     from lora_a2.model.pretrained import Model, load_model
     from lora_a2.predict import Predictor, load_predictor
     from lora_a2.rounds import RoundRecord
@@ -41,10 +40,9 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.jobs": ("RunSummary", "evaluate_run", "launch", "resume"),
+    "lora_a2.jobs": ("RunSummary", "evaluate_run", "launch", "resume", "save_result"),
     "lora_a2.method": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
-    "lora_a2.model.peft_io": ("save_adapter",),
     "lora_a2.model.pretrained": ("Model", "load_model"),
     "lora_a2.predict": ("Predictor", "load_predictor"),
     "lora_a2.rounds": ("RoundRecord",),
@@ -83,7 +81,7 @@ __all__ = [
     "make_clients",
     "make_plan",
     "resume",
-    "save_adapter",
+    "save_result",
     "simulate",
 ]
 

@@ -17,9 +17,9 @@ from typing import Any, Self
 from lora_a2.config import RunConfig, make_config
 from lora_a2.driver import Observer
 from lora_a2.errors import ConfigError, RunError
-from lora_a2.files import write_atomic
+from lora_a2.files import check, read_json_object, read_sealed, write_all, write_sealed
 from lora_a2.jobs import RunSummary, launch, resume
-from lora_a2.runs import RunDirectory, read_json_object
+from lora_a2.runs import RunDirectory
 from lora_a2.setup import learning_rate
 
 
@@ -38,7 +38,7 @@ class PlannedRun:
     def summary(self) -> RunSummary | None:
         """What came of it; None before it is finished."""
         done = self.path / "summary.json"
-        return RunSummary(**json.loads(done.read_bytes())) if done.exists() else None
+        return RunSummary(**read_sealed(done)) if done.exists() else None
 
     def run(self, observer: Observer) -> RunSummary:
         """Starts it, continues it, or reads what came of it."""
@@ -46,7 +46,7 @@ class PlannedRun:
             return found
         started = (self.path / "config.toml").exists()
         summary = resume(self.path, observer) if started else launch(self.config, observer)
-        write_atomic(self.path / "summary.json", (json.dumps(summary.to_json(), indent=2) + "\n").encode())
+        write_sealed(self.path / "summary.json", summary.to_json())
         return summary
 
     def accuracy_at(self, server_round: int) -> float:
@@ -65,13 +65,13 @@ class PlannedRun:
 
     def failure(self) -> dict[str, str] | None:
         """Why it failed: error, message, traceback; None where it did not."""
-        return json.loads(self._failure.read_bytes()) if self._failure.exists() else None
+        return read_sealed(self._failure) if self._failure.exists() else None
 
     def fail(self, error: str, message: str, trace: str = "") -> None:
         """Records that it failed."""
         self._failure.parent.mkdir(parents=True, exist_ok=True)
         values = {"error": error, "message": message, "traceback": trace}
-        write_atomic(self._failure, (json.dumps(values, indent=2) + "\n").encode())
+        write_sealed(self._failure, values)
 
     def forgive(self) -> None:
         """Forgets that it failed, so that it is tried again."""
@@ -99,7 +99,12 @@ class Batch:
 
         Raises:
             RunError: the directory cannot be written.
+            ConfigError: a model's own code is to run, for which a plan cannot give leave.
         """
+        if any(run.config.trust_remote_code for run in self.runs):
+            raise ConfigError(
+                "trust-remote-code: only for a single run; comparisons and sweeps take models without code of their own."
+            )
         plan = {
             run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"})
             for run in self.runs
@@ -113,10 +118,11 @@ class Batch:
         Raises:
             RunError: there is none at `path`, or its plan is damaged.
         """
-        plan: dict[str, Any] = read_json_object(path / plan_file)
+        plan = read_plan(path / plan_file)
         try:
             runs = [
-                PlannedRun(name, make_config(values, {"output_dir": str(path / name)})) for name, values in plan.items()
+                PlannedRun(name, make_config(values, {"output_dir": str(path / name), "trust_remote_code": False}))
+                for name, values in plan.items()
             ]
         except (ValueError, AttributeError) as error:
             raise RunError(f"{path / plan_file} is damaged: {error}.") from error
@@ -158,6 +164,17 @@ def check_evaluated(run: PlannedRun, server_rounds: Sequence[int]) -> None:
             )
 
 
+def read_plan(path: Path) -> dict[str, Any]:
+    """What `write_plan` was given.
+
+    Raises:
+        RunError: there is no such file, or it is not as it was written.
+    """
+    values = read_json_object(path)
+    check(path.parent)
+    return values
+
+
 def write_plan(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON object, and the folder for it.
 
@@ -166,6 +183,6 @@ def write_plan(path: Path, values: Mapping[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+        write_all(path.parent, {path.name: (json.dumps(values, indent=2) + "\n").encode()})
     except OSError as error:
         raise RunError(f"Output directory {path.parent} cannot be written: {error.strerror}.") from error

@@ -1,13 +1,24 @@
-"""A server's state and what clients keep, as named tensors: the content of a checkpoint."""
+"""A server's state and what clients keep, as named tensors: the content of a checkpoint; and the folder of the last two.
+
+round-N.safetensors   the tensors
+state.json            the last commit: it names its tensors, with their digest, and holds its own
+previous.json         the commit before, for when the last one is damaged
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from lora_a2.clients import ClientMemory
+from lora_a2.errors import RunError
+from lora_a2.files import read_sealed, sha256, write_atomic, write_sealed
 from lora_a2.types import Adapter, Factor, Factors, FloatArray, Layout, ServerState
 
 
@@ -83,3 +94,99 @@ def _adapter(tensors: Mapping[str, FloatArray], layout: Layout, lora_alpha: floa
     if len(ranks) != 1 or shapes != [(m.d_in, m.d_out) for m in layout.modules]:
         raise ValueError("its shapes are not those of the model")
     return Adapter(factors, lora_alpha, {name: tensors[f"head/{name}"] for name, _ in layout.head})
+
+
+class Checkpoints:
+    """The folder `checkpoint` of a run. A summary is what `state.json` says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._last, self._previous = folder / "state.json", folder / "previous.json"
+
+    def commit(self, state: ServerState, memories: Mapping[int, ClientMemory], beside: Mapping[str, Any]) -> None:
+        """Replaces the last commit, which becomes the one before; `beside` is kept in the summary too.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        data = save_tensors({**state_tensors(state), **memory_tensors(memories)})
+        name = _tensor_file(state.server_round)
+        write_atomic(self.folder / name, data)
+        if self._last.exists():
+            write_atomic(self._previous, self._last.read_bytes())
+        summary = {
+            "server_round": state.server_round,
+            "lora_alpha": state.adapter.lora_alpha,
+            "tensors": name,
+            "sha256": sha256(data),
+            "seed": state.seed,
+            "synced": sorted(state.synced),
+            "client_ranks": {str(client): rank for client, rank in sorted(state.client_ranks.items())},
+        }
+        write_sealed(self._last, {**summary, **beside})
+        self.tidy(state.server_round)
+
+    def last(self) -> dict[str, Any] | None:
+        """The last summary; None before the first commit.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        if not self._last.exists() and not self._previous.exists():
+            return None
+        return read_sealed(self._last)
+
+    def previous(self) -> dict[str, Any] | None:
+        """The summary before; None where there was none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return read_sealed(self._previous) if self._previous.exists() else None
+
+    def go_back(self) -> None:
+        """Makes the commit before the last one the last."""
+        write_atomic(self._last, self._previous.read_bytes())
+
+    def state(self, summary: Mapping[str, Any], layout: Layout) -> ServerState:
+        """The state of a summary.
+
+        Raises:
+            RunError: it is damaged, or belongs to another model.
+        """
+        try:
+            return state_of(self.tensors(summary), layout, summary)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"The checkpoint in {self.folder} is damaged: {error}.") from error
+
+    def tensors(self, summary: Mapping[str, Any]) -> dict[str, FloatArray]:
+        """The tensors of a summary.
+
+        Raises:
+            RunError: they are not what they were.
+        """
+        try:
+            return load_tensors(self._read(summary))
+        except SafetensorError as error:
+            raise RunError(f"The checkpoint in {self.folder} is damaged: {error}.") from error
+
+    def _read(self, summary: Mapping[str, Any]) -> bytes:
+        path = self.folder / str(summary["tensors"])
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path} is damaged: it cannot be read: {error.strerror}.") from error
+        if sha256(data) != summary["sha256"]:
+            raise RunError(f"{path} is damaged: its sha256 is not the recorded one.")
+        return data
+
+    def tidy(self, server_round: int) -> None:
+        """Removes all but the checkpoints of this round and of the one before."""
+        kept = {self._last.name, self._previous.name, _tensor_file(server_round), _tensor_file(server_round - 1)}
+        for other in self.folder.iterdir():
+            if other.name not in kept:
+                other.unlink()
+
+
+def _tensor_file(server_round: int) -> str:
+    return f"round-{server_round:05d}.safetensors"

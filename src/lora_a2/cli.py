@@ -6,14 +6,17 @@ Only click is imported here; a command's module, and with it torch and the rest,
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from lora_a2.errors import LoraA2Error
+from lora_a2.signals import interruptible, status
 
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
@@ -32,7 +35,10 @@ COMMANDS: dict[str, str] = {
 }
 """Name → one line of help. The command is `command` in `lora_a2.commands.<name>`."""
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
+_UNNAMED = "standard output, or the folder of temporary files"
+"""What may be full where an error names no file: all files of our own are named."""
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class LazyGroup(click.Group):
@@ -81,20 +87,33 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; a user's mistake is one line on stderr and status 2."""
+    """Runs the command line and returns its exit status; a user's mistake is one line on stderr and status 2.
+
+    Ctrl-C, SIGTERM and SIGHUP end it with one line that says how to go on, and 128 and the signal's number.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        status = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
+        with interruptible(last=argv is None):
+            return _run(arguments)
+    except KeyboardInterrupt:  # in the last moment
+        return status()
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        returned = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        return returned if isinstance(returned, int) else 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "lora-a2"
         return _fail(f"{error.format_message()} (try '{path} --help')")
     except click.ClickException as error:
         return _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt) as error:
-        print(str(error) or "Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        _say(str(error) or "Interrupted.")
+        if sys.stderr.isatty():
+            _say(_SHOW_CURSOR, end="")  # whatever hid it may not have come to show it again
+        return status()
     except LoraA2Error as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -102,10 +121,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f": {error.filename}" if error.filename is not None else ""
-        return _fail(f"{error.strerror or error}{where}")
+        where = error.filename or (_UNNAMED if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None)
+        return _fail(f"{error.strerror or error}" + (f": {where}" if where else ""))
 
 
 def _fail(message: str) -> int:
-    print("lora-a2: error:", " ".join(message.split()), file=sys.stderr)
+    _say(f"lora-a2: error: {' '.join(message.split())}")
     return USER_ERROR
+
+
+def _say(text: str, end: str = "\n") -> None:
+    with suppress(OSError):  # a terminal that was closed
+        print(text, file=sys.stderr, end=end, flush=True)

@@ -135,8 +135,8 @@ def _lora_round(
     for memory, result in zip(memories, trained, strict=True):
         memory.private = {(x, n): f.get(x) for n, f in result.adapter.factors.items() for x in method.private}
     return [
-        _upload(federation, download, result, mask, len(examples))
-        for (_, examples), download, result, mask in zip(clients, received, trained, masks, strict=True)
+        _upload(federation, download, result, mask, profile.num_examples)
+        for (profile, _), download, result, mask in zip(clients, received, trained, masks, strict=True)
     ]
 
 
@@ -199,7 +199,7 @@ def _full_round(
     task = Task(start, examples, None, epoch_orders(len(examples), federation.local_epochs, rng))
     changes, head, loss = train_full(classifier, task, memory.base, federation.training)
     update = difference(replace(start, head=head), start, frozenset())
-    upload = Upload(number, profile.id, frozenset(), len(examples), loss, None, update)
+    upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update)
     frame = codec.encode_upload(upload, federation.layout, federation.wire_dtype)
     return codec.attach_base(frame, codec.BaseMessage(changes), federation.layout, federation.wire_dtype)
 

@@ -11,6 +11,7 @@ from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, h
 from lora_a2.config import make_config
 from lora_a2.errors import RunError
 from lora_a2.jobs import RunSummary
+from lora_a2.locks import claimed
 from lora_a2.runs import RunDirectory
 
 PLAN_FILE = "compare.json"
@@ -64,7 +65,9 @@ def plan_comparison(
     comparison = Comparison(path, tuple(runs))
     comparison.check_evaluated(at_rounds)
     RunDirectory.check_free(path)
-    comparison.write(PLAN_FILE)
+    with claimed(path):
+        RunDirectory.check_free(path)  # another process may have been here since
+        comparison.write(PLAN_FILE)
     return comparison
 
 

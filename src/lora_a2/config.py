@@ -36,6 +36,8 @@ from lora_a2.trackers import TRACKERS, known_trackers
 Partitioner = Literal["iid", "dirichlet", "quantity", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
 DEFAULT_RANK_BUDGET = 2
+MOST = 1_000_000
+"""Bound of whole numbers that nothing else bounds: above it is a slip of the finger."""
 
 
 def _option(
@@ -157,6 +159,7 @@ class RunConfig(BaseModel):
         "Number of clients.",
         shown=f"{DEFAULT_NUM_CLIENTS}; all of them with natural",
         ge=1,
+        le=MOST,
     )
     min_client_examples: Int = _option(
         1, "Clients", "Leave out natural clients with fewer training examples than this.", ge=1
@@ -166,7 +169,12 @@ class RunConfig(BaseModel):
     target_modules: Annotated[tuple[str, ...], BeforeValidator(_split_names)] | None = _option(
         None, "Model", "Layers to adapt, by the ends of their names; all linear layers of the blocks where left out."
     )
-    max_length: Int = _option(128, "Model", "Texts are cut after this many tokens.", ge=3)
+    max_length: Int = _option(128, "Model", "Texts are cut after this many tokens.", ge=3, le=MOST)
+    trust_remote_code: bool = _option(
+        False,
+        "Model",
+        "Run Python that lies in the model's folder or repository. Only for models whose code you have read.",
+    )
     head: Literal["frozen", "trained"] = _option("frozen", "Model", "Whether the classification head is trained.")
     head_scale: Float | None = _option(
         None, "Model", "Scale of the frozen head; the model's own default where left out.", gt=0
@@ -204,7 +212,12 @@ class RunConfig(BaseModel):
         shown=DEFAULT_PROBE,
     )
     probe_batches: Int | None = _option(
-        None, "Method", "Batches whose gradients the gradient probe takes.", shown=str(DEFAULT_PROBE_BATCHES), ge=1
+        None,
+        "Method",
+        "Batches whose gradients the gradient probe takes.",
+        shown=str(DEFAULT_PROBE_BATCHES),
+        ge=1,
+        le=MOST,
     )
     alternating: bool | None = _option(
         None, "Method", "Whether B and A take turns, for methods with this switch; off, A is frozen.", shown="on"
@@ -221,10 +234,10 @@ class RunConfig(BaseModel):
     )
     wire_dtype: Literal["fp32", "fp16"] = _option("fp32", "Method", "Number type of what is sent.")
 
-    num_server_rounds: Int = _option(10, "Training", "Number of server rounds.", ge=1)
+    num_server_rounds: Int = _option(10, "Training", "Number of server rounds.", ge=1, le=MOST)
     fraction_train: Float = _option(1.0, "Training", "Share of the clients that train in a round.", gt=0, le=1)
-    local_epochs: Int = _option(2, "Training", "Epochs that a client trains in a round.", ge=1)
-    batch_size: Int = _option(16, "Training", "Examples in a client's batch.", ge=1)
+    local_epochs: Int = _option(2, "Training", "Epochs that a client trains in a round.", ge=1, le=MOST)
+    batch_size: Int = _option(16, "Training", "Examples in a client's batch.", ge=1, le=MOST)
     learning_rate: Float | None = _option(
         None, "Training", "Learning rate of A; the default of method and model where left out.", gt=0
     )
@@ -362,10 +375,13 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def dump_config(config: RunConfig) -> str:
-    """TOML text that loads back as an equal configuration; values that are None are left out."""
+    """TOML text that loads back as an equal configuration; values that are None are left out.
+
+    So is leave to run a model's code: a file must not give it to who reads it later.
+    """
     import tomlkit
 
     document = tomlkit.document()
-    for key, value in config.model_dump(by_alias=True, exclude_none=True).items():
+    for key, value in config.model_dump(by_alias=True, exclude_none=True, exclude={"trust_remote_code"}).items():
         document.add(key, list(value) if isinstance(value, tuple) else value)
     return tomlkit.dumps(document)

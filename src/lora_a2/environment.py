@@ -28,6 +28,8 @@ def environment(model: Model, data: LabelledData) -> dict[str, Any]:
         "dtype": dtype_name(model.classifier.dtype),
         "data_sha256": data.fingerprint(),
         "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "model_revision": model.revision,
         "layout": model.layout.digest.hex(),
         "full_parameters": model.full_parameters,
     }

@@ -7,7 +7,6 @@ other with it, and what it printed lies in logs/NAME.log.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from queue import SimpleQueue
 from lora_a2.batch import Batch, PlannedRun
 from lora_a2.simulation import Observer
 
-INTERRUPTED = 130
 Said = Callable[[str], None]
 
 
@@ -39,8 +37,8 @@ def run_apart(batch: Batch, processes: int, devices: Sequence[str], said: Said) 
     todo = batch.open_runs()
     workers = _Workers(batch.path, processes, devices)
     with ThreadPoolExecutor(processes) as executor:
-        futures = {executor.submit(workers.work, run): run for run in todo}
         try:
+            futures = {executor.submit(workers.work, run): run for run in todo}
             for number, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 said(f"{number}/{len(todo)} {_outcome(futures[future])}")
@@ -80,14 +78,17 @@ class _Workers:
     def _work(self, run: PlannedRun, cores: str, device: str) -> None:
         log = self._path / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "lora_a2.worker", str(self._path), run.name, cores, device]
+        batch = [str(self._path), run.name, cores, device]
+        command = [sys.executable, "-m", "lora_a2.worker", str(os.getpid()), *batch]
         with log.open("ab") as file:
             # Its own session: Ctrl-C reaches this process alone, which passes it on.
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
             self._running.add(process)
+            if self._stopped:  # while it was started
+                process.terminate()
             status = process.wait()
             self._running.discard(process)
-        if status and status != INTERRUPTED and not self._stopped and run.failure() is None:
+        if status and not self._stopped and run.failure() is None:
             what = f"signal {-status}" if status < 0 else f"status {status}"
             run.fail("ProcessError", f"its process ended with {what}; see {log}")
 
@@ -95,7 +96,7 @@ class _Workers:
         """Interrupts what runs; it can be continued."""
         self._stopped = True
         for process in list(self._running):
-            process.send_signal(signal.SIGINT)
+            process.terminate()
 
 
 def shares(cores: Sequence[int], processes: int) -> list[list[int]]:

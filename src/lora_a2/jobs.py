@@ -21,6 +21,8 @@ from lora_a2.data.sources import load_examples
 from lora_a2.driver import Observer, Plan, RunStart
 from lora_a2.environment import environment
 from lora_a2.errors import RunError
+from lora_a2.model.fingerprint import require_same
+from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
 from lora_a2.predict import load_predictor
@@ -96,19 +98,22 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     return _simulated(run, setup, observer)
 
 
-def resume(run_dir: str | Path, observer: Observer) -> RunSummary:
+def resume(
+    run_dir: str | Path, observer: Observer, from_round: int | None = None, *, trust_remote_code: bool = False
+) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
+    `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
+
     Raises:
-        RunError: no run directory, a damaged one, or the data are no longer what they were.
+        RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
     """
     run = RunDirectory.open(Path(run_dir))
-    recorded, config = run.environment(), config_of(run)
+    config = config_of(run, trust_remote_code)
     require_trackers(config.report_to or ())
     setup = _set_up(config)
-    if setup.data.fingerprint() != recorded["data_sha256"]:
-        raise RunError(f"The data of {run_dir} have changed since it started: restore them, or start a new run.")
-    return _simulated(run, setup, observer)
+    _require_same(run, setup)
+    return _simulated(run, setup, observer, from_round)
 
 
 def evaluate_run(
@@ -117,23 +122,25 @@ def evaluate_run(
     text_column: str | None = None,
     label_column: str | None = None,
     client_column: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """A finished run's model on its own clients' test shares, or on other data with the same labels.
 
     Raises:
-        RunError: the run is not finished or damaged.
+        RunError: the run is not finished or damaged, or the model is no longer what it was.
         DataError: the data cannot be read, or have labels that the model does not know.
     """
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
     if data is None:
-        setup = _set_up(config_of(run))
+        setup = _set_up(config_of(run, trust_remote_code))
+        _require_same(run, setup)
         state = run.load_state(setup.model.layout)
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
             return evaluate_clients(pool, state, setup.clients)
-    config, predictor = config_of(run), load_predictor(run_dir)
+    config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
     examples = load_examples(
         data,
         predictor.label_names,
@@ -150,7 +157,19 @@ def evaluate_run(
     return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
 
 
-def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSummary:
+def _require_same(run: RunDirectory, setup: _Setup) -> None:
+    """Refuses to go on with other data, or with another model, than the run began with.
+
+    Raises:
+        RunError: they have changed.
+    """
+    recorded = run.environment()
+    if setup.data.fingerprint() != recorded["data_sha256"]:
+        raise RunError(f"The data of {run.path} have changed since it started: restore them, or start a new run.")
+    require_same(setup.model.name, setup.model.fingerprint, recorded.get("model_fingerprint"), str(run.path))
+
+
+def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
     def rounds(progress: Progress, watch: Watch | None, watched: Observer) -> Rounds:
         return simulate(
             *(setup.model, setup.clients, setup.plan),
@@ -161,7 +180,7 @@ def _simulated(run: RunDirectory, setup: _Setup, observer: Observer) -> RunSumma
             records=progress.records,
         )
 
-    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer)
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
     return _summary(run, setup.config, setup.model, records, seconds)
 
 
@@ -194,19 +213,22 @@ def finish(
     plan: Plan,
     rounds: Callable[[Progress, Watch | None, Observer], Rounds],
     observer: Observer,
+    from_round: int | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
-    `rounds` continues from where the run is; it brings the memories up to date where the clients' are this process's own, and has
-    the last two arguments hear of every reply and of the run's progress.
+    `rounds` continues from where the run is; it brings the memories up to date where the clients' are this process's own, and
+    has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
     logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
     with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
+        if from_round is not None:
+            run.go_back(from_round)
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records(state.server_round)
-        run.discard_uncommitted(state.server_round)
+        run.discard_uncommitted()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
@@ -221,7 +243,8 @@ def finish(
             state = new
             run.commit(state, record, memories, analysis)
             records.append(record)
-        _save(run, model, state, memories)
+        with run.writing():
+            _save(run, model, state, memories)
         seconds = earlier + time.perf_counter() - began
         if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
             watched.finished(_summary(run, config, model, records, seconds).to_json())
@@ -247,9 +270,22 @@ def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, f
 def _save(run: RunDirectory, model: Model, state: ServerState, memories: Memories) -> None:
     """The global model, and the clients' own ones where they have some."""
     base = moved_base(state.base, state.base_update)
-    save_adapter(run.adapter, model, state.adapter, base)
+    save_result(run.model if base else run.adapter, model, state)
     for client, memory in memories.items():
-        save_adapter(run.personal / str(client), model, personal(state.adapter, memory), base)
+        own = replace(state, adapter=personal(state.adapter, memory))
+        save_result(run.personal / str(client), model, own)
+
+
+def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
+    """Writes what a state has learnt: an adapter in PEFT's format, or, where base weights have moved, the whole model merged.
+
+    Both hold head and labels, and `load_predictor` reads both.
+    """
+    base = moved_base(state.base, state.base_update)
+    if base:
+        save_merged(folder, model, state.adapter, base)
+    else:
+        save_adapter(folder, model, state.adapter)
 
 
 def _summary(
@@ -280,13 +316,13 @@ def _summary(
     )
 
 
-def config_of(run: RunDirectory) -> RunConfig:
-    """The configuration of a run, resolved.
+def config_of(run: RunDirectory, trust_remote_code: bool = False) -> RunConfig:
+    """The configuration of a run, resolved. Whether code of its model may run is up to the caller, not to the file.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    return make_config(load_config(run.path / "config.toml"), {})
+    return make_config(load_config(run.path / "config.toml"), {"trust_remote_code": trust_remote_code})
 
 
 def fresh_directory(config: RunConfig) -> Path:

@@ -2,39 +2,40 @@
 
     config.toml       the resolved configuration; enough to run it again
     environment.json  versions, machine, fingerprints of data and model
-    rounds.jsonl      a line a round
     clients.json      who holds what, and
     analysis.jsonl    a line a round, where the run records for analysis (`analysis.record`)
+    SHA256SUMS        the digests of those that never change: config.toml, environment.json, clients.json
+    rounds.jsonl      the ledger, a line a round; the digests of its lines and of those of analysis.jsonl stand beside them
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
-    adapter/          the result, once the run is complete
+                      previous.json and its tensors: the commit before, in case the last one is damaged
+    adapter/          the result, once the run is complete, with SHA256SUMS of its own; or
+    model/            the whole model, merged, for methods that move base weights
     personal/N/       client N's own model, for methods that make such
 
 A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
-holds at least the committed rounds; what it holds beyond them is cut off.
+holds at least the committed rounds; what it holds beyond them is cut off. Whatever is read back is compared with its digest;
+state.json holds its own and that of the tensors, and says how many lines of ledger and analysis count.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
 from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
-from lora_a2.checkpoints import memories_of, memory_tensors, state_of, state_tensors
+from lora_a2.checkpoints import Checkpoints, memories_of
 from lora_a2.clients import ClientMemory
 from lora_a2.errors import RunError
-from lora_a2.files import write_atomic
+from lora_a2.files import SUMS, check, read_json_object, write_all
+from lora_a2.journal import Journal
+from lora_a2.locks import LOCK, Lock, claimed
 from lora_a2.rounds import RoundRecord
 from lora_a2.types import Layout, ServerState
+
+_LEDGER, _ANALYSIS = "rounds", "analysis"
 
 
 class RunDirectory:
@@ -46,7 +47,11 @@ class RunDirectory:
         self.analysis = path / ANALYSIS_FILE
         self.checkpoint = path / "checkpoint"
         self.adapter = path / "adapter"
+        self.model = path / "model"
         self.personal = path / "personal"
+        self._checkpoints = Checkpoints(self.checkpoint)
+        self._lock: Lock | None = None  # from `create` to `locked`
+        self._journals = {_LEDGER: Journal(self.ledger), _ANALYSIS: Journal(self.analysis)}
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -68,17 +73,22 @@ class RunDirectory:
     ) -> RunDirectory:
         """A new directory with its configuration and environment, and `clients.json` if given.
 
+        Of several processes that create the same one, one gets it; it holds it until `locked` ends.
+
         Raises:
             RunError: something is there already, or it cannot be written.
         """
         cls.check_free(path)
         run = cls(path)
+        described = {} if clients is None else {CLIENTS_FILE: (json.dumps(clients, ensure_ascii=False) + "\n").encode()}
+        environment_file = (json.dumps(environment, indent=2) + "\n").encode()
         try:
-            run.checkpoint.mkdir(parents=True, exist_ok=True)
-            write_atomic(path / "environment.json", _json(environment))
-            if clients is not None:
-                write_atomic(path / CLIENTS_FILE, (json.dumps(clients, ensure_ascii=False) + "\n").encode())
-            write_atomic(path / "config.toml", config.encode())
+            with ExitStack() as held:
+                run._lock = held.enter_context(claimed(path))
+                cls.check_free(path)  # another process may have been here since
+                run.checkpoint.mkdir(exist_ok=True)
+                write_all(path, {"environment.json": environment_file, **described, "config.toml": config.encode()})
+                held.pop_all()
         except OSError as error:
             raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
         return run
@@ -88,22 +98,36 @@ class RunDirectory:
         """An existing run directory.
 
         Raises:
-            RunError: there is none at `path`.
+            RunError: there is none at `path`, or what it was created with has changed since.
         """
         for name in ("config.toml", "environment.json"):
             if not (path / name).is_file():
                 what = "is not a run directory" if path.is_dir() else "does not exist"
                 raise RunError(f"{path} {what}: expected {path / name}.")
+        known = check(path)
+        if not known >= {"config.toml", "environment.json"}:
+            raise RunError(f"{path / SUMS} is damaged: expected config.toml and environment.json in it.")
         return cls(path)
 
     def require_finished(self) -> None:
-        """Refuses a run that has no adapter yet.
+        """Refuses a run that has no result yet.
 
         Raises:
             RunError: it has none.
         """
-        if not (self.adapter / "adapter_config.json").is_file():
-            raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+        self.result()
+
+    def result(self) -> Path:
+        """The folder of what came of the run: an adapter, or a whole model where the method moves base weights.
+
+        Raises:
+            RunError: it is not finished.
+        """
+        if (self.adapter / "adapter_config.json").is_file():
+            return self.adapter
+        if (self.model / "classifier.json").is_file():
+            return self.model
+        raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; `data_sha256` is among it.
@@ -123,15 +147,24 @@ class RunDirectory:
         Raises:
             RunError: another process holds it.
         """
-        descriptor = os.open(self.path / "config.toml", os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{self.path} is in use by another process: wait for it, or stop it.") from error
-        else:
+        lock, self._lock = self._lock or Lock(self.path), None
+        with lock:
             yield
-        finally:
-            os.close(descriptor)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What is written inside and cannot be ends the run, but costs nothing that was committed.
+
+        Raises:
+            RunError: with the file, the reason, and how to go on.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{_reason(error)}. All rounds that were finished are kept: put that right, then: "
+                f"lora-a2 resume {self.path}"
+            ) from error
 
     def commit(
         self,
@@ -140,24 +173,17 @@ class RunDirectory:
         memories: Mapping[int, ClientMemory] | None = None,
         analysis: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count."""
-        if analysis is not None:
-            _append(self.analysis, analysis)
-        _append(self.ledger, record.to_json())
-        data = save_tensors({**state_tensors(state), **memory_tensors(memories or {})})
-        name = _tensor_file(state.server_round)
-        write_atomic(self.checkpoint / name, data)
-        summary = {
-            "server_round": state.server_round,
-            "lora_alpha": state.adapter.lora_alpha,
-            "tensors": name,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "seed": state.seed,
-            "synced": sorted(state.synced),
-            "client_ranks": {str(client): rank for client, rank in sorted(state.client_ranks.items())},
-        }
-        write_atomic(self.checkpoint / "state.json", _json(summary))
-        self._drop_other_checkpoints(state.server_round)
+        """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        with self.writing():
+            if analysis is not None:
+                self._journals[_ANALYSIS].append(analysis)
+            self._journals[_LEDGER].append(record.to_json())
+            lines = {_LEDGER: state.server_round, _ANALYSIS: 0 if analysis is None else state.server_round}
+            self._checkpoints.commit(state, memories or {}, {"lines": lines})
 
     def load_state(self, layout: Layout) -> ServerState | None:
         """The last committed state; None where no round was finished.
@@ -165,91 +191,111 @@ class RunDirectory:
         Raises:
             RunError: the checkpoint is damaged or belongs to another model.
         """
-        commit = self.checkpoint / "state.json"
-        if not commit.exists():
-            return None
-        summary = read_json_object(commit)
-        try:
-            data = (self.checkpoint / summary["tensors"]).read_bytes()
-            if hashlib.sha256(data).hexdigest() != summary["sha256"]:
-                raise RunError(
-                    f"{self.checkpoint / summary['tensors']} is damaged: its sha256 is not the recorded one."
-                )
-            return state_of(load_tensors(data), layout, summary)
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise RunError(f"The checkpoint in {self.checkpoint} is damaged: {error}.") from error
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+            if summary is None:
+                return None
+            self._checkpoints.tensors(summary)
+        return self._checkpoints.state(summary, layout)
 
     def load_memories(self) -> dict[int, ClientMemory]:
-        """What the clients kept at the last committed round; call after `load_state`, which checks the file."""
-        commit = self.checkpoint / "state.json"
-        if not commit.exists():
-            return {}
-        tensors = load_tensors((self.checkpoint / read_json_object(commit)["tensors"]).read_bytes())
-        return memories_of(tensors)
-
-    def load_records(self, server_round: int) -> list[RoundRecord]:
-        """The records of the first `server_round` rounds.
+        """What the clients kept at the last committed round.
 
         Raises:
-            RunError: the ledger is damaged.
+            RunError: the checkpoint is damaged.
         """
-        lines = self.ledger.read_bytes().split(b"\n")[:server_round] if self.ledger.exists() else []
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+            return {} if summary is None else memories_of(self._checkpoints.tensors(summary))
+
+    def load_records(self, server_round: int) -> list[RoundRecord]:
+        """The records of the first `server_round` rounds, of those that are committed.
+
+        Raises:
+            RunError: ledger or analysis is damaged.
+        """
+        with self._offering_earlier():
+            lines = self._lines(self._checkpoints.last())
         try:
-            records = [RoundRecord.from_json(json.loads(line)) for line in lines]
+            records = [RoundRecord.from_json(json.loads(line)) for line in lines[_LEDGER][:server_round]]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.ledger} is damaged: {error}.") from error
         if [r.server_round for r in records] != list(range(1, server_round + 1)):
             raise RunError(f"{self.ledger} is damaged: expected a line for each of the rounds 1 to {server_round}.")
         return records
 
-    def discard_uncommitted(self, server_round: int) -> None:
-        """Drops what a kill left beside the first `server_round` rounds: later or broken ledger lines, stray files."""
-        self._drop_other_checkpoints(server_round)
-        for path in (self.ledger, self.analysis):
-            if path.exists():
-                lines = path.read_bytes().splitlines()[:server_round]
-                write_atomic(path, b"".join(line + b"\n" for line in lines))
+    def discard_uncommitted(self) -> None:
+        """Drops what a kill left beside the committed rounds: later or broken ledger lines, stray files.
 
-    def _drop_other_checkpoints(self, server_round: int) -> None:
-        for other in self.checkpoint.iterdir():
-            if other.name not in (_tensor_file(server_round), "state.json"):
-                other.unlink()
+        Raises:
+            RunError: a file cannot be written.
+        """
+        summary = self._checkpoints.last()
+        with self.writing():
+            self._checkpoints.tidy(0 if summary is None else summary["server_round"])
+            for name, journal in self._journals.items():
+                journal.cut(0 if summary is None else summary["lines"][name])
 
+    def go_back(self, server_round: int) -> None:
+        """Makes the checkpoint before the last one the last; what came after it no longer counts.
 
-def _append(path: Path, values: Mapping[str, Any]) -> None:
-    with path.open("ab") as file:
-        file.write(json.dumps(values).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        Raises:
+            RunError: there is no whole checkpoint of this round.
+        """
+        if self._whole(self._checkpoints.last) == server_round:
+            return
+        earlier = self._checkpoints.previous()
+        if earlier is None or earlier["server_round"] != server_round:
+            there = (self._whole(read) for read in (self._checkpoints.previous, self._checkpoints.last))
+            rounds = " and ".join(sorted({str(number) for number in there if number is not None})) or "none"
+            raise RunError(f"{self.path} has no whole checkpoint of round {server_round}. Rounds with one: {rounds}.")
+        self._check(earlier)
+        with self.writing():
+            # A finished run is so no more: its adapter stands for rounds that are trained again.
+            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
+            self._checkpoints.go_back()
 
+    def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:
+        """The round of the summary that is read, if all that belongs to it is what it was then; else None."""
+        try:
+            summary = read()
+            if summary is None:
+                return None
+            self._check(summary)
+        except RunError:
+            return None
+        return int(summary["server_round"])
 
-def _tensor_file(server_round: int) -> str:
-    return f"round-{server_round:05d}.safetensors"
+    def _check(self, summary: Mapping[str, Any]) -> None:
+        self._checkpoints.tensors(summary)
+        self._lines(summary)
+
+    def _lines(self, summary: Mapping[str, Any] | None) -> dict[str, list[bytes]]:
+        """The lines of ledger and analysis that count."""
+        counts = {} if summary is None else summary["lines"]
+        return {name: journal.read(counts.get(name, 0)) for name, journal in self._journals.items()}
+
+    @contextmanager
+    def _offering_earlier(self) -> Iterator[None]:
+        """Where what is read inside is damaged, the error says whether there is an earlier checkpoint to go on from."""
+        try:
+            yield
+        except RunError as error:
+            earlier = self._whole(self._checkpoints.previous)
+            if earlier is None:
+                raise
+            raise RunError(
+                f"{error} The checkpoint before, of round {earlier}, is whole; to go on from there: "
+                f"lora-a2 resume {self.path} --from-round {earlier}"
+            ) from error
 
 
 def _barely_begun(path: Path) -> bool:
     """Whether a directory is empty, or holds only what `create` writes before the configuration."""
-    early = {"checkpoint", *(f for name in ("environment.json", CLIENTS_FILE) for f in (name, f".{name}.partial"))}
-    early.add(".config.toml.partial")
-    return {p.name for p in path.iterdir()} <= early and not any(path.glob("checkpoint/*"))
+    written = ("environment.json", CLIENTS_FILE, SUMS)
+    found = {p.name for p in path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".partial"))}
+    return found <= {LOCK, "checkpoint", *written} and not any(path.glob("checkpoint/*"))
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        RunError: there is no such file, or it holds something else.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{path} is damaged: expected a JSON object.")
-    return values
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)

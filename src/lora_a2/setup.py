@@ -49,6 +49,7 @@ def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
         device=config.device,
         max_length=config.max_length,
         seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
     )
 
 

@@ -19,14 +19,15 @@ import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.convergence import pareto_front
-from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, write_plan
+from lora_a2.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_plan, write_plan
 from lora_a2.config import fields_of
 from lora_a2.config_errors import kebab
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
-from lora_a2.files import write_atomic
+from lora_a2.files import read_json_object, write_atomic
+from lora_a2.locks import claimed
 from lora_a2.results import AT_ROUND, COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
-from lora_a2.runs import RunDirectory, read_json_object
+from lora_a2.runs import RunDirectory
 
 SWEEP_FILE = "sweep.json"
 
@@ -94,16 +95,23 @@ class Sweep:
             RunError: something else is at `path`.
         """
         sweep = cls(path, request)
+        if not (path / SWEEP_FILE).exists():
+            RunDirectory.check_free(path)
+        with claimed(path):
+            sweep._claim()
+        return sweep
+
+    def _claim(self) -> None:
+        path, request = self.path, self.request
         if (path / SWEEP_FILE).exists():
             if read_json_object(path / SWEEP_FILE) != json.loads(json.dumps(asdict(request))):
                 raise RunError(
                     f"{path} holds a sweep with another file or other options: choose another --output-dir, or continue "
                     f"that one with 'lora-a2 sweep --resume {path}'."
                 )
-            return sweep
-        RunDirectory.check_free(path)
+            return
+        RunDirectory.check_free(path)  # another process may have been here since
         write_plan(path / SWEEP_FILE, asdict(request))
-        return sweep
 
     @classmethod
     def open(cls, path: Path) -> Sweep:
@@ -112,7 +120,7 @@ class Sweep:
         Raises:
             RunError: there is none at `path`, or it is damaged.
         """
-        values = read_json_object(path / SWEEP_FILE)
+        values = read_plan(path / SWEEP_FILE)
         try:
             return cls(path, Request(**values))
         except TypeError as error:

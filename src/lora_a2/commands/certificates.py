@@ -28,13 +28,14 @@ from lora_a2.commands.common import examples
 )
 @click.option("--days", type=click.IntRange(min=1), default=365, show_default=True, help="How long they are valid.")
 def command(directory: Path, nodes: int, hosts: tuple[str, ...], days: int) -> None:
-    """Make a test authority, a server certificate, and a key for each node.
+    """Make a test authority, certificates for the server, and a key for each node.
 
     In earnest, certificates come from your institution's authority, and each node makes its own key and keeps it.
     """
     from lora_a2.flower.certificates import LOOPBACK, make_certificates
 
     made = make_certificates(directory, nodes=nodes, hosts=hosts or LOOPBACK, days=days)
-    click.echo(f"Server: {made.authority}, {made.server_certificate}, {made.server_key}")
+    click.echo(f"SuperLink: {made.authority}, {made.superlink_certificate}, {made.superlink_key}")
+    click.echo(f"Proxy: {made.authority}, {made.server_certificate}, {made.server_key}")
     for node in range(nodes):
         click.echo(f"Node {node}: {made.authority}, {made.node_key(node)}; register {made.node_public_key(node)}")

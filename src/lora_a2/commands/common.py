@@ -21,6 +21,11 @@ run_dir_argument = click.argument(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python that lies in the model's folder or repository; a run does not remember it.",
+)
 config_option = click.option(
     "--config",
     "config_file",

@@ -120,16 +120,17 @@ def _list(option: str, text: str | None, kind: Callable[[str], Number], example:
 
 def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Sequence[int]) -> None:
     from lora_a2.display import choose_display
+    from lora_a2.locks import Lock
 
     results = []
-    for run in comparison.runs:
-        display = choose_display(quiet)
-        try:
-            with display:
-                results.append((run, run.run(display)))
-        except KeyboardInterrupt:
-            where = shlex.quote(str(comparison.path))
-            raise click.Abort(f"Interrupted; continue with: lora-a2 compare --resume {where}") from None
+    try:
+        with Lock(comparison.path):
+            for run in comparison.runs:
+                with choose_display(quiet) as display:
+                    results.append((run, run.run(display)))
+    except KeyboardInterrupt:
+        where = shlex.quote(str(comparison.path))
+        raise click.Abort(f"Interrupted; continue with: lora-a2 compare --resume {where}") from None
     if as_json:
         print_json({"output_dir": str(comparison.path), "runs": [_entry(*each, at_rounds) for each in results]})
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, run_dir_argument
+from lora_a2.commands.common import examples, json_option, print_json, run_dir_argument, trust_option
 
 
 @click.command(
@@ -22,6 +22,7 @@ from lora_a2.commands.common import examples, json_option, print_json, run_dir_a
 @click.option("--text-column", help="Column of the texts; the run's own where the data have it.")
 @click.option("--label-column", help="Column of the labels; likewise.")
 @click.option("--client-column", help="Column that tells whose example it is; likewise.")
+@trust_option
 @json_option
 def command(
     run_dir: Path,
@@ -29,13 +30,19 @@ def command(
     text_column: str | None,
     label_column: str | None,
     client_column: str | None,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Measure a finished run: accuracy, macro-F1, and accuracy client by client."""
     from lora_a2.jobs import evaluate_run
 
     found = evaluate_run(
-        run_dir, data=data, text_column=text_column, label_column=label_column, client_column=client_column
+        run_dir,
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        client_column=client_column,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         print_json(found.to_json())

@@ -62,7 +62,7 @@ def command(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Deploy on this machine: a real SuperLink and SuperNodes over TLS, with a key and a data file for each node.
+    """Deploy on this machine: a real SuperLink behind nginx and SuperNodes over TLS, with a key and a data file for each node.
 
     The data are split over the nodes as "lora-a2 run" splits them over clients, and the adapter is the same. All processes
     and temporary files are gone in the end; the run directory stays.

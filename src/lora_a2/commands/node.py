@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_a2.commands.common import examples
+from lora_a2.commands.common import examples, trust_option
 
 
 @click.command(
@@ -15,6 +15,20 @@ from lora_a2.commands.common import examples
         "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock",
         "lora-a2 node --data reviews.jsonl --text-column body --label-column stars --test-fraction 0 \\",
         "             --model roberta-base --socket /run/lora-a2/worker.sock --store /var/lib/lora-a2",
+        "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock --policy node.toml",
+        "",
+        "node.toml, all of it optional:",
+        "  model-fingerprints = ['5d1f0c']     # models that may be trained (default: all)",
+        "  methods = ['lora-a2', 'ffa-lora']   # algorithms that may be used (default: all)",
+        "  labels = ['billing', 'delivery']    # the class names that a run must have (default: all)",
+        "  max-local-epochs = 5                # most epochs in a round (default: 100)",
+        "  max-batch-size = 32                 # largest batch (default: 4096)",
+        "  max-rank = 16                       # largest rank of the adapter (default: 1024)",
+        "  max-rounds = 50                     # most server rounds in a run (default: 10000)",
+        "  max-seconds = 600                   # longest work on one request (default: 7200)",
+        "  max-message = 100                   # largest message in megabytes (default: 4096)",
+        "  evaluation = false                  # tell how many answers are right (default: true)",
+        "  round-examples-to = 50              # tell numbers of examples as multiples (default: 1)",
     ),
 )
 @click.option("--data", required=True, metavar="FILE", help="The node's own examples; they never leave this machine.")
@@ -29,6 +43,7 @@ from lora_a2.commands.common import examples
     help="Share held out for testing where there is no test set; 0: none.",
 )
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="The model that the federation trains.")
+@trust_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 and so on.")
 @click.option("--dtype", help="Number type of the model's computation; the run's where left out.")
 @click.option(
@@ -53,12 +68,10 @@ from lora_a2.commands.common import examples
     help="What the node keeps from round to round, for methods that keep something.",
 )
 @click.option(
-    "--max-message",
-    type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    metavar="MB",
-    help="The largest message that is accepted, in megabytes.",
+    "--policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TOML file with what this node allows, whatever a server asks; see below.",
 )
 def command(
     data: str,
@@ -67,12 +80,13 @@ def command(
     test_data: str | None,
     test_fraction: float,
     model: str,
+    trust_remote_code: bool,
     device: str,
     dtype: str | None,
     num_threads: int,
     socket_path: Path,
     store: Path,
-    max_message: int,
+    policy: Path | None,
 ) -> None:
     """Train for a federation with this machine's own data, until stopped.
 
@@ -82,17 +96,19 @@ def command(
     \b
       flower-supernode … --node-config 'partition-id=0 num-partitions=3 worker-socket="/path/to/worker.sock"'
     """
-    import logging
+    from lora_a2.node.logs import log, start_log
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_log()
     from lora_a2.node.own_data import OwnData
-    from lora_a2.node.participant import Participant, check_model, overrides, threads
-    from lora_a2.node.worker import listening, log, serve
+    from lora_a2.node.participant import Participant, own_fields, threads
+    from lora_a2.node.policy import Policy, load_policy
+    from lora_a2.node.worker import listening, serve
 
+    allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)
     own = OwnData(data, text_column, label_column, test_data, test_fraction)
     count = own.check()
-    participant = Participant(own, store.expanduser(), check_model(model), overrides(device, dtype))
+    participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype, trust_remote_code))
     with listening(socket_path) as listener:
         log.info("Ready: %d examples of %s, listening at %s.", count, data, socket_path)
-        serve(listener, participant.answer, max_message * 10**6)
+        serve(listener, participant.answer, allowed.max_message * 10**6)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_a2.commands.common import examples, print_json, run_dir_argument
+from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,9 @@ _BATCH = 64
 @run_dir_argument
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of labels a text.")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a text, one a line.")
-def command(run_dir: Path, texts: tuple[str, ...], top: int, as_json: bool) -> None:
+def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: bool, as_json: bool) -> None:
     """Label texts with a finished run: the likeliest labels with their probabilities.
 
     Without TEXT, every line of standard input is a text; empty lines are skipped.
@@ -39,7 +40,7 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, as_json: bool) -> N
 
     from lora_a2.predict import load_predictor
 
-    predictor = load_predictor(run_dir)
+    predictor = load_predictor(run_dir, trust_remote_code=trust_remote_code)
     for batch in batches:
         for text, row in zip(batch, predictor.predict(batch), strict=True):
             _show(text, _likeliest(predictor.label_names, row, top), as_json)

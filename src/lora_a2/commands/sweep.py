@@ -73,6 +73,7 @@ def command(
     Options of runs given here win over the file, and take the place of a grid. A run that fails is recorded, and the others go
     on. Whatever was interrupted goes on with the same command.
     """
+    from lora_a2.locks import Lock
     from lora_a2.sweep import Request, Sweep, default_path
 
     ctx = click.get_current_context()
@@ -92,7 +93,8 @@ def command(
         return
     how = _How(processes, [d.strip() for d in (devices or "").split(",") if d.strip()], retry_failed, quiet)
     try:
-        failed = _run(sweep, how, as_json=as_json)
+        with Lock(sweep.path):
+            failed = _run(sweep, how, as_json=as_json)
     except KeyboardInterrupt:
         where = shlex.quote(str(sweep.path))
         raise click.Abort(f"Interrupted; continue with: lora-a2 sweep --resume {where}") from None

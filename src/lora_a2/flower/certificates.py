@@ -1,9 +1,11 @@
-"""Keys and certificates of a test authority: TLS for the SuperLink, and a key of its own for every SuperNode.
+"""Keys and certificates of a test authority: TLS for the server, and a key of its own for every SuperNode.
 
-    DIR/ca.crt        what SuperNodes and users check the SuperLink by
+    DIR/ca.crt        what SuperNodes and users check the server by
     DIR/ca.key        the authority's own key; only needed to sign another server certificate
-    DIR/server.pem    the SuperLink's certificate, for the hosts that were named
+    DIR/server.pem    the certificate of the proxy that nodes reach, for the hosts that were named
     DIR/server.key    its key
+    DIR/superlink.pem the certificate of the SuperLink behind it, for the loopback alone
+    DIR/superlink.key its key
     DIR/keys/node-N   node N's private key (EC P-384, OpenSSH format); stays on the node
     DIR/keys/node-N.pub   its public key; the SuperLink's operator registers it
 
@@ -44,13 +46,23 @@ class Certificates:
 
     @property
     def server_certificate(self) -> Path:
-        """The SuperLink's certificate."""
+        """The proxy's certificate, which nodes see."""
         return self.directory / "server.pem"
 
     @property
     def server_key(self) -> Path:
-        """The SuperLink's key."""
+        """The proxy's key."""
         return self.directory / "server.key"
+
+    @property
+    def superlink_certificate(self) -> Path:
+        """The SuperLink's certificate, which the proxy and the operator see."""
+        return self.directory / "superlink.pem"
+
+    @property
+    def superlink_key(self) -> Path:
+        """The SuperLink's key."""
+        return self.directory / "superlink.key"
 
     def node_key(self, node: int) -> Path:
         """A node's private key."""
@@ -64,7 +76,7 @@ class Certificates:
 def make_certificates(
     directory: Path, *, nodes: int, hosts: Sequence[str] = LOOPBACK, days: int = DEFAULT_DAYS
 ) -> Certificates:
-    """Writes an authority, a server certificate for `hosts` (names and addresses) and `nodes` node keys.
+    """Writes an authority, a server certificate for `hosts` (names and addresses), the SuperLink's, and `nodes` node keys.
 
     Private keys are readable by their owner only. Existing files are never replaced.
 
@@ -75,14 +87,17 @@ def make_certificates(
     taken = [p for p in (made.authority, made.directory / "ca.key", directory / "keys") if p.exists()]
     if taken:
         raise ConfigError(f"{taken[0]} exists: keys are not replaced; choose another folder, or remove it first.")
-    authority_key, server_key = _new_key(), _new_key()
+    authority_key, server_key, superlink_key = _new_key(), _new_key(), _new_key()
     authority = _authority(authority_key, days)
     server = _server_certificate(server_key, hosts, authority, authority_key, days)
+    superlink = _server_certificate(superlink_key, LOOPBACK, authority, authority_key, days)
     try:
         (directory / "keys").mkdir(parents=True)
         _write_private(directory / "ca.key", _pem(authority_key))
         _write_private(made.server_key, _pem(server_key))
+        _write_private(made.superlink_key, _pem(superlink_key))
         made.server_certificate.write_bytes(server.public_bytes(Encoding.PEM))
+        made.superlink_certificate.write_bytes(superlink.public_bytes(Encoding.PEM))
         for node in range(nodes):
             make_node_key(made.node_key(node))
         made.authority.write_bytes(authority.public_bytes(Encoding.PEM))

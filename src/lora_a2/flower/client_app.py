@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from lora_a2.errors import LoraA2Error, NodeError
+from lora_a2.errors import LoraA2Error
 from lora_a2.flower.courier import log
 from lora_a2.flower.messages import answer_message, error_message, read_request_content
-from lora_a2.node.protocol import Answer, Request, ask
+from lora_a2.node.protocol import Answer, Request, ask, outgoing
+from lora_a2.node.refusals import Reason, Refused, reason_of
+from lora_a2.text import plain
 
 if TYPE_CHECKING:
     from lora_a2.flower.simulated import LoadData
@@ -38,23 +40,28 @@ def make_client_app(load_data: LoadData | None = None) -> ClientApp:
 
 
 def respond(load_data: LoadData | None, message: Message, context: Context) -> Message:
-    """The reply to a message, or an error reply that says what is missing."""
+    """The reply to a message. Of an error the log has the details, and the server is told a `Reason`: Flower would send it
+    the text of an exception."""
     try:
         partition, total = _place(context)
         request, state_dir = read_request_content(message.content, partition, total)
         answer = _answerer(load_data, context, state_dir, message.metadata.ttl)(request)
+        return answer_message(outgoing(answer), message)
     except LoraA2Error as error:
-        log.error("%s", error)
-        return error_message(str(error), message)
-    return answer_message(answer, message)
+        log.error("%s", plain(error, 1000))
+        return error_message(reason_of(error), message)
+    except Exception as error:
+        log.exception("An error that should not happen.")
+        return error_message(reason_of(error), message)
 
 
 def _place(context: Context) -> tuple[int, int]:
     values = [context.node_config.get(key) for key in ("partition-id", "num-partitions")]
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise NodeError(
+        raise Refused(
+            Reason.SETUP,
             "The node's configuration lacks partition-id or num-partitions: start the SuperNode with "
-            "--node-config 'partition-id=0 num-partitions=3 worker-socket=\"/path/to/socket\"'."
+            "--node-config 'partition-id=0 num-partitions=3 worker-socket=\"/path/to/socket\"'.",
         )
     return int(str(values[0])), int(str(values[1]))
 
@@ -64,9 +71,10 @@ def _answerer(load_data: LoadData | None, context: Context, state_dir: str, ttl:
     if path:
         return lambda request: ask(Path(str(path)), request, ttl, MOST_BYTES)
     if "ray" not in sys.modules:
-        raise NodeError(
+        raise Refused(
+            Reason.SETUP,
             "The node's configuration names no worker-socket: start a worker with 'lora-a2 node --data FILE --socket PATH', "
-            "and the SuperNode with --node-config 'worker-socket=\"PATH\" …'."
+            "and the SuperNode with --node-config 'worker-socket=\"PATH\" …'.",
         )
     from lora_a2.flower.simulated import participant
 

@@ -1,4 +1,4 @@
-"""A Flower deployment on this machine's loopback: a SuperLink and SuperNodes, over TLS, each with its own key.
+"""A Flower deployment on this machine's loopback: a SuperLink behind a proxy, and SuperNodes, over TLS, each with its own key.
 
 What a machine of its own runs in a real deployment is a process of its own here, with the same commands: docs/deployment.md.
 """
@@ -13,9 +13,10 @@ import tomlkit
 
 from lora_a2.flower.certificates import Certificates, make_certificates
 from lora_a2.flower.processes import Processes, free_port
+from lora_a2.flower.proxy import configuration, nginx
 
 CONNECTION = "deployment"
-SUPERLINK, RUN = "superlink", "run"
+SUPERLINK, PROXY, RUN = "superlink", "proxy", "run"
 
 
 def supernode(node: int) -> str:
@@ -32,37 +33,68 @@ class Deployment:
     """The processes of a SuperLink and `nodes` SuperNodes, none of them started yet.
 
     The SuperLink keeps its state in a file, so that it knows its nodes again when it is restarted.
+
+    Attributes:
+        port: what nodes reach: the proxy's.
+        control_port: the SuperLink's own, for its operator and the proxy.
     """
 
     def __init__(self, processes: Processes, nodes: int) -> None:
         self.processes = processes
         self.nodes = nodes
-        self.port = free_port()
+        self.port, self.control_port = free_port(), free_port()
         self.certificates: Certificates = make_certificates(processes.home / "certificates", nodes=nodes)
         self._write_connection()
 
     @property
     def address(self) -> str:
-        """Where the SuperLink listens."""
+        """Where nodes find the server."""
         return f"127.0.0.1:{self.port}"
 
     def start_superlink(self) -> None:
-        """Starts the SuperLink and waits until it listens."""
+        """Starts the SuperLink, and the proxy where it does not run, and waits until both listen.
+
+        Raises:
+            RunError: there is no nginx, or one of the two does not start.
+        """
+        if not self.processes.alive(PROXY):
+            self.start_proxy()
         made = self.certificates
         self.processes.start(
             SUPERLINK,
             [
                 "flower-superlink",
                 f"--ssl-ca-certfile={made.authority}",
-                f"--ssl-certfile={made.server_certificate}",
-                f"--ssl-keyfile={made.server_key}",
+                f"--ssl-certfile={made.superlink_certificate}",
+                f"--ssl-keyfile={made.superlink_key}",
                 "--enable-supernode-auth",
                 "--host=127.0.0.1",
-                f"--port={self.port}",
+                f"--port={self.control_port}",
                 f"--database={self.processes.home / 'superlink.sqlite'}",
             ],
         )
-        self.processes.wait_until(self._listening, "Starting the SuperLink")
+        self.processes.wait_until(lambda: _listening(self.control_port), "Starting the SuperLink")
+
+    def start_proxy(self) -> None:
+        """Starts the proxy and waits until it listens.
+
+        Raises:
+            RunError: there is no nginx, or it does not start.
+        """
+        home, made = self.processes.home / PROXY, self.certificates
+        home.mkdir(exist_ok=True)
+        text = configuration(
+            listen=self.address,
+            superlink=f"127.0.0.1:{self.control_port}",
+            certificate=made.server_certificate,
+            key=made.server_key,
+            authority=made.authority,
+        )
+        (home / "nginx.conf").write_text(text)
+        # One process, not nginx's two: it keeps the environment by which the processes of a deployment are known.
+        command = [nginx(), "-p", str(home), "-c", str(home / "nginx.conf"), "-g", "master_process off;"]
+        self.processes.start(PROXY, command)
+        self.processes.wait_until(lambda: _listening(self.port), "Starting the proxy")
 
     def register(self, node: int) -> None:
         """Tells the SuperLink a node's public key; without, it refuses the node."""
@@ -72,7 +104,7 @@ class Deployment:
         self, node: int, config: Mapping[str, str | int], *, authority: Path | None = None, port: int | None = None
     ) -> None:
         """Starts a SuperNode. `config` is told to its ClientApp; it trusts `authority` (None: ours) and looks for the
-        SuperLink at `port` (None: where it is)."""
+        server at `port` (None: where it is)."""
         values = {"partition-id": node, "num-partitions": self.nodes, **config}
         self.processes.start(
             supernode(node),
@@ -96,17 +128,21 @@ class Deployment:
         """Submits an app; the process RUN streams the ServerApp's log into its own, and ends with the run."""
         self.processes.start(RUN, ["flwr", "run", str(app), CONNECTION, "--stream"], lasting=False)
 
-    def _listening(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
     def _write_connection(self) -> None:
-        connection = {"address": self.address, "root-certificates": str(self.certificates.authority)}
+        connection = {
+            "address": f"127.0.0.1:{self.control_port}",
+            "root-certificates": str(self.certificates.authority),
+        }
         document = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self.processes.home / "config.toml").write_text(tomlkit.dumps(document))
+
+
+def _listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def node_config(values: Mapping[str, str | int]) -> str:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, BinaryIO
 from lora_a2.config import RunConfig
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
+from lora_a2.flower.guardian import guarded_home
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
-from lora_a2.flower.signals import interruptible
 from lora_a2.jobs import config_of, fresh_directory
 from lora_a2.runs import RunDirectory
+from lora_a2.signals import interruptible
 
 Say = Callable[[str], None]
 """Takes a line for the user."""
@@ -72,7 +72,7 @@ class LocalDeployment(Deployment):
     def start_all(self, say: Say) -> None:
         """Starts everything but the run, and waits until the workers listen."""
         self.start_superlink()
-        say(f"SuperLink at {self.address}, TLS and a key for each node.")
+        say(f"SuperLink behind a proxy at {self.address}, TLS and a key for each node.")
         for node in range(self.nodes):
             self.start_worker(node)
             self.register(node)
@@ -91,11 +91,7 @@ class LocalDeployment(Deployment):
 @contextmanager
 def local_deployment(config: RunConfig, state: Path) -> Iterator[LocalDeployment]:
     """A deployment in a temporary folder, which goes with it."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lora-a2-") as home,
-        Processes(Path(home)) as processes,
-        interruptible(),
-    ):
+    with guarded_home() as home, Processes(home) as processes, interruptible():
         yield LocalDeployment(processes, config, state)
 
 
@@ -158,7 +154,7 @@ def summary(run: RunDirectory) -> dict[str, Any]:
         "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
         "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
         "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
-        "adapter": str(run.adapter),
+        "adapter": str(run.result()),
         "output_dir": str(run.path),
     }
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, RecordDict
 
-from lora_a2.errors import NodeError, ReplyError
+from lora_a2.errors import ReplyError
 from lora_a2.node.protocol import Answer, Request, read_request
+from lora_a2.node.refusals import Reason, Refused
 from lora_a2.text import few, plain
 
 CLIENT_APP_ERROR = 2
@@ -50,13 +51,15 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
     `partition` of `num_partitions` is what the node takes itself for; what the server says stands above it.
 
     Raises:
-        NodeError: it is not a request of this release.
+        Refused: it is not a request of this release.
     """
     fields = content.config_records.get("request", ConfigRecord())
     try:
         run = json.loads(str(fields.get("run")))
     except ValueError:
-        raise NodeError("The message is no request of lora-a2: run the same release at both ends.") from None
+        raise Refused(
+            Reason.RELEASE, "The message is no request of lora-a2: run the same release at both ends."
+        ) from None
     total = fields.get("num-partitions", num_partitions)
     if partition >= num_partitions:  # a mistake of the node's own, to be said as such
         total = num_partitions
@@ -80,9 +83,9 @@ def answer_message(answer: Answer, message: Message) -> Message:
     return Message(content, reply_to=message)
 
 
-def error_message(reason: str, message: Message) -> Message:
+def error_message(reason: Reason, message: Message) -> Message:
     """The reply to `message` that says why there is no other."""
-    return Message(Error(CLIENT_APP_ERROR, reason), reply_to=message)
+    return Message(Error(CLIENT_APP_ERROR, str(reason)), reply_to=message)
 
 
 def read_answer(message: Message, limit: int) -> Answer:

@@ -17,8 +17,9 @@ from lora_a2.errors import ConfigError
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.rounds import RoundRules
 
-WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm"})
-"""Fields of `RunConfig` that mean nothing here: every node trains one client, and noise from a shared seed hides nothing."""
+WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm", "trust_remote_code"})
+"""Fields of `RunConfig` that mean nothing here: every node trains one client, noise from a shared seed hides nothing, and
+whether a model's code runs is for each machine to decide."""
 
 
 USUAL_RATIO = 10.0
@@ -93,6 +94,15 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
 
 def sent_config(config: RunConfig) -> dict[str, Any]:
     """What the nodes are told of a configuration: all but what concerns the server's own machine."""
-    private = {"output_dir", "device", "num_workers", "cohort_size", "num_clients"}
-    private |= {"record_analysis", "report_to", "max_update_ratio"}
+    private = {
+        "output_dir",
+        "device",
+        "trust_remote_code",
+        "num_workers",
+        "cohort_size",
+        "num_clients",
+        "record_analysis",
+        "report_to",
+        "max_update_ratio",
+    }
     return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lora_a2.errors import RunError
-from lora_a2.files import write_atomic
-from lora_a2.runs import read_json_object
+from lora_a2.files import read_json_object, write_atomic
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Self
 import psutil
 
 from lora_a2.errors import RunError
-from lora_a2.flower.signals import undisturbed
+from lora_a2.signals import undisturbed
 
 GRACE_SECONDS = 10.0
 """How long a process has to end by itself before it is killed."""
@@ -34,12 +34,12 @@ QUIET = {
 
 
 def program(name: str) -> str:
-    """A command of this Python's environment, whatever PATH says.
+    """A command of this Python's environment, whatever PATH says; one that is given by its whole path is left so.
 
     Raises:
         RunError: it is not installed.
     """
-    path = Path(sys.executable).with_name(name)
+    path = Path(sys.executable).parent / name  # which is `name` itself where that is a whole path
     if not path.exists():
         raise RunError(f"There is no {name} beside {sys.executable}: install lora-a2[flower].")
     return str(path)
@@ -60,7 +60,8 @@ class Processes:
         self.logs = home / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self.environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_INTERNAL_")}
+        self.environment = {**inherited, **QUIET, "FLWR_HOME": str(home), "PATH": path, **(extra or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lasting: set[str] = set()
 
@@ -174,19 +175,32 @@ class Processes:
         """Ends every process, the last started first; what they leave behind is killed."""
         families = [member for process in self._running.values() for member in _family(process.pid)]
         _terminate(list(reversed(self._running.values())))
-        _kill([*families, *self.members()])
+        _kill(families)
+        kill_members(self.home)
         for process in self._running.values():
             process.wait()
         self._running.clear()
 
     def members(self) -> list[psutil.Process]:
         """Every process of this machine that runs with our `FLWR_HOME`, as far as we may see, this one excepted."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(self.home):
-                    found.append(process)
-        return found
+        return members(self.home)
+
+
+def members(home: Path) -> list[psutil.Process]:
+    """Every process of this machine whose `FLWR_HOME` is `home`, as far as we may see, this one excepted."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def kill_members(home: Path) -> None:
+    """SIGKILL to every process whose `FLWR_HOME` is `home`, until none starts another."""
+    end = time.monotonic() + GRACE_SECONDS
+    while (found := members(home)) and time.monotonic() < end:
+        _kill(found)
 
 
 def _family(pid: int) -> list[psutil.Process]:

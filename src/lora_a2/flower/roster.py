@@ -29,6 +29,7 @@ class Roster:
         courier: reaches them.
         content: the question for a profile.
         layout: the digest of the adapter's layout, in hex, that a node must derive too.
+        fingerprint: of the base weights that a node must have too.
         node_timeout: how long to wait for enough nodes, and for a node's profile, in seconds.
         places: how many partitions there are, and whose they are.
     """
@@ -38,10 +39,12 @@ class Roster:
         courier: Courier,
         content: Callable[[], RecordDict],
         layout: str,
+        fingerprint: str,
         node_timeout: float,
         places: Places | None = None,
     ) -> None:
         self._courier, self._content, self._layout, self._timeout = courier, content, layout, node_timeout
+        self._fingerprint = fingerprint
         self.places = places or Places()
         self._known: dict[int, NodeProfile] = {}
         self._asked: dict[str, tuple[int, float]] = {}
@@ -163,6 +166,11 @@ class Roster:
             raise ReplyError(
                 f"Its adapter's layout is {plain(metrics.get('layout'), 32)}; expected {self._layout}: give both ends the "
                 "same model, and run the same release of lora-a2."
+            )
+        if metrics.get("fingerprint") != self._fingerprint:
+            raise ReplyError(
+                f"Its model has other weights (fingerprint {plain(metrics.get('fingerprint'), 12)}; the server's has "
+                f"{self._fingerprint[:12]}): give both ends the same files."
             )
         total = number(metrics, "num_partitions", 1, _MOST)
         profile = NodeProfile(

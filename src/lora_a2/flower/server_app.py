@@ -77,7 +77,14 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     options, model = start.options, start.model
     layout = federation_layout(model, start.config.chosen_method()).digest.hex()
     places = _places(start, courier)
-    roster = Roster(courier, lambda: request_content(_question(start, courier)), layout, options.node_timeout, places)
+    roster = Roster(
+        courier,
+        lambda: request_content(_question(start, courier)),
+        layout,
+        model.fingerprint,
+        options.node_timeout,
+        places,
+    )
     roster.gather(options.min_train_nodes, options.start_timeout)
     rules = options.rules(courier.simulated, start.config.max_update_ratio)
     config = resolved(start.config, model, _num_clients(start, roster)).model_copy(
@@ -105,7 +112,7 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             return run_rounds(plan, progress.state, driver, observer, watch, progress.records)
 
         records, seconds = finish(run, config, model, plan, rounds, driver)
-    log.info("Finished %d rounds in %.0f s; the adapter is in %s.", len(records), seconds, run.adapter)
+    log.info("Finished %d rounds in %.0f s; the result is in %s.", len(records), seconds, run.result())
     return run
 
 

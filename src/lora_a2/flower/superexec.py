@@ -1,59 +1,91 @@
-"""`flower-superexec` that forks: a ClientApp's process begins with everything imported, and costs next to nothing.
+"""`flower-superexec` that runs this package's ClientApp, and forks.
 
-Flower starts a new Python for every message, which takes more than a second of a core before our ClientApp has begun. Here
-the process that starts it has imported it already. Each message still has a process of its own,
-and is found sooner than by Flower's question once a second.
+- Flower's runs the app that the server sends along: who controls the server runs programs on every node. Here the app is
+  the one that is installed on the node, whatever came, and no other kind of task is taken.
+- Flower's starts a new Python for every message, which takes more than a second of a core before our ClientApp has begun.
+  Here the process that starts it has imported it already. Each message still has a process of its own, and is found sooner
+  than by Flower's question once a second.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 import time
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.supercore.tls import validate_and_resolve_root_certificates
-from flwr.supernode.runtime.run_clientapp import run_clientapp
+from flwr.supernode.runtime import run_clientapp
 
-import lora_a2.flower.client_app  # noqa: F401  (so that the processes forked here need not)
+from lora_a2.errors import RunError
+from lora_a2.flower import client_app
 from lora_a2.flower.patience import Patience
+from lora_a2.lifeline import end_with_parent
+
+REPLACED = ("install_from_fab", "get_load_client_app_fn")
+"""The functions of Flower that unpack the app which the server sends, and load it."""
 
 
 class ForkingExecutor(SubprocessExecutor):
-    """Runs a ClientApp in a fork of this process, and anything else as Flower does."""
+    """Runs this package's ClientApp in a fork of this process, and nothing else."""
 
     def __init__(self, patience: Patience) -> None:
         super().__init__()
         self._patience = patience
 
+    def get_eligible_capacity(
+        self, supported_task_types: set[TaskType], **options: Any
+    ) -> tuple[set[TaskType], set[str]]:
+        """ClientApps alone are asked for."""
+        return supported_task_types & {TaskType.CLIENT_APP}, set()
+
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Starts the process and returns at once."""
         self._patience.event()
-        if spec.task_type != TaskType.CLIENT_APP or spec.runtime_dependency_install:
-            return super().launch(spec)
+        if spec.task_type != TaskType.CLIENT_APP:
+            return LaunchResult.failed(f"A node of lora-a2 runs its own ClientApp, and no {spec.task_type}.")
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         if os.fork() == 0:
-            _run(spec)
+            _run(spec, parent)
         return LaunchResult.accepted()
 
 
-def _run(spec: ExecutionSpec) -> NoReturn:
+def use_own_client_app() -> None:
+    """Has Flower run the ClientApp of this package: what the server sends is neither unpacked nor imported.
+
+    Raises:
+        RunError: this release of Flower loads apps in another way.
+    """
+    changed = vars(run_clientapp)
+    if missing := [name for name in REPLACED if name not in changed]:
+        raise RunError(
+            f"This release of Flower is unknown: it has no {missing[0]} where apps are loaded. Install flwr 1.41."
+        )
+    changed["install_from_fab"] = lambda *given, **options: None
+    changed["get_load_client_app_fn"] = lambda *given, **options: lambda *names: client_app.app
+
+
+def _run(spec: ExecutionSpec, parent: int) -> NoReturn:
     """The life of the forked process. Nothing of its parent's main loop may go on in it, hence the hard end."""
     status = 1
     try:
-        run_clientapp(
+        end_with_parent(parent)
+        run_clientapp.run_clientapp(
             runtime_api_address=spec.runtime_api_address,
             token=spec.token,
             insecure=spec.insecure,
             certificates=validate_and_resolve_root_certificates(spec.root_certificates_path, spec.insecure),
-            parent_pid=os.getppid(),
+            parent_pid=parent,
+            runtime_dependency_install=False,
         )
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
@@ -65,11 +97,26 @@ def _run(spec: ExecutionSpec) -> NoReturn:
         os._exit(status)
 
 
+def _parent() -> int | None:
+    """The process that this one is to end with, where it was told."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--parent-pid", type=int)
+    given: int | None = parser.parse_known_args()[0].parent_pid
+    return given
+
+
 def main() -> None:
-    """Runs a SuperExec until its SuperNode ends; arguments are those of `flower-superexec`."""
+    """Runs a SuperExec until its SuperNode ends; arguments are those of `flower-superexec`.
+
+    Flower's own watch over `--parent-pid` takes a parent that was killed, and not yet waited for, to be alive: here the kernel
+    watches, so it has to be the process that started this one.
+    """
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
+    if (parent := _parent()) is not None:
+        end_with_parent(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave nothing behind
+    use_own_client_app()
     patience = Patience()
     changed = vars(run_superexec)
     changed["get_executor"] = lambda *given, **options: ForkingExecutor(patience)

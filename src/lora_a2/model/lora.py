@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_a2.errors import ModelError
 from lora_a2.model.frozen import FrozenWeight
 from lora_a2.model.skinny import down, outer, up
 
@@ -98,6 +99,7 @@ class LoraLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.slot: Slot | None = None
         self.group = LinearGroup([self])
+        self.weight_reads = 0
 
     @property
     def d_out(self) -> int:
@@ -109,8 +111,32 @@ class LoraLinear(nn.Module):
         """Width of the input."""
         return int(self.base.shape[1])
 
+    @property
+    def weight(self) -> Tensor:
+        """What the layer in whose place this is would have there: the weights with all that is merged into them, in the compute
+        dtype; (d_in, d_out) for GPT-2's layers. Models look at its dtype; one that computes with it is found by `weight_reads`.
+        """
+        self.weight_reads += 1
+        weight = self.group.weight(self)
+        return weight.t() if self.conv1d else weight
+
+    @property
+    def in_features(self) -> int:
+        """As `nn.Linear` names d_in."""
+        return self.d_in
+
+    @property
+    def out_features(self) -> int:
+        """As `nn.Linear` names d_out."""
+        return self.d_out
+
+    @property
+    def nf(self) -> int:
+        """As GPT-2's `Conv1D` names d_out."""
+        return self.d_out
+
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, K·T, d_in) → (…, K·T, d_out)."""
+        """x (…, K·T, d_in) → (…, K·T, d_out), which may be changed in place."""
         return self.group.output(self, x)
 
 
@@ -143,6 +169,13 @@ class LinearGroup:
             bias = torch.cat([m.base.new_zeros(m.d_out) if m.bias is None else m.bias for m in self.members]).to(dtype)
         return FrozenWeight(weight, bias)
 
+    def weight(self, member: LoraLinear) -> Tensor:
+        """A member's frozen weights (d_out, d_in) as they are loaded."""
+        if self._frozen is None:
+            return member.base
+        start = sum(m.d_out for m in self.members[: self.members.index(member)])
+        return self._frozen.weight[start : start + member.d_out]
+
     def output(self, member: LoraLinear, x: Tensor) -> Tensor:
         """The output of `member` for x; the members' outputs for one x are computed together and handed out once."""
         if x is not self._input:
@@ -165,7 +198,8 @@ class LinearGroup:
                 x.reshape(-1, x.shape[-1]), _ANCHOR, self._frozen, spans, slots
             )
             y = flat.view(*x.shape[:-1], -1)
-        outputs = torch.split(y, widths, -1) if len(widths) > 1 else (y,)
+        # Not views, to autograd: models change outputs in place, and these share no memory with each other.
+        outputs = torch.unsafe_split_with_sizes(y, widths, -1) if len(widths) > 1 else (y,)
         return {id(m): out for m, out in zip(self.members, outputs, strict=True)}
 
 
@@ -180,7 +214,11 @@ def install(backbone: nn.Module, names: Sequence[str]) -> dict[str, LoraLinear]:
 
 
 def share_inputs(layers: dict[str, LoraLinear], forward: Callable[[], object]) -> list[LinearGroup]:
-    """Finds, in one forward pass, the layers that read the same tensors in turn and makes each such set one group."""
+    """Finds, in one forward pass, the layers that read the same tensors in turn and makes each such set one group.
+
+    Raises:
+        ModelError: the model computes with a layer's weights itself, so that what is added beside them would have no effect.
+    """
     read: dict[LoraLinear, list[int]] = {}
     inputs: list[Tensor] = []  # kept, so that no id is used twice
 
@@ -195,6 +233,9 @@ def share_inputs(layers: dict[str, LoraLinear], forward: Callable[[], object]) -
     finally:
         for handle in handles:
             handle.remove()
+    _refuse_bypassed(
+        {name: layer for name, layer in layers.items() if layer not in read and layer.weight_reads}, layers
+    )
     readers: dict[tuple[int, ...], list[LoraLinear]] = {}
     for layer in layers.values():
         readers.setdefault(tuple(read.get(layer, [id(layer)])), []).append(layer)
@@ -203,3 +244,14 @@ def share_inputs(layers: dict[str, LoraLinear], forward: Callable[[], object]) -
         for member in group.members:
             member.group = group
     return groups
+
+
+def _refuse_bypassed(bypassed: dict[str, LoraLinear], layers: dict[str, LoraLinear]) -> None:
+    if not bypassed:
+        return
+    ends = {name.rpartition(".")[2] for name in bypassed}
+    others = ",".join(dict.fromkeys(name.rpartition(".")[2] for name in layers if name.rpartition(".")[2] not in ends))
+    raise ModelError(
+        f"The model computes with the weights of {', '.join(sorted(ends))} itself instead of calling the layer, so that an adapter "
+        f"there would have no effect: leave it out" + (f" with --target-modules {others}." if others else ".")
+    )

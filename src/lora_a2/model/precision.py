@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 from functools import cache
 
 import torch
+from transformers import PreTrainedModel
 
 from lora_a2.errors import ModelError
 
@@ -44,6 +47,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """The name that `pick_dtype` takes."""
     return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def dtypes_in(backbone: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Name of a weight or buffer → its number type in Transformers' own model of this kind, loaded in `dtype`.
+
+    Rotary frequencies, and what a model marks as sensitive, stay in float32 there.
+    """
+    with torch.device("meta"):
+        usual: PreTrainedModel = type(backbone)._from_config(copy.deepcopy(backbone.config), dtype=dtype)  # type: ignore[no-untyped-call]
+    strict = [re.compile(rf"(^|\.){part}($|\.)") for part in usual._keep_in_fp32_modules_strict or ()]
+    found = {name: value.dtype for name, value in usual.named_buffers()}
+    for name, _ in usual.named_parameters():
+        found[name] = torch.float32 if any(pattern.search(name) for pattern in strict) else dtype
+    return found
 
 
 @cache

@@ -51,14 +51,27 @@ class _Stop(Exception):
 
 
 class _Skipped(nn.Module):
-    """Stands in for a block whose output nobody needs: hands its input on, in the shape of the block's output."""
+    """Stands in for a block whose output nobody needs: hands its input on, in the shape of the block's output.
 
-    def __init__(self, length: int | None) -> None:
+    Whatever else a model asks its block for (the kind of its attention, say), the block itself answers.
+    """
+
+    def __init__(self, block: nn.Module, length: int | None) -> None:
         super().__init__()
         self._length = length
+        self.__dict__["_block"] = block  # not as a part of this module, whose parameters it would double
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = _entering(args, kwargs)
         return hidden if self._length is None else (hidden, *([None] * (self._length - 1)))
+
+
+def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The hidden states among a block's arguments."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 class Blocks:
@@ -83,15 +96,15 @@ class Blocks:
     def reading(self, block: int, found: list[Tensor]) -> Iterator[None]:
         """Within it, a forward pass appends what enters `block` to `found` and ends there."""
 
-        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            found.append(args[0])
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_entering(args, kwargs))
             raise _Stop
 
         def measure(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._output_length = len(output) if isinstance(output, tuple) else None
 
         handles = [
-            self._list[block].register_forward_pre_hook(note),
+            self._list[block].register_forward_pre_hook(note, with_kwargs=True),
             self._list[0].register_forward_hook(measure),
         ]
         try:
@@ -107,8 +120,14 @@ class Blocks:
         """Within it, a forward pass skips the blocks below `block` and gives it `hidden` instead of what came through."""
         kept = [self._list[i] for i in range(block)]
         for i in range(block):
-            self._list[i] = _Skipped(self._output_length)
-        handle = self._list[block].register_forward_pre_hook(lambda module, args: (hidden, *args[1:]))
+            self._list[i] = _Skipped(kept[i], self._output_length)
+
+        def enter(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+        handle = self._list[block].register_forward_pre_hook(enter, with_kwargs=True)
         try:
             yield
         finally:

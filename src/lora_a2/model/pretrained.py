@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import load_backbone
+from lora_a2.model.calling import hidden_width
 from lora_a2.model.catalog import full_parameters
 from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
@@ -18,6 +19,9 @@ from lora_a2.model.precision import pick_device, pick_dtype
 from lora_a2.model.targets import find_target_modules
 from lora_a2.randomness import generator
 from lora_a2.types import FloatArray, Layout
+
+LARGEST_UNKNOWN_SHARE = 0.5
+"""Of a data set's tokens, special ones apart."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Model:
         label_names: C class names.
         max_length: tokens after which a text is cut.
         full_parameters: weights of the whole model, what full fine-tuning would send.
+        fingerprint: of the pre-trained weights (`model.fingerprint`).
+        revision: the commit of the hub that they are of; None for folders.
+        trust_remote_code: whether code of the model runs, also where it is loaded again.
     """
 
     name: str
@@ -41,6 +48,9 @@ class Model:
     label_names: tuple[str, ...]
     max_length: int
     full_parameters: int
+    fingerprint: str
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
@@ -48,6 +58,26 @@ class Model:
             return ()
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         return tuple(np.asarray(ids or [self.classifier.pad_token_id], np.int64) for ids in encoded["input_ids"])
+
+    def tokenize_data(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """As `tokenize`, for the texts of a data set, which the tokenizer has to know.
+
+        Raises:
+            ModelError: most of their tokens are unknown to it.
+        """
+        tokens = self.tokenize(texts)
+        unknown, special = self.tokenizer.unk_token_id, self.tokenizer.all_special_ids
+        if unknown is None or not tokens:
+            return tokens
+        flat = np.concatenate(tokens)
+        words = flat[~np.isin(flat, [i for i in special if i != unknown])]
+        share = float((words == unknown).mean()) if len(words) else 0.0
+        if share > LARGEST_UNKNOWN_SHARE:
+            raise ModelError(
+                f"The tokenizer of {self.name} does not know {100 * share:.0f} % of the tokens in these texts, which all look alike "
+                "to the model: choose a model for their language, or give the folder the tokenizer that the model was trained with."
+            )
+        return tokens
 
 
 def random_head(num_labels: int, width: int, scale: float, seed: int) -> dict[str, FloatArray]:
@@ -69,6 +99,7 @@ def load_model(
     device: str = "auto",
     max_length: int = 128,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> Model:
     """Loads a backbone and puts LoRA layers and a head on it.
 
@@ -84,29 +115,28 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", … or "auto".
         max_length: tokens after which a text is cut.
         seed: of the head.
+        trust_remote_code: whether Python in the model's folder may run.
 
     Raises:
-        ModelError: no such model, or no module matches `target_modules`.
+        ModelError: no such model, one that is damaged or incomplete, or no module matches `target_modules`.
     """
-    backbone = load_backbone(name)
+    backbone = load_backbone(name, None if pooling == "auto" else _pooling(pooling), trust_remote_code)
     modules = find_target_modules(backbone.module, target_modules)
     config = backbone.module.config
+    width = hidden_width(backbone.module)
     values = head_values or random_head(
         len(labels),
-        int(config.hidden_size),
+        width,
         model_defaults(name).head_scale if head_scale is None else head_scale,
         seed,
     )
-    if values["weight"].shape != (len(labels), config.hidden_size):
-        raise ModelError(
-            f"The head is {values['weight'].shape}; expected {(len(labels), config.hidden_size)} for this model."
-        )
+    if values["weight"].shape != (len(labels), width):
+        raise ModelError(f"The head is {values['weight'].shape}; expected {(len(labels), width)} for this model.")
     where = pick_device(device)
-    chosen = backbone.pooling if pooling == "auto" else pooling
     classifier = Classifier(
         backbone.module.to(where),  # type: ignore[arg-type]
         modules,
-        pooling=_pooling(chosen),
+        pooling=backbone.pooling,
         head=values,
         dtype=pick_dtype(dtype, where),
         pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
@@ -121,6 +151,9 @@ def load_model(
         label_names=tuple(labels),
         max_length=min(max_length, limit - classifier.position_offset),
         full_parameters=full_parameters(config),
+        fingerprint=backbone.fingerprint,
+        revision=backbone.revision,
+        trust_remote_code=trust_remote_code,
     )
 
 

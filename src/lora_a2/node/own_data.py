@@ -65,4 +65,4 @@ class OwnData:
 
 
 def _tokenised(examples: Examples, model: Model) -> TokenizedExamples:
-    return TokenizedExamples(model.tokenize(examples.texts), examples.labels)
+    return TokenizedExamples(model.tokenize_data(examples.texts), examples.labels)

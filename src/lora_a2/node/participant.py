@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lora_a2 import codec
 from lora_a2.clients import ClientMemory, Federation, client_round, personal, receive, received_base
 from lora_a2.config import RunConfig, make_config
-from lora_a2.errors import ConfigError, NodeError
 from lora_a2.method import Method
 from lora_a2.model.pretrained import Model
+from lora_a2.node.logs import log
+from lora_a2.node.policy import NO_LIMITS, Policy
 from lora_a2.node.protocol import Answer, Request
+from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.setup import federation_of, open_model, profile_of
@@ -28,16 +31,32 @@ LoadClient = Callable[[RunConfig, Request, Model], Client]
 
 _MODEL_FIELDS = ("model", "target_modules", "max_length", "head", "head_scale", "pooling", "dtype", "device", "seed")
 
+_FROM_SERVER = frozenset(
+    {
+        *("target_modules", "max_length", "head", "head_scale", "pooling", "dtype", "seed"),
+        *("method", "r", "lora_alpha", "rank_budget", "criterion", "probe", "probe_batches", "alternating"),
+        *("num_server_rounds", "local_epochs", "batch_size", "learning_rate", "learning_rate_ratio", "weight_decay"),
+        *("num_clients", "wire_dtype"),
+    }
+)
+"""The fields of a run that a node takes from whoever asks. Which model, data and device, what code it runs and what it writes
+is the node's own."""
+
+_EVALUATED_AT_ONCE = 64
+"""The batch of `Classifier.predict`."""
+
 
 @dataclass(frozen=True)
 class _Seat:
-    """A client's place in a run."""
+    """A client's place in a run, for one request; `go_on` raises once there is no reason to work on it any longer."""
 
     config: RunConfig
     federation: Federation
     model: Model
     client: Client
     store: ClientStore
+    policy: Policy
+    go_on: Callable[[], None]
 
 
 class Participant:
@@ -46,61 +65,84 @@ class Participant:
     Args:
         load_client: reads the client's data; called once for each model and partition.
         store: the folder of what clients keep from round to round.
-        check: raises for a configuration that this node does not take part in.
-        overrides: fields of the configuration that the node decides, such as its device.
+        policy: what is allowed.
+        own: the fields of the configuration that the node decides, such as its model; None where it has no word in it, as in
+            a simulation.
     """
 
     def __init__(
-        self,
-        load_client: LoadClient,
-        store: Path,
-        check: Callable[[RunConfig], None] = lambda config: None,
-        overrides: dict[str, Any] | None = None,
+        self, load_client: LoadClient, store: Path, policy: Policy = NO_LIMITS, own: Mapping[str, Any] | None = None
     ) -> None:
-        self._load_client, self.store, self._check, self._overrides = load_client, store, check, overrides or {}
+        self._load_client, self.store, self._policy, self._own = load_client, store, policy, own
         self._loaded: tuple[Any, Model, dict[Any, Client]] | None = None
         self._federation: tuple[Any, Federation] | None = None
 
-    def answer(self, request: Request) -> Answer:
-        """What leaves the node for `request`.
+    def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
+        """What leaves the node for `request`; given up between two steps once whoever asked has `gone`.
 
         Raises:
             LoraA2Error: the request is refused, or something that it needs is missing.
         """
-        seat = self._seat(request)
         handle = {"profile": _profile, "train": _train, "evaluate": _evaluate}[request.kind]
-        return handle(seat, request)
+        return handle(self._seat(request, self._patience(gone)), request)
 
-    def _seat(self, request: Request) -> _Seat:
-        config = make_config(request.run, {"num_clients": request.num_partitions})
-        refuse_noise(config.laplace_epsilon)
-        self._check(config)
-        config = config.model_copy(update=self._overrides)
+    def _patience(self, gone: Callable[[], bool]) -> Callable[[], None]:
+        limit = self._policy.max_seconds
+        deadline = time.monotonic() + limit
+
+        def go_on() -> None:
+            if gone():
+                raise Refused(Reason.LATE, "whoever asked has gone.")
+            if time.monotonic() > deadline:
+                raise Refused(Reason.POLICY, f"more than the policy's max-seconds = {limit} have passed.")
+
+        return go_on
+
+    def _seat(self, request: Request, go_on: Callable[[], None]) -> _Seat:
+        config = self._config(request)
         model, clients = self._open(config, request)
+        self._policy.check_model(model.fingerprint)
         if (partition := request.partition) not in clients:
+            if self._own is not None:
+                clients.clear()  # a node is one client, whatever number it is given
             clients[partition] = self._load_client(config, request, model)
         key = config, request.labels
         if self._federation is None or self._federation[0] != key:
             self._federation = key, federation_of(config, model)
+        federation = self._federation[1]
+        federation = replace(federation, training=replace(federation.training, between_steps=go_on))
         store = ClientStore(self.store, request.run_id, partition)
-        return _Seat(config, self._federation[1], model, clients[partition], store)
+        return _Seat(config, federation, model, clients[partition], store, self._policy, go_on)
+
+    def _config(self, request: Request) -> RunConfig:
+        asked = make_config(request.run, {"num_clients": request.num_partitions})
+        refuse_noise(asked.laplace_epsilon)
+        self._policy.check(asked, request.labels)
+        if self._own is None:
+            return asked
+        taken = {name: getattr(asked, name) for name in _FROM_SERVER}
+        return RunConfig().model_copy(update={**taken, **self._own})
 
     def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[Any, Client]]:
         key = tuple(getattr(config, name) for name in _MODEL_FIELDS), request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # let go of the old model before the new one is loaded
-            self._loaded = key, open_model(config, request.labels), {}
+            model = open_model(config, request.labels)
+            self._loaded = key, model, {}
+            log.info("Loaded the model %s; its fingerprint is %s.", config.model, model.fingerprint)
         return self._loaded[1], self._loaded[2]
 
 
 def _profile(seat: _Seat, request: Request) -> Answer:
+    policy = seat.policy
     return Answer(
         {
             "partition": request.partition,
             "num_partitions": request.num_partitions,
-            "num_examples": len(seat.client.train),
-            "num_test_examples": len(seat.client.test),
+            "num_examples": policy.stated(len(seat.client.train)),
+            "num_test_examples": policy.stated(len(seat.client.test)) if policy.evaluation else 0,
             "layout": seat.federation.layout.digest.hex(),
+            "fingerprint": seat.model.fingerprint,
         }
     )
 
@@ -109,7 +151,7 @@ def _train(seat: _Seat, request: Request) -> Answer:
     download = _received(seat, request)
     number = download.server_round
     memory, notes = _recall(seat, request, number)
-    profile = profile_of(seat.config, request.partition, len(seat.client.train))
+    profile = profile_of(seat.config, request.partition, seat.policy.stated(len(seat.client.train)))
     began = time.perf_counter()
     members = [(profile, seat.client.train)]
     uploads = client_round(seat.federation, seat.model.classifier, members, [request.payload], [memory])
@@ -123,42 +165,47 @@ def _recall(seat: _Seat, request: Request, server_round: int) -> tuple[ClientMem
     """What the client held before the round. A notice where something that the server counts on is lost.
 
     Raises:
-        NodeError: only the last change of base weights came, and the weights that it changes are not here.
+        Refused: only the last change of base weights came, and the weights that it changes are not here.
     """
     if not _remembers(seat.federation.method):
         return ClientMemory(), ()
     kept, memory = seat.store.before(server_round)
     message = codec.read_base(request.payload, seat.federation.layout)
     if message.update and not message.whole and kept != server_round - 1:
-        raise NodeError(
-            f"This node's base weights of round {server_round - 1} are lost; it will be sent all of them in the next round."
-        )
+        raise Refused(Reason.LOST, f"the base weights of round {server_round - 1} are lost.")
     lost = bool(seat.federation.method.private) and request.last_round > 0 and not memory.private
-    return memory, ("The private factors were lost; they start anew.",) * lost
+    return memory, (Note.PRIVATE_LOST,) * lost
 
 
 def _evaluate(seat: _Seat, request: Request) -> Answer:
+    seat.policy.check_evaluation()
     download = _received(seat, request)
     memory, _ = _recall(seat, request, download.server_round)
     seat.model.classifier.set_base(received_base(seat.federation, request.payload, memory))
-    metrics = {"num_examples": len(seat.client.test), "num_correct": _correct(seat, download.adapter)}
+    stated = seat.policy.stated(len(seat.client.test))
+    metrics = {"num_examples": stated, "num_correct": _correct(seat, download.adapter, stated)}
     if seat.federation.method.private:
-        metrics["num_correct_personal"] = _correct(seat, personal(download.adapter, memory))
+        metrics["num_correct_personal"] = _correct(seat, personal(download.adapter, memory), stated)
     return Answer(metrics)
 
 
-def _correct(seat: _Seat, adapter: Adapter) -> int:
-    """How many of the client's own test examples the model gets right."""
-    test = seat.client.test
-    if not len(test):
-        return 0
-    return int((seat.model.classifier.predict(adapter, test.input_ids).argmax(1) == test.labels).sum())
+def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
+    """How many of the client's own test examples the model gets right, of as many as are `stated`."""
+    test, right = seat.client.test, 0
+    order = np.argsort([len(ids) for ids in test.input_ids], kind="stable")  # the batches are those of one `predict`
+    for start in range(0, len(order), _EVALUATED_AT_ONCE):
+        seat.go_on()
+        rows = order[start : start + _EVALUATED_AT_ONCE]
+        logits = seat.model.classifier.predict(adapter, [test.input_ids[i] for i in rows])
+        right += int((logits.argmax(1) == test.labels[rows]).sum())
+    return round(right * stated / max(len(test), 1))
 
 
 def _received(seat: _Seat, request: Request) -> Download:
     download = receive(seat.federation, request.payload)
+    seat.policy.check_round(download.server_round)
     if download.client != request.partition:
-        raise NodeError(f"The download is for client {download.client}; this is {request.partition}.")
+        raise Refused(Reason.DOWNLOAD, f"the download is for client {download.client}; this is {request.partition}.")
     return download
 
 
@@ -172,24 +219,12 @@ def threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def overrides(device: str, dtype: str | None) -> dict[str, Any]:
-    """What a node decides for itself, checked.
+def own_fields(model: str, device: str, dtype: str | None, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What a node decides for itself, checked; without a `dtype` that of the run is used.
 
     Raises:
         ConfigError: no such number type.
     """
-    config = make_config({}, {"device": device, "dtype": dtype})
-    return {"device": config.device} if dtype is None else {"device": config.device, "dtype": config.dtype}
-
-
-def check_model(model: str) -> Callable[[RunConfig], None]:
-    """A check that a run uses the model which the node's operator agreed to."""
-
-    def check(config: RunConfig) -> None:
-        if config.model != model:
-            raise ConfigError(
-                f"The run asks for the model {config.model!r}, but this node was started for {model!r}: start the worker "
-                "with --model, or the run with the other model."
-            )
-
-    return check
+    given = {"model": model, "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    config = make_config({}, given)
+    return {name: getattr(config, name) for name, value in given.items() if value is not None}

@@ -2,29 +2,35 @@
 
     message   magic 4s | header's length u32 | payload's length u64 | header (JSON, UTF-8) | payload
 
-Lengths are little-endian and compared with the reader's limits before anything is allocated.
+Lengths are little-endian and compared with the reader's limits before anything is allocated. Whoever asks keeps the
+connection open until the answer is there: closing it takes the request back.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lora_a2.errors import NodeError
+from lora_a2.node.refusals import Note, Reason, Refused
 
 Kind = Literal["profile", "train", "evaluate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_MAGIC = b"LoN1"
+_MAGIC = b"LoN2"
 _PREFIX = struct.Struct("<4sIQ")
+PREFIX_SIZE = _PREFIX.size
 _HEADER_LIMIT = 1 << 20
-_PIECE = 1 << 20
+_MOST_PARTITIONS = 1_000_000
+PIECE = 1 << 20
+"""Bytes that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +66,86 @@ class Answer:
     notes: tuple[str, ...] = field(default=())
 
 
+_NUMBERS = frozenset(
+    {
+        *("partition", "num_partitions", "num_examples", "num_test_examples", "num_correct", "num_correct_personal"),
+        *("train_seconds", "simulated"),
+    }
+)
+_DIGESTS = frozenset({"layout", "fingerprint"})
+
+
+def outgoing(answer: Answer) -> Answer:
+    """`answer`, once it is seen to state nothing but known numbers, digests and notes.
+
+    Raises:
+        Refused: it would say more.
+    """
+    for name, value in answer.metrics.items():
+        known = _is_digest(value) if name in _DIGESTS else name in _NUMBERS and _is_number(value)
+        if not known:
+            raise Refused(Reason.FAILED, f"An answer may not state {name} = {value!r}.")
+    if unknown := set(answer.notes) - set(Note):
+        raise Refused(Reason.FAILED, f"An answer may not say {sorted(unknown)}.")
+    return answer
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 128 and set(value) <= set("0123456789abcdef")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def ask(path: Path, request: Request, timeout: float, limit: int) -> Answer:
     """The answer of the worker that listens at `path`.
 
     Raises:
-        NodeError: no worker, no answer within `timeout` seconds, an answer of more than `limit` bytes, or its refusal.
+        Refused: no worker, no answer within `timeout` seconds, an answer of more than `limit` bytes, or its refusal.
     """
     fields = {name: getattr(request, name) for name in _FIELDS}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        try:
-            connection.connect(str(path))
+    deadline = time.monotonic() + timeout
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            _connect(connection, path, deadline)
             with suppress(BrokenPipeError):  # a worker that refuses what it has seen so far says why
+                connection.settimeout(_left(deadline))
                 send(connection, fields, request.payload)
-            header, payload = receive(connection, limit)
-        except TimeoutError:
-            raise NodeError(f"The worker at {path} did not answer within {timeout:.0f} s.") from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise NodeError(f"No worker answers at {path} ({reason}): start it with 'lora-a2 node'.") from None
-    if "error" in header:
-        raise NodeError(str(header["error"]))
+            header, payload = receive(connection, limit, _left(deadline))
+    except TimeoutError:
+        raise Refused(Reason.LATE, f"The worker at {path} did not answer within {timeout:.0f} s.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise Refused(Reason.WORKER, f"No worker answers at {path} ({reason}): start it with 'lora-a2 node'.") from None
+    if "refused" in header:
+        found = Reason.__members__.get(str(header["refused"]), Reason.FAILED)
+        raise Refused(found, f"The worker at {path} refuses: {found.value} (The worker's own log has the details.)")
     metrics, notes = header.get("metrics"), header.get("notes", [])
     if not isinstance(metrics, dict) or not isinstance(notes, list):
-        raise NodeError(f"The worker at {path} sent no valid answer: run the same release of lora-a2.")
-    return Answer(metrics, payload, tuple(map(str, notes)))
+        raise Refused(Reason.RELEASE, f"The worker at {path} sent no valid answer: run the same release of lora-a2.")
+    return outgoing(Answer(metrics, payload, tuple(map(str, notes))))
+
+
+def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
+    """Connects, once there is room in the worker's queue."""
+    while True:
+        connection.settimeout(_left(deadline))
+        try:
+            return connection.connect(str(path))
+        except BlockingIOError:
+            time.sleep(min(0.05, _left(deadline)))
+
+
+def _left(deadline: float) -> float:
+    """The seconds until `deadline`.
+
+    Raises:
+        TimeoutError: it is over.
+    """
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
 
 
 _FIELDS = ("kind", "run_id", "run", "labels", "partition", "num_partitions", "last_round")
@@ -94,65 +155,103 @@ def read_request(header: Mapping[str, Any], payload: bytes) -> Request:
     """The request that a received message stands for.
 
     Raises:
-        NodeError: a field is missing, unknown, or of another type.
+        Refused: a field is missing, unknown, or of another type.
     """
     types = {"kind": str, "run_id": str, "run": dict, "labels": list}
     for name in _FIELDS:
         kind = types.get(name, int)
         if not isinstance(header.get(name), kind) or isinstance(header[name], bool):
-            raise NodeError(f"The request has {name} = {header.get(name)!r}; expected {kind.__name__}.")
+            raise _invalid(f"The request has {name} = {header.get(name)!r}; expected {kind.__name__}.")
     if header["kind"] not in KINDS or header.keys() - set(_FIELDS):
-        raise NodeError(f"The request is {header['kind']!r} with {sorted(header)}; run the same release of lora-a2.")
+        raise _invalid(f"The request is {header['kind']!r} with {sorted(header)}; run the same release of lora-a2.")
     if not all(isinstance(label, str) for label in header["labels"]):
-        raise NodeError("The request has labels that are no texts.")
+        raise _invalid("The request has labels that are no texts.")
     if not _plain_name(header["run_id"]):
-        raise NodeError(f"The run id {header['run_id']!r} is not made of letters, digits and hyphens.")
-    if not 0 <= header["partition"] < header["num_partitions"]:
-        raise NodeError(f"There is no partition {header['partition']} of {header['num_partitions']}.")
+        raise _invalid(f"The run id {header['run_id']!r} is not made of letters, digits and hyphens.")
+    if not 0 <= header["partition"] < header["num_partitions"] <= _MOST_PARTITIONS:
+        raise _invalid(f"There is no partition {header['partition']} of {header['num_partitions']}.")
     values = {**header, "labels": tuple(header["labels"])}
     return Request(**values, payload=payload)
+
+
+def _invalid(detail: str) -> Refused:
+    return Refused(Reason.RELEASE, detail)
 
 
 def _plain_name(name: str) -> bool:
     return 0 < len(name) <= 64 and name.isascii() and name.replace("-", "").isalnum()
 
 
-def send(connection: socket.socket, header: Mapping[str, Any], payload: bytes) -> None:
-    """Sends one message."""
+def packed(header: Mapping[str, Any], payload_size: int) -> bytes:
+    """A message up to its payload."""
     text = json.dumps(header).encode()
-    connection.sendall(_PREFIX.pack(_MAGIC, len(text), len(payload)) + text)
+    return _PREFIX.pack(_MAGIC, len(text), payload_size) + text
+
+
+def sizes(prefix: bytes, limit: int) -> tuple[int, int]:
+    """The lengths of header and payload, from a message's first `PREFIX_SIZE` bytes.
+
+    Raises:
+        Refused: it is not a message, or its payload has more than `limit` bytes.
+    """
+    magic, header_size, payload_size = _PREFIX.unpack(prefix)
+    if magic != _MAGIC:
+        raise _invalid(f"The message starts with {magic!r}; expected {_MAGIC!r}.")
+    if header_size > _HEADER_LIMIT or payload_size > limit:
+        raise Refused(
+            Reason.POLICY,
+            f"The message has {header_size} + {payload_size} bytes; at most {_HEADER_LIMIT} + {limit} are accepted.",
+        )
+    return header_size, payload_size
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """A message's header.
+
+    Raises:
+        Refused: it is not a JSON object.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _invalid("The message's header is not JSON.") from None
+    if not isinstance(header, dict):
+        raise _invalid("The message's header is not a JSON object.")
+    return header
+
+
+def send(connection: socket.socket, header: Mapping[str, Any], payload: bytes) -> None:
+    """Sends one message, within the connection's timeout."""
+    connection.sendall(packed(header, len(payload)))
     if payload:  # without one the other side may have answered and gone by now, and sending even nothing would fail
         connection.sendall(payload)
 
 
-def receive(connection: socket.socket, limit: int) -> tuple[dict[str, Any], bytes]:
-    """Receives one message with a payload of at most `limit` bytes.
+def receive(connection: socket.socket, limit: int, timeout: float) -> tuple[dict[str, Any], bytes]:
+    """Receives one message with a payload of at most `limit` bytes, all of it within `timeout` seconds.
 
     Raises:
-        NodeError: it is not a message, too large, or cut off.
+        Refused: it is not a message, too large, or cut off.
+        TimeoutError: it is not there in time, however steadily it comes.
     """
-    magic, header_size, payload_size = _PREFIX.unpack(_exactly(connection, _PREFIX.size))
-    if magic != _MAGIC:
-        raise NodeError(f"The message starts with {magic!r}; expected {_MAGIC!r}.")
-    if header_size > _HEADER_LIMIT or payload_size > limit:
-        raise NodeError(
-            f"The message has {header_size} + {payload_size} bytes; at most {_HEADER_LIMIT} + {limit} are accepted."
-        )
-    try:
-        header = json.loads(_exactly(connection, header_size))
-    except (ValueError, RecursionError):
-        raise NodeError("The message's header is not JSON.") from None
-    if not isinstance(header, dict):
-        raise NodeError("The message's header is not a JSON object.")
-    return header, _exactly(connection, payload_size)
+    deadline = time.monotonic() + timeout
+    header_size, payload_size = sizes(_exactly(connection, PREFIX_SIZE, deadline), limit)
+    header = parsed(_exactly(connection, header_size, deadline))
+    return header, _exactly(connection, payload_size, deadline)
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
     """The next `size` bytes; memory grows with what arrives, not with what is announced."""
     data = bytearray()
     while len(data) < size:
-        piece = connection.recv(min(_PIECE, size - len(data)))
+        connection.settimeout(_left(deadline))
+        piece = connection.recv(min(PIECE, size - len(data)))
         if not piece:
-            raise NodeError(f"The message ends after {len(data)} of {size} bytes.")
+            raise cut_off(len(data), size)
         data += piece
     return bytes(data)
+
+
+def cut_off(found: int, size: int) -> Refused:
+    """What is wrong with a message that ends too early."""
+    return _invalid(f"The message ends after {found} of {size} bytes.")

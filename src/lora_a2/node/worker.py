@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_a2.errors import LoraA2Error, NodeError
-from lora_a2.node.protocol import Answer, Request, read_request, receive, send
-
-log = logging.getLogger("lora_a2.node")
+from lora_a2.node.door import BACKLOG, Door, Reply
+from lora_a2.node.logs import log
+from lora_a2.node.protocol import Answer, Request, outgoing
+from lora_a2.node.refusals import reason_of
 
 _PATH_LIMIT = 107
 """Bytes of a socket's path that Linux takes."""
-_READ_SECONDS = 60.0
-"""How long a connection may stay silent in the middle of a message."""
+
+Answerer = Callable[[Request, Callable[[], bool]], Answer]
+"""(request, whether whoever asked has gone) → the answer."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(16)
+        listener.listen(BACKLOG)
         try:
             yield listener
         finally:
@@ -49,37 +49,32 @@ def listening(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-def serve(listener: socket.socket, answer: Callable[[Request], Answer], limit: int) -> None:
+def serve(listener: socket.socket, answer: Answerer, limit: int) -> None:
     """Answers requests until it is interrupted. What goes wrong in one is answered, logged, and forgotten.
 
     `limit` is the largest payload in bytes that is accepted.
     """
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            serve_one(connection, answer, limit)
+    with Door(listener, limit) as door:
+        for call in door.calls():
+            call.answer(reply_to(call.request, answer, call.gone.is_set))
 
 
-def serve_one(connection: socket.socket, answer: Callable[[Request], Answer], limit: int) -> None:
-    """Answers one request. An error goes back as its one line, so that no traceback carries data out of the node."""
+def reply_to(request: Request, answer: Answerer, gone: Callable[[], bool]) -> Reply:
+    """The answer to a request, or the reason why there is none: details of an error stay in the log."""
+    began = time.perf_counter()
     try:
-        if (peer := _peer(connection)) != os.geteuid():
-            raise NodeError(f"User {peer} may not use this worker.")
-        connection.settimeout(_READ_SECONDS)
-        request = read_request(*receive(connection, limit))
-        began = time.perf_counter()
-        found = answer(request)
-        connection.settimeout(_READ_SECONDS)
-        send(connection, {"metrics": dict(found.metrics), "notes": list(found.notes)}, found.payload)
-        _log_answer(request, found, time.perf_counter() - began)
+        found = outgoing(answer(request, gone))
     except LoraA2Error as error:
-        log.error("Refused: %s", error)
-        _complain(connection, str(error))
-    except OSError as error:
-        log.error("The connection broke: %s", error)
+        log.error("%s of run %s is refused: %s", request.kind.capitalize(), request.run_id[:8], error)
+        return reason_of(error)
+    except OSError as error:  # a full disk, say
+        log.error("%s of run %s failed: %s", request.kind.capitalize(), request.run_id[:8], error)
+        return reason_of(error)
     except Exception as error:
-        log.exception("An error that should not happen.")
-        _complain(connection, f"The worker failed with {type(error).__name__}; its log says more.")
+        log.exception("%s of run %s failed.", request.kind.capitalize(), request.run_id[:8])
+        return reason_of(error)
+    _log_answer(request, found, time.perf_counter() - began)
+    return found
 
 
 def _log_answer(request: Request, answer: Answer, seconds: float) -> None:
@@ -89,17 +84,6 @@ def _log_answer(request: Request, answer: Answer, seconds: float) -> None:
         "%s of run %s: %d bytes in, %d bytes out, %.1f s.",
         *(request.kind.capitalize(), request.run_id[:8], len(request.payload), len(answer.payload), seconds),
     )
-
-
-def _complain(connection: socket.socket, reason: str) -> None:
-    with suppress(OSError):
-        send(connection, {"error": reason}, b"")
-
-
-def _peer(connection: socket.socket) -> int:
-    """The user at the other end, as the kernel knows it."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
 
 
 def _own_folder(folder: Path) -> None:

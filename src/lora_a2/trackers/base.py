@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_a2.files import write_atomic
+from lora_a2.files import read_sealed, write_sealed
 
 Parameter = str | int | float | bool
 
@@ -30,14 +29,12 @@ class TrackedRun:
     def load(self, name: str) -> dict[str, Any]:
         """What the tracker `name` saved here; empty at first."""
         file = self._file(name)
-        values = json.loads(file.read_bytes()) if file.exists() else {}
-        assert isinstance(values, dict)
-        return values
+        return read_sealed(file) if file.exists() else {}
 
     def save(self, name: str, values: Mapping[str, str]) -> None:
         """Keeps what the tracker `name` needs to continue its run."""
         self._file(name).parent.mkdir(exist_ok=True)
-        write_atomic(self._file(name), (json.dumps(values, indent=2) + "\n").encode())
+        write_sealed(self._file(name), values)
 
     def _file(self, name: str) -> Path:
         return self.path / "trackers" / f"{name}.json"

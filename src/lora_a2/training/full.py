@@ -69,6 +69,7 @@ def train_full(
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
         for order in task.orders:
             for i in range(0, len(order), settings.batch_size):
+                settings.between_steps()
                 rows = order[i : i + settings.batch_size]
                 loss = _loss(classifier, weights, head, task, rows)
                 optimizer.zero_grad()

@@ -5,8 +5,8 @@ Shapes: K clients, P trained values of the client that trains most, A (K, R, d_i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -40,13 +40,18 @@ class TokenizedExamples:
         return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels[rows])
 
 
+def _go_on() -> None:
+    """Ends no training."""
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """Hyperparameters of local training.
 
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalty` is added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
-    for itself, over all that it trains; None leaves it as it is.
+    for itself, over all that it trains; None leaves it as it is. `between_steps` is called before every step, and may raise
+    to end the training.
     """
 
     batch_size: int
@@ -55,6 +60,7 @@ class TrainingSettings:
     weight_decay: float = 0.01
     penalty: TailPenalty | None = None
     clipping_norm: float | None = None
+    between_steps: Callable[[], None] = field(default=_go_on, compare=False)
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,7 @@ class CohortTraining:
         schedule = [list(_batches(t.orders[first:end], self._settings.batch_size)) for t in cohort]
         prefix = classifier.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
         for step in range(len(schedule[0])):
+            self._settings.between_steps()
             active = sum(len(batches) > step for batches in schedule)
             batches = [client[step] for client in schedule[:active]]
             gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)

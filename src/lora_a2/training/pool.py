@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from lora_a2.errors import RunError
+from lora_a2.lifeline import end_with_parent
 from lora_a2.model.classifier import Classifier
 
 Item = TypeVar("Item")
@@ -108,7 +109,7 @@ class ProcessPool(Pool):
             RunError: a process was killed.
         """
         grown: dict[int, int] = {}
-        began = (work, self.classifier)
+        began = (os.getpid(), work, self.classifier)
         with ProcessPoolExecutor(self.workers, get_context("fork"), initializer=_begin, initargs=began) as executor:
             try:
                 for result, process, growth in self._in_order(lambda item: _submit(executor, item), items):
@@ -119,6 +120,10 @@ class ProcessPool(Pool):
                     f"One of {self.workers} worker processes was killed, perhaps for want of memory: free some, or choose a "
                     "smaller --num-workers."
                 ) from error
+            except BaseException:  # nobody wants what they still compute, which may take minutes
+                for worker in list((executor._processes or {}).values()):  # kill_workers, from Python 3.14 on
+                    worker.kill()
+                raise
             finally:
                 executor.shutdown(cancel_futures=True)
                 _Workers.peak = max(_Workers.peak, sum(grown.values()))
@@ -150,9 +155,9 @@ def _submit(executor: ProcessPoolExecutor, item: Any) -> Future[Any]:
         return executor.submit(_work, item)
 
 
-def _begin(work: Callable[[Classifier, Any], Any], classifier: Classifier) -> None:
+def _begin(parent: int, work: Callable[[Classifier, Any], Any], classifier: Classifier) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once and silently; the parent tells of it
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent, however that ends
+    end_with_parent(parent)
     _keep_freed_memory()
     torch.set_num_threads(1)
     _Workers.work = staticmethod(lambda item: work(classifier, item))

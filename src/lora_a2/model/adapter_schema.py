@@ -1,0 +1,198 @@
+"""What an adapter folder may say: each value checked, and whatever would change the model and is not honoured refused.
+
+PEFT adds options with every release. One that is at PEFT's default changes nothing and is passed over; any other is refused by
+name, since going on without it would be another model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from lora_a2.model.packing import Pooling
+from lora_a2.types import Factors, FloatArray
+
+PREFIX = "base_model.model."
+LARGEST_RANK = 65535
+LARGEST_LENGTH = 1 << 20
+
+_HONOURED = frozenset(
+    {"base_model_name_or_path", "r", "lora_alpha", "target_modules", "fan_in_fan_out", "peft_type", "task_type"}
+)
+_HARMLESS = frozenset({"auto_mapping", "inference_mode", "lora_dropout", "peft_version", "revision"})
+"""These change nothing in a trained model."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What `adapter_config.json` says: the base model's name, the rank, lora_alpha, the names of the adapted layers, and whether
+    these keep their weights as (d_in, d_out)."""
+
+    model: str
+    rank: int
+    lora_alpha: float
+    modules: frozenset[str]
+    fan_in_fan_out: bool
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What `classifier.json` says."""
+
+    label_names: tuple[str, ...]
+    pooling: str
+    max_length: int
+    fingerprint: str
+
+
+def adapter_config(values: object) -> AdapterConfig:
+    """Checks the content of `adapter_config.json`.
+
+    Raises:
+        ValueError: a value is missing, of another type, out of bounds, or asks for something that is not known here.
+    """
+    found = _object(values, "adapter_config.json")
+    from peft import LoraConfig
+
+    usual = asdict(LoraConfig())
+    for key in sorted(found.keys() - _HONOURED - _HARMLESS):
+        if key not in usual:
+            raise ValueError(f"adapter_config.json has {key}, which this release does not know")
+        if not _alike(found[key], usual[key]):
+            raise ValueError(
+                f"adapter_config.json has {key} = {str(found[key])[:60]}; only {usual[key]!r} is supported"
+            )
+    if found.get("peft_type") != "LORA":
+        raise ValueError(f"adapter_config.json has peft_type = {str(found.get('peft_type'))[:60]}; expected LORA")
+    modules = found.get("target_modules")
+    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
+        raise ValueError("adapter_config.json needs target_modules, a list of names")
+    return AdapterConfig(
+        model=_text(found, "base_model_name_or_path"),
+        rank=_whole(found, "r", 1, LARGEST_RANK),
+        lora_alpha=_positive(found, "lora_alpha"),
+        modules=frozenset(modules),
+        fan_in_fan_out=_flag(found, "fan_in_fan_out"),
+    )
+
+
+def classifier_config(values: object) -> ClassifierConfig:
+    """Checks the content of `classifier.json`.
+
+    Raises:
+        ValueError: a value is missing, unknown, of another type, or out of bounds.
+    """
+    found = _object(values, "classifier.json")
+    known = {"label_names", "pooling", "max_length", "model_fingerprint"}
+    if strange := sorted(found.keys() - known):
+        raise ValueError(f"classifier.json has {strange[0]}, which this release does not know")
+    labels = found.get("label_names")
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise ValueError("classifier.json needs label_names, a list of texts")
+    if len(set(labels)) < max(1, len(labels)):
+        raise ValueError("classifier.json needs label_names that differ")
+    if found.get("pooling") not in get_args(Pooling):
+        raise ValueError(f"classifier.json needs a pooling of {', '.join(get_args(Pooling))}")
+    return ClassifierConfig(
+        tuple(labels),
+        found["pooling"],
+        _whole(found, "max_length", 1, LARGEST_LENGTH),
+        _text(found, "model_fingerprint"),
+    )
+
+
+def factors_of(tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> dict[str, Factors]:
+    """The factors in `adapter_model.safetensors`, module by module.
+
+    Raises:
+        ValueError: they are not those that the configuration names, not of its rank, or not finite.
+    """
+    wanted = {f"{PREFIX}{name}.lora_{x}.weight" for name in config.modules for x in "AB"}
+    if wrong := sorted(wanted ^ tensors.keys()):
+        raise ValueError(f"adapter_model.safetensors and adapter_config.json do not agree on {wrong[0]}")
+    check_values(tensors, "adapter_model.safetensors")
+    factors = {}
+    for name in config.modules:
+        a, b = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
+        if a.ndim != 2 or b.ndim != 2 or (a.shape[0], b.shape[1]) != (config.rank, config.rank):
+            raise ValueError(f"the factors of {name} are {a.shape} and {b.shape}; expected rank {config.rank}")
+        factors[name] = Factors(a, b)
+    return {name: factors[name] for name in _in_order(tensors)}
+
+
+def head_of(tensors: Mapping[str, np.ndarray], labels: int) -> dict[str, FloatArray]:
+    """`weight` (C, H) and `bias` (C,) of `head.safetensors`.
+
+    Raises:
+        ValueError: other tensors, other shapes, or values that are not finite.
+    """
+    if tensors.keys() != {"weight", "bias"}:
+        raise ValueError(f"head.safetensors has {', '.join(sorted(tensors)) or 'nothing'}; expected weight and bias")
+    check_values(tensors, "head.safetensors")
+    weight, bias = tensors["weight"], tensors["bias"]
+    if weight.ndim != 2 or weight.shape[0] != labels or bias.shape != (labels,):
+        raise ValueError(f"the head is {weight.shape} and {bias.shape}; expected {labels} labels")
+    return {"weight": weight, "bias": bias}
+
+
+def check_values(tensors: Mapping[str, np.ndarray], file: str) -> None:
+    """Every tensor is float32 and finite.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in tensors.items():
+        if value.dtype != np.float32:
+            raise ValueError(f"{file} has {name} in {value.dtype}; expected float32")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{file} has values in {name} that are not finite")
+
+
+def _in_order(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    return [
+        key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")
+    ]
+
+
+def _alike(found: object, usual: object) -> bool:
+    """Whether a value of a JSON file is PEFT's default; nothing at all, and an empty collection, are the same."""
+    empty: tuple[object, ...] = (None, {}, [], set())
+    return (type(found) is type(usual) and found == usual) or (found in empty and usual in empty)
+
+
+def _object(values: object, file: str) -> Mapping[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no JSON object")
+    return values
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {str(value)[:60]}; expected a text")
+    return value
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {str(value)[:60]}; expected true or false")
+    return value
+
+
+def _whole(values: Mapping[str, Any], key: str, least: int, most: int) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{key} is {str(value)[:60]}; expected a whole number from {least} to {most}")
+    return value
+
+
+def _positive(values: Mapping[str, Any], key: str) -> float:
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9 or not math.isfinite(value):
+        raise ValueError(f"{key} is {str(value)[:60]}; expected a number above 0")
+    return float(value)

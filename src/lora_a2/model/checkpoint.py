@@ -1,0 +1,162 @@
+"""Weights and tokenizer of a Transformers folder or hub id, taken only if they are whole and belong together.
+
+Transformers fills weights that a checkpoint lacks with random numbers, and a missing tokenizer with an empty one. Both are
+refused here. Weights are read from safetensors only, and code in a model's folder runs only where the user asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from lora_a2.errors import ModelError
+from lora_a2.model.fingerprint import unused
+
+_SHOWN = 3
+
+
+def load_weights(name: str, where: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """What `AutoModel` gives for the folder or hub id `where`, in float32, every weight from the checkpoint.
+
+    `name` is what the user calls the model. A pooling layer is not used; its weights may be missing. `options` are those of the
+    model's class.
+
+    Raises:
+        ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model.
+    """
+    with quiet():
+        try:
+            module, report = AutoModel.from_pretrained(
+                where,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # whatever its readers of damaged files come upon
+            raise ModelError(f"Model {name!r} cannot be loaded: {_reason(error)}") from error
+    _check_report(name, module, report)
+    loaded: PreTrainedModel = module
+    return loaded
+
+
+def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) -> None:
+    held = {key for key in module.state_dict() if not unused(key)}
+    missing = {key for key in report["missing_keys"] if key in held}
+    mismatched = {
+        f"{key} is {tuple(found)} in the file and {tuple(wanted)} in the model"
+        for key, found, wanted in report["mismatched_keys"]
+        if key in held
+    }
+    strange = {key for key in report["unexpected_keys"] if _of_backbone(module, key)}
+    if missing:
+        raise ModelError(
+            f"Model {name!r}: its file lacks {_some(missing)}"
+            + (f", and has {_some(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
+            + ". Transformers would fill them with random numbers: give a whole checkpoint whose names are its model's."
+        )
+    if mismatched:
+        raise ModelError(f"Model {name!r}: weights of other shapes than config.json says: {_some(mismatched)}.")
+    if strange:
+        raise ModelError(
+            f"Model {name!r}: its file has weights that the model of its config.json has no place for: {_some(strange)}."
+        )
+    if report.get("error_msgs"):
+        raise ModelError(f"Model {name!r} cannot be loaded: {_some(report['error_msgs'])}")
+
+
+def _of_backbone(module: PreTrainedModel, key: str) -> bool:
+    """Whether a weight belongs to the backbone; else it is of a head, or of the pooling layer, which are not used."""
+    own = key.removeprefix(f"{module.base_model_prefix}.")
+    return own.split(".")[0] in dict(module.named_children()) and not unused(own)
+
+
+def load_tokenizer(
+    name: str, where: str, module: PreTrainedModel, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights of `module`; where it has no padding token, the end of a text pads.
+
+    Raises:
+        ModelError: it cannot be read, there are no files of one, or it has tokens that the model does not know.
+    """
+    with quiet():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # whatever its readers of damaged files come upon
+            raise ModelError(f"The tokenizer of model {name!r} cannot be loaded: {_reason(error)}") from error
+    files = set(tokenizer.vocab_files_names.values())
+    if files and all(find_file(where, file) is None for file in files):
+        raise ModelError(
+            f"Model {name!r} has no tokenizer: none of {', '.join(sorted(files))} is there. Save it into the same folder with "
+            "tokenizer.save_pretrained(FOLDER)."
+        )
+    rows = cast(nn.Embedding, module.get_input_embeddings()).num_embeddings
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= rows:
+        raise ModelError(
+            f"Model {name!r} has embeddings for {rows} tokens, but its tokenizer has one with the id {last}: they do not "
+            "belong together. Give the model's own tokenizer, or enlarge the model with resize_token_embeddings and save it."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def find_file(where: str, file: str) -> Path | None:
+    """A file of a folder or of a hub id, which is downloaded where it is not in the cache; None: there is no such file.
+
+    Raises:
+        ModelError: the hub does not answer.
+    """
+    if Path(where).is_dir():
+        path = Path(where) / file
+        return path if path.is_file() else None
+    try:
+        found = cached_file(where, file, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ModelError(f"{file} of model {where!r} cannot be read: {_reason(error)}") from error
+    return None if found is None else Path(found)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few, and how many there are."""
+    known = sorted(names)
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return ", ".join(known[:_SHOWN]) + more
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join((str(error) or type(error).__name__).split("\n")[0].split())
+    if isinstance(error, SafetensorError):
+        return f"its safetensors file is damaged, or only a pointer that git-lfs did not replace: {text}."
+    return text
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no report of Transformers' while a model is loaded."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,75 @@
+"""Fine-tuned models as plain Transformers folders, for methods that move the base weights: no adapter would be enough.
+
+config.json, model.safetensors, tokenizer files   as `AutoModel` and `AutoTokenizer` read them, everything merged
+head.safetensors, classifier.json, SHA256SUMS     as in an adapter folder (`model.peft_io`)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from lora_a2.errors import RunError
+from lora_a2.files import seal, write_atomic
+from lora_a2.model.adapter_schema import ClassifierConfig
+from lora_a2.model.backbone import load_backbone
+from lora_a2.model.checkpoint import quiet
+from lora_a2.model.fingerprint import fingerprint, require_same
+from lora_a2.model.peft_io import CLASSIFIER, HEAD, checked, classifier_files, one_line, read_classifier
+from lora_a2.model.pretrained import Model
+from lora_a2.types import Adapter, Base, FloatArray, weight_name
+
+
+def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: Base) -> None:
+    """Writes the pre-trained weights + `base` + scaling · B A, in float32 and in the model's own layout.
+
+    The pre-trained weights are read again, since those in use may be in bfloat16. The folder appears once it is complete.
+
+    Raises:
+        ModelError: the model cannot be loaded any more.
+        RunError: it is another one by now.
+    """
+    folder = Path(folder)
+    backbone = load_backbone(model.name, model.classifier.pooling, model.trust_remote_code)
+    require_same(model.name, backbone.fingerprint, model.fingerprint, "the run")
+    _move(dict(backbone.module.named_parameters()), model, adapter, base)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with quiet():
+        backbone.module.save_pretrained(partial)
+        backbone.tokenizer.save_pretrained(partial)
+    for name, data in classifier_files(model, adapter, fingerprint(backbone.module)).items():
+        write_atomic(partial / name, data)
+    seal(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+@torch.no_grad()
+def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter, base: Base) -> None:
+    """Changes weights in place; those of layers that keep theirs as (d_in, d_out), as GPT-2's do, transposed."""
+    changes = {name: np.asarray(change, np.float32) for name, change in base.items()}
+    for name, f in adapter.factors.items():
+        product = np.float32(adapter.scaling) * (f.B @ f.A)
+        changes[weight_name(name)] = changes[weight_name(name)] + product if weight_name(name) in changes else product
+    turned = {weight_name(name) for name, layer in model.classifier.layers.items() if layer.conv1d}
+    for name, change in changes.items():
+        moved = torch.from_numpy(change.T if name in turned else change)
+        weights[name].add_(moved.to(weights[name].device))
+
+
+def read_merged(folder: Path) -> tuple[dict[str, FloatArray], ClassifierConfig]:
+    """Head and labels of a folder that `save_merged` wrote, whose files are compared with their digests.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    checked(folder, "model", {"config.json", HEAD, CLASSIFIER})
+    try:
+        return read_classifier(folder)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise RunError(f"{folder} is not a complete model folder: {one_line(error)}.") from error

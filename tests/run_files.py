@@ -1,0 +1,30 @@
+"""What a run directory holds, in a form that can be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Every file of a run by its path; the ledger without its times, the configuration without its own path, and neither's
+    digest."""
+    files: dict[str, Any] = {}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        name = path.relative_to(run).as_posix()
+        data = path.read_bytes()
+        if name == "rounds.jsonl":
+            assert data.endswith(b"\n")
+            rows = [json.loads(line) for line in data.splitlines()]
+            assert all(row.pop("seconds") for row in rows)
+            files[name] = rows
+        elif name == "config.toml":
+            files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
+        elif name == "SHA256SUMS":
+            files[name] = sorted(line for line in data.decode().splitlines() if not line.endswith("config.toml"))
+        elif name == "rounds.sha256":
+            files[name] = data.count(b"\n")
+        else:
+            files[name] = data
+    return files
