@@ -40,6 +40,7 @@ class FakeGrid(Grid):
         fault: what becomes of replies to train messages.
         sent: all that nodes sent, in order.
         arrivals: (time, reply): what will have come by then.
+        simulated: whether the server takes it for Flower's simulation engine.
     """
 
     store: Path
@@ -51,6 +52,7 @@ class FakeGrid(Grid):
     now: float = 0.0
     on_sleep: Callable[[FakeGrid], None] = lambda grid: None
     count: int = 0
+    simulated: bool = True
 
     def __post_init__(self) -> None:
         self.online = self.online or set(range(self.total))
@@ -60,7 +62,7 @@ class FakeGrid(Grid):
 
     def courier(self) -> Courier:
         """A courier to these nodes."""
-        return Courier(self, clock=lambda: self.now, sleep=self.sleep)
+        return Courier(self, clock=lambda: self.now, sleep=self.sleep, simulated=self.simulated)
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass."""

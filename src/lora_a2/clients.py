@@ -65,8 +65,12 @@ class ClientMemory:
 
 
 def receive(federation: Federation, data: bytes) -> Download:
-    """The download that both ends see: decoded, with the factors that never travel filled in."""
-    return codec.decode_download(codec.detach_frame(data), federation.layout, federation.initial)
+    """The download that both ends see: decoded, with the factors that never travel filled in.
+
+    Memory is bounded by what both ends know: the layout, and the rank of the server's adapter.
+    """
+    frame, initial = codec.detach_frame(data), federation.initial
+    return codec.decode_download(frame, federation.layout, initial, max_rank=initial.rank)
 
 
 def received_base(federation: Federation, data: bytes, memory: ClientMemory) -> Base:

@@ -245,6 +245,14 @@ class RunConfig(BaseModel):
         None, "Training", "Learning rate of B over that of A; the method's default where left out.", gt=0
     )
     weight_decay: Float = _option(0.01, "Training", "Weight decay of AdamW.", ge=0)
+    max_update_ratio: Float | None = _option(
+        None,
+        "Training",
+        "Refuse a client that moves farther than AdamW can, or than so many times the median of the last rounds, by the root of "
+        "its local steps; 0: refuse none.",
+        shown="0; 10 where the clients are nodes",
+        ge=0,
+    )
     seed: Int = _option(0, "Training", "Determines every random number.", ge=0)
 
     eval_every: Int = _option(1, "Run", "Evaluate after every so many rounds, and after the last.", ge=1)
@@ -290,6 +298,8 @@ class RunConfig(BaseModel):
             check_length(self.rank_budget, self.num_clients)
         get_probe(self.chosen_method(), self.probe, self.probe_batches)
         make_noise(self.laplace_epsilon, self.laplace_clipping_norm, full=self.chosen_method().full)
+        if self.max_update_ratio and self.laplace_epsilon is not None:
+            raise ConfigError("max-update-ratio: noise of laplace-epsilon moves replies too; give one of them.")
         if not get_method(self.method).mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:
             mixed = ", ".join(m.name for m in METHODS.values() if m.mixed_ranks)
             raise ConfigError(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lora_a2.bounds import WINDOW
 from lora_a2.clients import Federation
 from lora_a2.cohorts import choose_cohort
 from lora_a2.errors import ReplyError
@@ -93,19 +94,29 @@ class Driver(Protocol):
 
 
 def run_rounds(
-    plan: Plan, state: ServerState, driver: Driver, observer: Observer, watch: Watch | None = None
+    plan: Plan,
+    state: ServerState,
+    driver: Driver,
+    observer: Observer,
+    watch: Watch | None = None,
+    records: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` and yields state and record after each; `watch` hears of every reply that counts.
+
+    `records` are those of the rounds before.
 
     Raises:
         ReplyError: as the driver's `failed` decides.
     """
+    recent = list(records[-WINDOW:])
     while state.server_round < plan.num_server_rounds:
         number = state.server_round + 1
-        cohort = choose_cohort(driver.profiles(number), plan.fraction_train, plan.federation.seed, number)
+        profiles = driver.profiles(number)
+        cohort = choose_cohort(profiles, plan.fraction_train, plan.federation.seed, number)
         train = driver.train(state, cohort)
         try:
-            state, record = server_round(plan.federation, state, cohort, train, plan.rules, watch)
+            rules = plan.rules.among(profiles)
+            state, record = server_round(plan.federation, state, cohort, train, rules, watch, recent)
         except ReplyError as error:
             driver.failed(number, error)
             continue
@@ -115,5 +126,6 @@ def run_rounds(
             metrics = driver.evaluate(state)
             seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
             record = replace(record, metrics=metrics, seconds=seconds)
+        recent = [*recent[1 - WINDOW :], record]
         observer.round_done(record)
         yield state, record

@@ -170,9 +170,14 @@ def _require_same(run: RunDirectory, setup: _Setup) -> None:
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
-    def rounds(state: ServerState, memories: Memories, watch: Watch | None, watched: Observer) -> Rounds:
+    def rounds(progress: Progress, watch: Watch | None, watched: Observer) -> Rounds:
         return simulate(
-            setup.model, setup.clients, setup.plan, state=state, memories=memories, observer=watched, watch=watch
+            *(setup.model, setup.clients, setup.plan),
+            state=progress.state,
+            memories=progress.memories,
+            observer=watched,
+            watch=watch,
+            records=progress.records,
         )
 
     records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
@@ -180,6 +185,15 @@ def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round:
 
 
 Rounds = Iterator[tuple[ServerState, RoundRecord]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is when this process takes it up: its state, what the clients keep, the records of the rounds before."""
+
+    state: ServerState
+    memories: Memories
+    records: Sequence[RoundRecord]
 
 
 def describe_clients(
@@ -197,14 +211,14 @@ def finish(
     config: RunConfig,
     model: Model,
     plan: Plan,
-    rounds: Callable[[ServerState, Memories, Watch | None, Observer], Rounds],
+    rounds: Callable[[Progress, Watch | None, Observer], Rounds],
     observer: Observer,
     from_round: int | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
-    `rounds` continues from a state; it brings the memories up to date where the clients' are this process's own, and has
-    the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
+    `rounds` continues from where the run is; it brings the memories up to date where the clients' are this process's own, and
+    has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
     began = time.perf_counter()
@@ -221,7 +235,7 @@ def finish(
             watched.round_done(record)
         memories = run.load_memories()
         recorder = Recorder(model.layout, plan.federation.method) if config.record_analysis else None
-        for new, record in rounds(state, memories, recorder, watched):
+        for new, record in rounds(Progress(state, memories, tuple(records)), recorder, watched):
             analysis = None
             if recorder is not None:
                 analysis = recorder.finish(state, new).to_json()

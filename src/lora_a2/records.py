@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out)."""
+    """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out).
+
+    `update_norm` is how far it moved (`bounds.update_norm`); None in ledgers of earlier releases.
+    """
 
     id: int
     num_examples: int
@@ -19,6 +22,7 @@ class ClientRecord:
     downloaded_parameters: int
     train_loss: float
     selected: dict[str, int]
+    update_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -137,5 +137,5 @@ def plan_of(
         eval_every=config.eval_every,
         cohort_size=config.cohort_size,
         num_workers=config.num_workers,
-        rules=rules or RoundRules(),
+        rules=rules or RoundRules(max_update_ratio=config.max_update_ratio or None),
     )

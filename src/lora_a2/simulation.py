@@ -211,18 +211,19 @@ def simulate(
     memories: Memories | None = None,
     observer: Observer | None = None,
     watch: Watch | None = None,
+    records: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` (None: from the start) and yields state and record after each.
 
     `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
-    `watch` hears of every reply that counts, as `recording.Recorder` wants to.
+    `watch` hears of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
     for line in _notes(model.classifier):
         observer.note(line)
     with make_pool(model, plan) as pool:
         driver = InProcess(pool, plan, clients, {} if memories is None else memories, observer)
-        yield from run_rounds(plan, state or plan.start(), driver, observer, watch)
+        yield from run_rounds(plan, state or plan.start(), driver, observer, watch, records)
 
 
 def _notes(classifier: Classifier) -> Iterator[str]:

@@ -15,7 +15,7 @@ is compared with the bytes given before anything is allocated. A message has exa
 """
 
 from lora_a2.codec.base import BaseMessage, attach_base, base_parameters, base_size, detach_frame, read_base
-from lora_a2.codec.frame import VALUE_TYPES, ValueType
+from lora_a2.codec.frame import VALUE_TYPES, ValueType, fits
 from lora_a2.codec.messages import decode_download, decode_upload, encode_download, encode_upload, frame_factors
 from lora_a2.codec.sizes import download_parameters, download_size, upload_parameters, upload_size, zero_entries
 
@@ -33,6 +33,7 @@ __all__ = [
     "download_size",
     "encode_download",
     "encode_upload",
+    "fits",
     "frame_factors",
     "read_base",
     "upload_parameters",

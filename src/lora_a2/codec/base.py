@@ -136,6 +136,7 @@ def _form(name: str, shape: tuple[int, ...], change: FloatArray | Factors | None
         return _DENSE
     if (change.B.shape[0], change.A.shape[1]) != shape or change.A.shape[0] != change.B.shape[1] or not change.rank:
         raise CodecError(f"The change of {name!r} has factors {change.B.shape} and {change.A.shape}; expected {shape}.")
+    _size(shape, change.rank)
     return change.rank
 
 
@@ -146,6 +147,8 @@ def _size(shape: tuple[int, ...], form: int) -> int:
         return math.prod(shape)
     if len(shape) != 2:
         raise CodecError(f"A weight of shape {shape} has no factors; expected its difference.")
+    if form > min(shape):
+        raise CodecError(f"The factors of a weight of shape {shape} have rank {form}; expected at most {min(shape)}.")
     return form * (shape[0] + shape[1])
 
 

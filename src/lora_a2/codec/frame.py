@@ -207,6 +207,11 @@ def as_sent(values: FloatArray, value_type: ValueType) -> FloatArray:
         return values.astype(_DTYPES[value_type]).astype(np.float32)
 
 
+def fits(values: FloatArray, value_type: ValueType) -> bool:
+    """Whether no finite value overflows the value type."""
+    return bool((np.isfinite(as_sent(values, value_type)) | ~np.isfinite(values)).all())
+
+
 def packed(values: Sequence[FloatArray], value_type: ValueType) -> bytes:
     """Values one after the other, each in C order.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -36,15 +37,35 @@ class Late:
     message: Message
 
 
+NO_ANSWER = "No answer within"
+"""How the reason begins where nothing came in time."""
+
+
 class Courier:
-    """Talks to the nodes of a grid. `clock` (seconds) and `sleep` are the real ones outside of tests."""
+    """Talks to the nodes of a grid. `clock` (seconds) and `sleep` are the real ones outside of tests.
+
+    `simulated` says whether the nodes are those of Flower's simulation engine, in this process's own hands: it is the grid
+    that tells (None), never a node.
+    """
 
     def __init__(
-        self, grid: Grid, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        grid: Grid,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        simulated: bool | None = None,
     ) -> None:
         self.grid, self.clock, self.sleep = grid, clock, sleep
+        engine = any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
+        self.simulated = engine if simulated is None else simulated
         self._given_up: dict[str, int] = {}
         self._late: list[Late] = []
+
+    def present(self) -> dict[int, str]:
+        """The nodes that are there, each with what tells it from others for good: its key, as far as the grid knows keys."""
+        if self.simulated or not hasattr(self.grid, "get_nodes"):
+            return {node: f"node {node}" for node in self.grid.get_node_ids()}
+        return {info.node_id: _identity(info) for info in self.grid.get_nodes()}
 
     def converse(
         self, messages: Iterable[tuple[Key, Message, int]], timeout: float, what: str
@@ -112,7 +133,13 @@ class Courier:
         found = []
         for identity, item in waiting.items():
             if now >= item.deadline:
-                found.append((identity, f"No answer within {timeout:.0f} s."))
+                found.append((identity, f"{NO_ANSWER} {timeout:.0f} s."))
             elif present is not None and item.node not in present:
                 found.append((identity, "The node has gone offline."))
         return found
+
+
+def _identity(info: Any) -> str:
+    """A digest of a node's public key."""
+    key = bytes(info.public_key)
+    return f"key {hashlib.sha256(key).hexdigest()[:32]}" if key else f"node {info.node_id}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
 
 from lora_a2 import codec
+from lora_a2.bounds import fair_share
 from lora_a2.config import RunConfig
 from lora_a2.driver import Observer, Plan
 from lora_a2.errors import ReplyError
-from lora_a2.flower.courier import Courier, Late, log
+from lora_a2.flower.absence import Absence
+from lora_a2.flower.courier import NO_ANSWER, Courier, Late, log
 from lora_a2.flower.messages import number, read_answer, received_bytes, request_content
 from lora_a2.flower.options import ServerOptions, sent_config
 from lora_a2.flower.roster import Roster
@@ -57,10 +59,15 @@ class FlowerDriver(Observer):
         self._last_round: dict[int, int] = {}
         self._attempts: dict[int, int] = {}
         self._slowest = 0.0
+        self._absence = Absence()
+        self._left_out: dict[int, str] = {}
+        self._begun = False
 
     def round_done(self, record: RoundRecord) -> None:
         """Remembers whose reply counted, also of the rounds before a resume, and logs the round."""
         self._last_round |= {client.id: record.server_round for client in record.clients}
+        if not self._begun:
+            self._recall(record)
         accuracy = f"accuracy {100 * record.metrics['accuracy']:.1f} %, " if "accuracy" in record.metrics else ""
         log.info(
             "Round %d/%d: %sloss %.3f, %d replies, %d refused, %d bytes up, %d down, %.1f s.",
@@ -70,13 +77,27 @@ class FlowerDriver(Observer):
         for client, reason in sorted(record.refused.items()):
             log.warning("Round %d: client %d does not count: %s", record.server_round, client, reason)
 
+    def _recall(self, record: RoundRecord) -> None:
+        """Who was silent in a round before this process."""
+        for client in record.clients:
+            self._absence.answered("train", client.id)
+        for silent in (c for c, reason in record.refused.items() if reason.startswith(NO_ANSWER)):
+            self._absence.silent("train", silent, record.server_round)
+
     def profiles(self, server_round: int) -> Sequence[ClientProfile]:
-        """Those who are there; waits for enough of them."""
+        """Those who are there; waits for enough of them. Who is silent again and again is left out, as far as there are others."""
+        before, self._begun = self._nodes, True
         self._nodes = self._roster.gather(self._options.min_train_nodes)
-        return [
-            profile_of(self._config, partition, self._roster.profile(partition).num_examples)
-            for partition in sorted(self._nodes)
-        ]
+        for client in self._nodes.keys() - before.keys() if before else ():
+            self._absence.returned(client)
+        reasons = {c: self._absence.reason("train", c, server_round) for c in sorted(self._nodes)}
+        self._left_out = {client: reason for client, reason in reasons.items() if reason is not None}
+        if len(self._nodes) - len(self._left_out) < self._options.min_train_nodes:
+            self._left_out = {}
+        return [self._profile(client) for client in sorted(self._nodes.keys() - self._left_out.keys())]
+
+    def _profile(self, client: int) -> ClientProfile:
+        return profile_of(self._config, client, self._roster.profile(client).num_examples)
 
     def failed(self, server_round: int, error: ReplyError) -> None:
         """Has the round repeated with those who are there then, a limited number of times."""
@@ -105,6 +126,7 @@ class FlowerDriver(Observer):
                     yield by_id[head.id], waiting.pop(head.id)
                     head = next(due, None)
             yield from ((by_id[c], reply) for c, reply in waiting.items())
+            yield from ((self._profile(c), Refusal(reason)) for c, reason in self._left_out.items())
             yield from self._latecomers(by_id, state.server_round + 1)
 
         return train
@@ -130,7 +152,7 @@ class FlowerDriver(Observer):
                 yield client, Refusal(str(error), received_bytes(reply))
                 continue
             seconds = answer.metrics.get("train_seconds", 0.0)
-            self._slowest = max(self._slowest, float(seconds) if isinstance(seconds, int | float) else 0.0)
+            self._slowest = max(self._slowest, seconds if isinstance(seconds, int | float) else 0.0)
             for note in answer.notes:
                 log.warning("Round %d: client %d: %s", server_round, client, note)
             yield client, answer.payload
@@ -146,7 +168,12 @@ class FlowerDriver(Observer):
                 node = self._nodes[profile.id]
                 yield profile.id, Message(content, node, kind, ttl=2 * timeout, group_id=str(server_round)), len(data)
 
-        return self._courier.converse(messages(), timeout, f"Round {server_round}, {kind}")
+        for client, reply in self._courier.converse(messages(), timeout, f"Round {server_round}, {kind}"):
+            if not isinstance(reply, str):
+                self._absence.answered(kind, client)
+            elif reply.startswith(NO_ANSWER):
+                self._absence.silent(kind, client, server_round)
+            yield client, reply
 
     def _request(self, kind: Kind, client: int, data: bytes) -> Request:
         return Request(
@@ -162,7 +189,7 @@ class FlowerDriver(Observer):
 
     def _folder(self, client: int) -> str:
         """Only the simulation's nodes share this machine's disk."""
-        return self._state_dir if self._roster.profile(client).simulated else ""
+        return self._state_dir if self._courier.simulated else ""
 
     def _latecomers(self, by_id: dict[int, ClientProfile], server_round: int) -> Iterator[Received]:
         client_of = {node: client for client, node in self._nodes.items()}
@@ -175,8 +202,9 @@ class FlowerDriver(Observer):
     def _on_nodes(self, state: ServerState) -> dict[str, Any]:
         """Each node's accuracy on its own test examples: of the model that it would start from next, and of its own."""
         clients = [c for c in sorted(self._nodes) if self._roster.profile(c).num_test_examples]
+        clients = [c for c in clients if not self._is_silent(c, state.server_round)]
         counts = {c: self._roster.profile(c).num_test_examples for c in clients}
-        profiles = [profile_of(self._config, c, self._roster.profile(c).num_examples) for c in clients]
+        profiles = [self._profile(c) for c in clients]
         downloads = ((p, dispatch(self._plan.federation, state, p)) for p in profiles)
         right: dict[str, dict[int, int]] = {"num_correct": {}, "num_correct_personal": {}}
         for client, reply in self._converse("evaluate", downloads, state.server_round):
@@ -188,18 +216,29 @@ class FlowerDriver(Observer):
                     right[name][client] = number(metrics, name, 0, counts[client])
             except ReplyError as error:
                 log.warning("Round %d: client %d was not evaluated: %s", state.server_round, client, error)
-        found = _evaluation(right["num_correct"], counts)
+        most = self._options.max_node_test_examples or None
+        if most is None and not self._courier.simulated:
+            most = fair_share(list(counts.values()))
+        found = evaluation(right["num_correct"], counts, most)
         if found and right["num_correct_personal"]:
-            found["personal"] = _evaluation(right["num_correct_personal"], counts)
+            found["personal"] = evaluation(right["num_correct_personal"], counts, most)
         return found
 
+    def _is_silent(self, client: int, server_round: int) -> bool:
+        """Whether there is no use in asking it for an evaluation."""
+        reason = self._absence.reason("evaluate", client, server_round)
+        return reason is not None or self._absence.missed("train", client) > 0
 
-def _evaluation(right: dict[int, int], counts: dict[int, int]) -> dict[str, Any]:
+
+def evaluation(right: Mapping[int, int], counts: Mapping[int, int], most: int | None) -> dict[str, Any]:
+    """The metrics of clients of which `right` of `counts` examples were right; none counts for more than `most` (None: for all)."""
     if not right:
         return {}
-    examples = sum(counts[client] for client in right)
+    counted = {client: counts[client] if most is None else min(counts[client], most) for client in right}
+    sums = (n if counted[c] == counts[c] else n * counted[c] / counts[c] for c, n in right.items())
     figures = client_figures({str(client): n / counts[client] for client, n in sorted(right.items())})
-    return {"accuracy": sum(right.values()) / examples, "num_examples": examples, **figures}
+    examples = sum(counted.values())
+    return {"accuracy": sum(sums) / examples, "num_examples": examples, **figures}
 
 
 def _too_late(late: Late) -> Refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, RecordDict
@@ -11,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error
 from lora_a2.errors import ReplyError
 from lora_a2.node.protocol import Answer, Request, read_request
 from lora_a2.node.refusals import Reason, Refused
+from lora_a2.text import few, plain
 
 CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""
@@ -19,13 +19,16 @@ SMALL = 2**20
 """A payload of up to so many bytes travels among the fields; as an array it is three objects more, each a request with 1 KB
 of headers. Arrays travel in chunks, so that no message becomes too large."""
 
+MOST_METRICS = 32
+"""No answer states more."""
+
 _BYTES = "lora-a2.frame"
 
 
 def request_content(request: Request, state_dir: str = "") -> RecordDict:
-    """What the server sends for a request. The partition is not in it: a node knows its own.
+    """What the server sends for a request; `state_dir` is the folder of what simulated clients keep.
 
-    `state_dir` is the folder of what simulated clients keep.
+    A question for a profile does not say which partition the node is: it may ask for one.
     """
     fields: dict[str, ConfigRecordValues] = {
         "kind": request.kind,
@@ -35,11 +38,17 @@ def request_content(request: Request, state_dir: str = "") -> RecordDict:
         "last-round": request.last_round,
         "state-dir": state_dir,
     }
+    if request.num_partitions:
+        fields["num-partitions"] = request.num_partitions
+    if request.kind != "profile":
+        fields["partition"] = request.partition
     return _content("request", fields, request.payload)
 
 
 def read_request_content(content: RecordDict, partition: int, num_partitions: int) -> tuple[Request, str]:
     """The request that a node received, and the folder for simulated clients' state.
+
+    `partition` of `num_partitions` is what the node takes itself for; what the server says stands above it.
 
     Raises:
         Refused: it is not a request of this release.
@@ -51,14 +60,19 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
         raise Refused(
             Reason.RELEASE, "The message is no request of lora-a2: run the same release at both ends."
         ) from None
+    total = fields.get("num-partitions", num_partitions)
+    if partition >= num_partitions:  # a mistake of the node's own, to be said as such
+        total = num_partitions
+    elif isinstance(total, int):
+        partition = min(partition, total - 1)
     header = {
         "kind": fields.get("kind"),
         "run_id": fields.get("run-id"),
         "run": run,
         "labels": fields.get("labels"),
         "last_round": fields.get("last-round"),
-        "partition": partition,
-        "num_partitions": num_partitions,
+        "partition": fields.get("partition", partition),
+        "num_partitions": total,
     }
     return read_request(header, _payload(content, fields)), str(fields.get("state-dir", ""))
 
@@ -81,10 +95,10 @@ def read_answer(message: Message, limit: int) -> Answer:
         ReplyError: an error came back, or something else than an answer.
     """
     if message.has_error():
-        raise ReplyError(f"The node reports: {message.error.reason or 'an error without a reason'}")
+        raise ReplyError(f"The node reports: {plain(message.error.reason) or 'an error without a reason'}")
     content = message.content
     if set(content) - {"answer", "payload"} or "answer" not in content.config_records:
-        raise ReplyError(f"The reply has the records {sorted(content)}; expected answer and payload.")
+        raise ReplyError(f"The reply has the records {plain(sorted(content))}; expected answer and payload.")
     size = received_bytes(message)
     if size > limit:
         raise ReplyError(f"The reply has {size} bytes; at most {limit} are accepted.")
@@ -92,12 +106,21 @@ def read_answer(message: Message, limit: int) -> Answer:
     payload = _payload(content, fields)
     fields.pop("payload", None)
     notes = fields.pop("notes", [])
+    if len(fields) > MOST_METRICS:
+        raise ReplyError(f"The reply states {len(fields)} things; at most {MOST_METRICS} are accepted.")
     metrics: dict[str, int | float | str] = {}
     for name, value in fields.items():
-        if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ReplyError(f"The reply has {name} = {str(value)[:40]}; expected a finite number or a short text.")
+        if not isinstance(value, int | float | str) or not _sound(value):
+            raise ReplyError(
+                f"The reply has {plain(name, 40)} = {plain(repr(value), 40)}; expected a finite number or a short text."
+            )
         metrics[name] = value
-    return Answer(metrics, payload, tuple(str(note)[:200] for note in notes) if isinstance(notes, list) else ())
+    return Answer(metrics, payload, few(notes) if isinstance(notes, list) else ())
+
+
+def _sound(value: float | str) -> bool:
+    """A text of one short line, or a number that arithmetic takes."""
+    return plain(value) == value if isinstance(value, str) else abs(value) < 2**63
 
 
 def received_bytes(message: Message) -> int:
@@ -118,7 +141,9 @@ def number(metrics: Mapping[str, int | float | str], name: str, low: int, high: 
     """
     value = metrics.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ReplyError(f"The node states {name} = {value!r}; expected a whole number from {low} to {high}.")
+        raise ReplyError(
+            f"The node states {name} = {plain(repr(value), 40)}; expected a whole number from {low} to {high}."
+        )
     return value
 
 

@@ -22,8 +22,13 @@ WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm", 
 whether a model's code runs is for each machine to decide."""
 
 
+USUAL_RATIO = 10.0
+"""`max-update-ratio` where the clients are nodes; honest replies have been seen up to 6 times the median (1 example, 6 epochs, a learning rate of 0.05)."""
+
+
 class ServerOptions(BaseModel):
-    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for no limit."""
+    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for the usual limit,
+    which follows from what all nodes state (`bounds.fair_share`); in the simulation engine there is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True)
 
@@ -32,7 +37,8 @@ class ServerOptions(BaseModel):
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )
     min_train_nodes: int = Field(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
-    max_node_examples: int = Field(0, ge=0, description="No node counts for more examples than this.")
+    max_node_examples: int = Field(0, ge=0, description="No node counts for more training examples than this.")
+    max_node_test_examples: int = Field(0, ge=0, description="No node counts for more test examples than this.")
     start_timeout: float = Field(60, ge=0, description="How long the first round waits for all announced nodes.")
     node_timeout: float = Field(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
     round_timeout: float = Field(3600, gt=0, description="How long a node may take for its reply.")
@@ -40,10 +46,15 @@ class ServerOptions(BaseModel):
     resume: str = Field("", description="The run directory to continue.")
     from_round: int = Field(0, ge=0, description="With resume: after this round, where the last checkpoint is damaged.")
 
-    @property
-    def rules(self) -> RoundRules:
-        """What a round must come to."""
-        return RoundRules(self.min_train_nodes, self.max_node_examples or None)
+    def rules(self, simulated: bool, max_update_ratio: float | None) -> RoundRules:
+        """What a round must come to. `max_update_ratio` is the one given; nodes have a usual one, and 0 takes it away."""
+        ratio = USUAL_RATIO if max_update_ratio is None and not simulated else max_update_ratio
+        return RoundRules(
+            min_replies=self.min_train_nodes,
+            max_examples=self.max_node_examples or None,
+            max_update_ratio=ratio or None,
+            fair_shares=not simulated,
+        )
 
     def label_names(self) -> tuple[str, ...]:
         """The class names; empty where none are given.
@@ -93,5 +104,6 @@ def sent_config(config: RunConfig) -> dict[str, Any]:
         "num_clients",
         "record_analysis",
         "report_to",
+        "max_update_ratio",
     }
     return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)

@@ -24,24 +24,28 @@ from lora_a2.flower.courier import Courier, log
 from lora_a2.flower.driver import FlowerDriver
 from lora_a2.flower.messages import request_content
 from lora_a2.flower.options import ServerOptions, read_options, sent_config
+from lora_a2.flower.places import Places
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
-from lora_a2.jobs import Rounds, config_of, describe_clients, finish, fresh_directory
+from lora_a2.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
 from lora_a2.plans import federation_layout
 from lora_a2.rounds import Watch
 from lora_a2.runs import RunDirectory
 from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
-from lora_a2.simulation import Memories, evaluate_clients, make_pool
+from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.training.evaluate import evaluate, predict
 from lora_a2.training.pool import Pool
 from lora_a2.types import ServerState
 
+NODES_FILE = "nodes.json"
+"""In a run directory: which node is which client."""
+
 
 @dataclass(frozen=True)
 class _Start:
-    """What the server knows before it has spoken to a node. `num_clients` None: as many as the nodes announce."""
+    """What the server knows before it has spoken to a node. `num_clients` None: as many as there are when the run starts."""
 
     config: RunConfig
     options: ServerOptions
@@ -72,11 +76,24 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     start = _prepare(run_config, load_data)
     options, model = start.options, start.model
     layout = federation_layout(model, start.config.chosen_method()).digest.hex()
-    roster = Roster(courier, lambda: request_content(_question(start)), layout, model.fingerprint, options.node_timeout)
+    places = _places(start, courier)
+    roster = Roster(
+        courier,
+        lambda: request_content(_question(start, courier)),
+        layout,
+        model.fingerprint,
+        options.node_timeout,
+        places,
+    )
     roster.gather(options.min_train_nodes, options.start_timeout)
-    config = resolved(start.config, model, _num_clients(start, roster)).model_copy(update={"cohort_size": 1})
-    plan = plan_of(config, model, [], options.rules)
+    rules = options.rules(courier.simulated, start.config.max_update_ratio)
+    config = resolved(start.config, model, _num_clients(start, roster)).model_copy(
+        update={"cohort_size": 1, "max_update_ratio": rules.max_update_ratio or start.config.max_update_ratio}
+    )
+    plan = plan_of(config, model, [], rules)
     run = start.run or _create(start, config)
+    if not courier.simulated:
+        places.keep(run.path / NODES_FILE)
     log.info("Run directory: %s", run.path)
     with make_pool(model, plan, fork=False) as pool:
         driver = FlowerDriver(
@@ -88,11 +105,11 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             config=config,
             labels=start.data.label_names,
             state_dir=str(run.path / "clients"),
-            evaluate=_server_evaluation(start, config, roster, pool),
+            evaluate=_server_evaluation(start, config, courier, pool),
         )
 
-        def rounds(state: ServerState, memories: Memories, watch: Watch | None, observer: Observer) -> Rounds:
-            return run_rounds(plan, state, driver, observer, watch)
+        def rounds(progress: Progress, watch: Watch | None, observer: Observer) -> Rounds:
+            return run_rounds(plan, progress.state, driver, observer, watch, progress.records)
 
         records, seconds = finish(run, config, model, plan, rounds, driver, options.from_round or None)
     log.info("Finished %d rounds in %.0f s; the result is in %s.", len(records), seconds, run.result())
@@ -126,22 +143,31 @@ def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData 
     return LabelledData("nodes", nothing, test, labels)
 
 
-def _question(start: _Start) -> Request:
+def _question(start: _Start, courier: Courier) -> Request:
     return Request(
         kind="profile",
         run_id=start.run_id,
         run=sent_config(resolved(start.config, start.model, 1)),
         labels=start.data.label_names,
         partition=0,
-        num_partitions=1,
+        num_partitions=0
+        if courier.simulated
+        else start.num_clients or 0,  # 0: the node goes by what it was started with
     )
+
+
+def _places(start: _Start, courier: Courier) -> Places:
+    """Where the clients are nodes, a run that goes on remembers who they are."""
+    if courier.simulated:
+        return Places()
+    return Places(start.num_clients, None if start.run is None else start.run.path / NODES_FILE)
 
 
 def _num_clients(start: _Start, roster: Roster) -> int:
     if start.num_clients not in (None, roster.num_partitions):
         raise ConfigError(
-            f"num-clients is {start.num_clients}, but the nodes announce {roster.num_partitions}: in a simulation give "
-            f"--federation-config num-supernodes={start.num_clients}; elsewhere num-partitions in each --node-config."
+            f"num-clients is {start.num_clients}, but the simulation has {roster.num_partitions} nodes: give "
+            f"--federation-config num-supernodes={start.num_clients}."
         )
     return roster.num_partitions
 
@@ -155,7 +181,7 @@ def _create(start: _Start, config: RunConfig) -> RunDirectory:
 
 
 def _server_evaluation(
-    start: _Start, config: RunConfig, roster: Roster, pool: Pool
+    start: _Start, config: RunConfig, courier: Courier, pool: Pool
 ) -> Callable[[ServerState], dict[str, Any]] | None:
     """The server's own evaluation: in a simulation client by client, as its data are all of theirs."""
     chosen, test = start.options.evaluation, start.data.test
@@ -163,7 +189,7 @@ def _server_evaluation(
         return None
     if not len(test):
         raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
-    if roster.simulated:
+    if courier.simulated:
         clients = open_clients(config, start.data, start.model)
         return lambda state: evaluate_clients(pool, state, clients).to_json()
     sentences = start.model.tokenize(test.texts)
