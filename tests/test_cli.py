@@ -39,7 +39,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What launch and resume were called with."""
     calls: list[Any] = []
 
-    def launch(config: Any, observer: Any) -> Summary:
+    def launch(config: Any, observer: Any, **options: Any) -> Summary:
         calls.append(config)
         return Summary()
 

@@ -30,7 +30,7 @@ class Journal:
         Raises:
             OSError: it cannot be written.
         """
-        line = json.dumps(values).encode()
+        line = json.dumps(values, allow_nan=False).encode()
         append(self.path, line + b"\n")
         append(self._digests, sha256(line).encode() + b"\n")
 

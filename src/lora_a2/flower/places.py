@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lora_a2.errors import RunError
-from lora_a2.files import read_json_object, write_atomic
+from lora_a2.files import read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ class Places:
             str(partition): {"node": identity, **asdict(self._first[identity])}
             for partition, identity in sorted(self._owners.items())
         }
-        write_atomic(self._path, (json.dumps(rows, indent=2) + "\n").encode())
+        write_sealed(self._path, rows)
 
     def _load(self, path: Path) -> None:
-        for key, row in read_json_object(path).items():
+        for key, row in read_sealed(path).items():
             try:
                 identity, stated = str(row.pop("node")), NodeProfile(**row)
                 if not all(isinstance(value, int) for value in row.values()):
