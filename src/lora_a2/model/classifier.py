@@ -96,7 +96,7 @@ class Classifier:
         self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
         self.load(None)
         self._check_gradient()
-        self.alone = self.note is not None and self._mixes_clients()
+        self.alone = self._mixes_clients()
         self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
 
     @property

@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 """Of the token vectors' root mean square: float32 in another order stays far below, a token more or less seen is above."""
 BEYOND = 8
 """Tokens past a limit of the configuration up to which sentences are tried."""
-LOW_CAP = 1.0
+LOW_CAP = 1e-3
 """A cap on attention scores that shows in any model."""
 
 _LIMITS = re.compile(r"window|local_attention|chunk|block_size|distance|segment|max_relative|landmarks")
