@@ -26,7 +26,7 @@ ALL = pytest.mark.parametrize("name", METHODS)
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What a run leaves that must not depend on interruptions."""
-    kept = [p for name in ("adapter", "checkpoint", "personal") for p in sorted((folder / name).rglob("*"))]
+    kept = [p for name in ("adapter", "model", "checkpoint", "personal") for p in sorted((folder / name).rglob("*"))]
     return {str(p.relative_to(folder)): p.read_bytes() for p in kept if p.is_file()}
 
 

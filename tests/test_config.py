@@ -36,7 +36,6 @@ def test_default_rank_budget_is_small_only_for_methods_that_select(method: str, 
 def test_a_client_column_makes_the_partition_natural_with_all_clients() -> None:
     config = RunConfig(client_column="user")
     assert (config.partitioner, config.num_clients) == ("natural", None)
-    assert RunConfig(client_column="user", partitioner="iid").num_clients == 10
     assert RunConfig(client_column="user", num_clients=4).num_clients == 4
 
 
@@ -131,7 +130,7 @@ configs = st.fixed_dictionaries(
         "rank_budget": st.sampled_from([1, 16, "normal", tuple(range(1, 11))]),
         "strip_newsgroups": st.booleans(),
         "target_modules": st.sampled_from([("query",), ("query", "value")]),
-        "client_column": st.just("user"),
+        "client_column": st.none(),
         "output_dir": st.sampled_from(['with "quotes"', "back\\slash", "ünïcode\t"]),
     },
 )
@@ -200,3 +199,47 @@ def test_numbers_and_lists_are_kept() -> None:
 def test_impossible_budgets(spec: Any, num_clients: int, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         rank_budgets(spec, num_clients, 8, rng())
+
+
+PASSED_OVER: list[tuple[dict[str, Any], str]] = [
+    ({"client_column": "user", "partitioner": "iid"}, "client-column"),
+    ({"client_column": "user", "partitioner": "dirichlet"}, "client-column"),
+    ({"client_column": "user", "partitioner": "quantity"}, "client-column"),
+    ({"client_column": "user", "partitioner": "pathological"}, "client-column"),
+    ({"alpha": 0.1, "partitioner": "iid"}, "alpha"),
+    ({"alpha": 0.1, "partitioner": "pathological"}, "alpha"),
+    ({"alpha": 0.1, "client_column": "user"}, "alpha"),
+    ({"min_client_examples": 5}, "min-client-examples"),
+    ({"laplace_clipping_norm": 3.0}, "laplace-clipping-norm"),
+    ({"probe_batches": 3}, "probe-batches"),
+    ({"method": "fl-lora", "probe": "reuse"}, "probe"),
+    ({"method": "fl-lora", "criterion": "magnitude"}, "criterion"),
+    ({"method": "fl-lora", "alternating": False}, "alternating"),
+    ({"text_column": "a", "label_column": "a"}, "text-column"),
+    ({"text_column": "a", "client_column": "a"}, "text-column"),
+    ({"test_data": "x.csv", "test_fraction": 0.5}, "test-fraction"),
+]
+
+
+@pytest.mark.parametrize(("values", "option"), PASSED_OVER)
+def test_an_option_without_effect_is_refused_by_name(values: dict[str, Any], option: str) -> None:
+    with pytest.raises(ConfigError, match=option) as caught:
+        RunConfig(**values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"client_column": "user"},
+        {"client_column": "user", "min_client_examples": 5},
+        {"alpha": 0.1},
+        {"alpha": 0.1, "partitioner": "quantity"},
+        {"partitioner": "iid"},
+        {"laplace_epsilon": 1.0, "laplace_clipping_norm": 3.0},
+    ],
+)
+def test_options_with_an_effect_pass_and_load_back(values: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**values)
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    assert make_config(load_config(tmp_path / "config.toml"), {}) == config

@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("screening",),
     ("exchange",),
     ("rounds", "checkpoints"),
-    ("runs", "progress", "config_errors", "driver", "plans", "recording"),
+    ("runs", "progress", "config_errors", "effects", "driver", "plans", "recording"),
     ("simulation", "predict", "environment", "report"),
     ("trackers",),
     ("config",),

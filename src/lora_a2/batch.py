@@ -20,7 +20,7 @@ from lora_a2.errors import ConfigError, RunError
 from lora_a2.files import check, read_json_object, read_sealed, write_all, write_sealed
 from lora_a2.jobs import RunSummary, launch, resume
 from lora_a2.runs import RunDirectory
-from lora_a2.setup import learning_rate
+from lora_a2.setup import learning_rate, with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ class Batch:
                 "trust-remote-code: only for a single run; comparisons and sweeps take models without code of their own."
             )
         plan = {
-            run.name: run.config.model_dump(by_alias=True, exclude_none=True, exclude={"output_dir"})
+            run.name: with_absolute_paths(run.config).model_dump(
+                by_alias=True, exclude_none=True, exclude={"output_dir"}
+            )
             for run in self.runs
         }
         write_plan(self.path / plan_file, plan)

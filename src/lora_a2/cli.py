@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -92,11 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C, SIGTERM and SIGHUP end it with one line that says how to go on, and 128 and the signal's number.
     """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _print_anything()
     try:
         with interruptible(last=argv is None):
             return _run(arguments)
     except KeyboardInterrupt:  # in the last moment
         return status()
+
+
+def _print_anything() -> None:
+    """Characters that a terminal's encoding lacks are printed as escapes instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

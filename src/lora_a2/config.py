@@ -25,6 +25,7 @@ from pydantic import (
 
 from lora_a2.budgets import DISTRIBUTIONS, RankBudget, budget_values, check_budgets, check_length, parse_budget
 from lora_a2.config_errors import kebab, one_line
+from lora_a2.effects import check_effects
 from lora_a2.errors import ConfigError
 from lora_a2.method import Method
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
@@ -293,6 +294,10 @@ class RunConfig(BaseModel):
             raise ConfigError("client-column: the natural partitioner needs it; name the column of the clients.")
         if self.test_data is not None and self.test_fraction is not None:
             raise ConfigError("test-fraction: it has nothing to hold out beside test-data; give one of them.")
+        for role, column in (("label", self.label_column), ("client", self.client_column)):
+            if self.text_column is not None and self.text_column == column:
+                raise ConfigError(f"text-column: {column!r} is the {role}-column too; name another for one of them.")
+        check_effects(self)
         check_budgets(self.rank_budget, self.r)
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":
             check_length(self.rank_budget, self.num_clients)

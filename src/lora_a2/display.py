@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,12 +21,22 @@ from rich.text import Text
 
 from lora_a2.progress import Clock, Progress, human_bytes, human_time, percent, saving, sparkline
 from lora_a2.simulation import Observer, RunStart
+from lora_a2.text import visible
 
 if TYPE_CHECKING:
     from lora_a2.jobs import RunSummary
     from lora_a2.rounds import RoundRecord
 
 _WIDE = 200
+
+
+class PlainConsole(Console):
+    """A console on which texts are what they say: a user's brackets are no markup, and control characters are shown."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As the original, for text that is nobody's markup; what has lines of its own keeps them."""
+        shown = "\n".join(map(visible, text.split("\n")))
+        return super().render_str(shown, **{**options, "markup": False, "emoji": False, "highlight": False})
 
 
 class Display(Observer):
@@ -90,7 +100,7 @@ class SilentDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it to standard error."""
-        _print_line(Console(stderr=True), text)
+        _print_line(PlainConsole(stderr=True), text)
 
 
 class PlainDisplay(Display):
@@ -98,7 +108,7 @@ class PlainDisplay(Display):
 
     def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
-        self._console = console or Console(stderr=True)
+        self._console = console or PlainConsole(stderr=True)
 
     def note(self, text: str) -> None:
         """Prints it."""
@@ -118,7 +128,7 @@ class LiveDisplay(Display):
 
     def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
-        self._console = console or Console(stderr=True)
+        self._console = console or PlainConsole(stderr=True)
         waiting = Spinner("dots", "Loading model and data …")
         self._live = Live(waiting, console=self._console, transient=True, refresh_per_second=4)
 
@@ -157,7 +167,7 @@ def render(progress: Progress) -> RenderableType:
     if progress.saved:
         grid.add_row("Full fine-tuning", f"{human_bytes(progress.full_bytes)} up   saved {progress.saved}")
     grid.add_row("Time left", progress.time_left or "…")
-    return Group(Text(progress.title, style="bold"), grid)
+    return Group(Text(visible(progress.title), style="bold"), grid)
 
 
 def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
@@ -198,13 +208,13 @@ def choose_display(quiet: bool) -> Display:
     """Nothing if `quiet`; a live display if standard error is a terminal; else plain lines."""
     if quiet:
         return SilentDisplay()
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
 
 
 def stdout_console() -> Console:
     """A console for results; in a file or a pipe tables are as wide as they need, so that no figure is cut."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=_WIDE)
 
 
 def _bar(done: int, total: int) -> RenderableType:
@@ -224,4 +234,4 @@ def _round_line(progress: Progress, record: RoundRecord) -> str:
 
 
 def _print_line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console.print(visible(text), soft_wrap=True, markup=False, highlight=False, emoji=False)

@@ -26,6 +26,12 @@ def environment(model: Model, data: LabelledData) -> dict[str, Any]:
         "compiled_products": skinny.compiled(),
         "device": str(model.classifier.device),
         "dtype": dtype_name(model.classifier.dtype),
+        "data": {
+            "name": data.name,
+            "train_examples": len(data.train),
+            "test_examples": len(data.test),
+            "label_names": list(data.label_names),
+        },
         "data_sha256": data.fingerprint(),
         "model": model.name,
         "model_fingerprint": model.fingerprint,

@@ -39,6 +39,9 @@ _SHORT = {"learning-rate": "lr", "rank-budget": "rank", "num-server-rounds": "ro
 Values = Mapping[str, Any]
 
 
+_ARM = re.compile(r"[^\W_][\w .+-]*")
+
+
 @dataclass(frozen=True)
 class Arm:
     """One of the things compared: its options by kebab-case key, and its own grid."""
@@ -150,6 +153,11 @@ def _published(raw: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], float]
 
 
 def _arm(name: str, values: dict[str, Any]) -> Arm:
+    if not _ARM.fullmatch(name):
+        raise ConfigError(
+            f"the arm {name!r} cannot name a folder: use letters, digits, blanks, hyphens, plus signs, dots and underscores, and "
+            "begin with a letter or a digit."
+        )
     grid = _grid(values.pop("grid", {}), f"arms.{name}.grid")
     return Arm(name, _options(values, f"arms.{name}"), grid)
 

@@ -20,7 +20,7 @@ from lora_a2.data.labelled import LabelledData
 from lora_a2.data.sources import load_examples
 from lora_a2.driver import Observer, Plan, RunStart
 from lora_a2.environment import environment
-from lora_a2.errors import RunError
+from lora_a2.errors import ConfigError, RunError
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
@@ -29,7 +29,7 @@ from lora_a2.predict import load_predictor
 from lora_a2.recording import Recorder
 from lora_a2.rounds import RoundRecord, Watch
 from lora_a2.runs import RunDirectory
-from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
+from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
 from lora_a2.simulation import Client, Memories, evaluate_clients, make_pool, simulate
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
@@ -88,13 +88,16 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
     require_trackers(config.report_to or ())
-    path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
+    config = with_absolute_paths(config)
+    path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).absolute()
     RunDirectory.check_free(path)
     setup = _set_up(config)
     resolved = setup.config.model_copy(update={"output_dir": str(path)})
     facts = environment(setup.model, setup.data)
     described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
     run = RunDirectory.create(path, dump_config(resolved), facts, described)
+    for note in setup.data.notes:
+        observer.note(note)
     return _simulated(run, setup, observer)
 
 
@@ -165,8 +168,22 @@ def _require_same(run: RunDirectory, setup: _Setup) -> None:
     """
     recorded = run.environment()
     if setup.data.fingerprint() != recorded["data_sha256"]:
-        raise RunError(f"The data of {run.path} have changed since it started: restore them, or start a new run.")
+        raise RunError(
+            f"The data of {run.path} have changed since it started, or were read otherwise than config.toml says: "
+            f"{_differences(recorded.get('data'), setup.data)}. Restore them, or start a new run."
+        )
     require_same(setup.model.name, setup.model.fingerprint, recorded.get("model_fingerprint"), str(run.path))
+
+
+def _differences(recorded: object, data: LabelledData) -> str:
+    """What can be told of two data sets without their texts."""
+    if not isinstance(recorded, dict):
+        return "their digests differ"
+    before, now = (list(map(str, labels)) for labels in (recorded.get("label_names", ()), data.label_names))
+    if before != now:
+        return f"the run has {len(before)} labels, and {data.name} has {len(now)}, or others"
+    sizes = f"{recorded.get('train_examples')} and {recorded.get('test_examples')}"
+    return f"the run had {sizes} examples to train and test with, and {data.name} has {len(data.train)} and {len(data.test)}"
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
@@ -336,6 +353,10 @@ def _set_up(config: RunConfig) -> _Setup:
     data = open_data(config)
     model = open_model(config, data.label_names)
     clients = open_clients(config, data, model)
+    if config.num_clients not in (None, len(clients)):
+        raise ConfigError(
+            f"num-clients is {config.num_clients}, but the column of the clients has {len(clients)}: leave it out."
+        )
     config = resolved(config, model, len(clients))
     profiles = [(client.id, len(client.train)) for client in clients]
     return _Setup(config, data, model, clients, plan_of(config, model, profiles))

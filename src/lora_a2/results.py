@@ -111,8 +111,17 @@ def write_tables(folder: Path, runs: pd.DataFrame, table: pd.DataFrame, text: st
     """results.md, results.csv and results.parquet (a row a cell), runs.csv and runs.parquet (a row a run)."""
     write_atomic(folder / "results.md", text.encode())
     for name, frame in (("results", table), ("runs", runs)):
-        write_atomic(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_atomic(folder / f"{name}.csv", harmless(frame).to_csv(index=False).encode())
         write_atomic(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
+
+def harmless(frame: pd.DataFrame) -> pd.DataFrame:
+    """With an apostrophe before every text that a spreadsheet would take for a formula; numbers stay numbers."""
+
+    def shown(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+    return frame.map(shown).rename(columns=shown).rename(index=shown)
 
 
 def _accuracy(cell: Mapping[Any, Any]) -> tuple[float, float]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from lora_a2.budgets import rank_budgets
 from lora_a2.clients import Federation
 from lora_a2.cohorts import cohort_size
 from lora_a2.config import RunConfig
 from lora_a2.data.labelled import LabelledData
+from lora_a2.data.sources import BUILT_IN as BUILT_IN_DATA
 from lora_a2.data.sources import load_data
 from lora_a2.driver import Plan
 from lora_a2.methods import get_method
+from lora_a2.model.catalog import ALIASES
+from lora_a2.model.catalog import BUILT_IN as BUILT_IN_MODELS
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.precision import dtype_name
 from lora_a2.model.pretrained import Model, load_model
@@ -21,6 +26,29 @@ from lora_a2.randomness import generator
 from lora_a2.rounds import RoundRules
 from lora_a2.simulation import Client, make_clients
 from lora_a2.types import ClientProfile
+
+
+def absolute_names(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Options, by snake_case or kebab-case key, with data and models that lie in `folder` by their absolute paths.
+
+    Names that are built in, or a hub's, stay as they are.
+    """
+    found = dict(values)
+    for key, value in values.items():
+        path = folder / Path(str(value)).expanduser()
+        if (
+            (key == "data" and value not in BUILT_IN_DATA and path.exists())
+            or (key == "model" and ALIASES.get(str(value), value) not in BUILT_IN_MODELS and path.is_dir())
+            or (key in ("test_data", "test-data", "output_dir") and value is not None)
+        ):
+            found[key] = str(path.absolute())
+    return found
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with every file and folder by its absolute path, so that a run can be taken up from anywhere."""
+    named = {name: getattr(config, name) for name in ("data", "model", "test_data", "output_dir")}
+    return config.model_copy(update=absolute_names(named, Path.cwd()))
 
 
 def open_data(config: RunConfig) -> LabelledData:

@@ -28,19 +28,21 @@ from lora_a2.files import read_json_object, write_atomic
 from lora_a2.locks import claimed
 from lora_a2.results import AT_ROUND, COSTS, MEASURES, REPEATS, cells, long_table, markdown, wide_table, write_tables
 from lora_a2.runs import RunDirectory
+from lora_a2.setup import absolute_names
 
 SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the file's content, a profile, options of the command line, where data sets lie."""
+    """What was asked for: the file's content, a profile, options of the command line, where data sets lie, and where it began."""
 
     name: str
     text: str
     profile: str
     flags: Mapping[str, Any]
     data_root: str | None
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Sweep:
     def _points(self, fixed: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]] | None = None) -> list[Point]:
         root = None if self.request.data_root is None else Path(self.request.data_root)
         found = points(self.experiment, fixed, arms)
-        return [replace(point, values=in_data_root(point.values, root)) for point in found]
+        folder = Path(self.request.folder)
+        return [replace(point, values=absolute_names(in_data_root(point.values, root), folder)) for point in found]
 
     def _plan_trials(self) -> list[Trial]:
         tuning = self._tuning

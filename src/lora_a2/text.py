@@ -27,6 +27,11 @@ def plain(text: object, most: int = MOST_CHARACTERS) -> str:
     return "".join(shown) + (f"… ({left} characters more)" if left else "")
 
 
+def visible(text: str) -> str:
+    """`text` whole, with what would move a cursor, start a line or reorder others escaped as `plain` does it."""
+    return "".join(c if _visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def few(texts: Sequence[object], most: int = MOST_LINES) -> tuple[str, ...]:
     """The first `most` texts, each `plain`, and one that counts the others."""
     shown = tuple(plain(text) for text in texts[:most])

@@ -34,6 +34,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure a finished run: accuracy, macro-F1, and accuracy client by client."""
+    if data is None and (text_column or label_column or client_column):
+        raise click.UsageError("Columns are of --data: give it too.", click.get_current_context())
+
     from lora_a2.jobs import evaluate_run
 
     found = evaluate_run(

@@ -44,7 +44,9 @@ def command(config_file: Path | None, csv_file: Path | None, as_json: bool, **fl
     """
     from lora_a2.config import load_config, make_config
 
-    table = _table(make_config(load_config(config_file) if config_file else {}, flags))
+    table, notes = _table(make_config(load_config(config_file) if config_file else {}, flags))
+    for note in notes:
+        click.echo(note, err=True)
     if csv_file is not None:
         _write_csv(table, csv_file)
     if as_json:
@@ -53,21 +55,22 @@ def command(config_file: Path | None, csv_file: Path | None, as_json: bool, **fl
         _print(table.rows(), table.statistics())
 
 
-def _table(config: RunConfig) -> SplitTable:
+def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
     from lora_a2.data.sources import load_data
     from lora_a2.data.split import split_data, split_table
 
     data = load_data(**config.data_options())
-    return split_table(data, split_data(data, **config.split_options()))
+    return split_table(data, split_data(data, **config.split_options())), data.notes
 
 
 def _write_csv(table: SplitTable, path: Path) -> None:
     import pandas as pd
 
     from lora_a2.files import write_atomic
+    from lora_a2.results import harmless
 
     frame = pd.DataFrame(table.train, index=pd.Index(table.names, name="client"), columns=list(table.label_names))
-    write_atomic(path, frame.to_csv().encode())
+    write_atomic(path, harmless(frame).to_csv().encode())
 
 
 def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | None]) -> None:

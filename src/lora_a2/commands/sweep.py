@@ -85,7 +85,7 @@ def command(
         assert experiment is not None
         fixed = {kebab(key): value for key, value in flags.items() if value is not None}
         root = None if data_root is None else str(data_root.resolve())
-        request = Request(experiment.stem, _text(experiment), profile, fixed, root)
+        request = Request(experiment.stem, _text(experiment), profile, fixed, root, str(Path.cwd()))
         path = output_dir or default_path(experiment.stem, profile)
         sweep = Sweep(path, request) if dry_run else Sweep.begin(path, request)
     if dry_run:

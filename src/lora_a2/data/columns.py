@@ -40,6 +40,11 @@ def find_columns(names: Sequence[str], source: str, text: str | None, label: str
     for name in (text, label, client):
         if name is not None:
             require(name, names, source)
+    for role, name in (("label", label), ("client", client)):
+        if text is not None and text == name:
+            raise DataError(
+                f"Column '{text}' of {source} cannot be both the text and the {role}: name another for one of them."
+            )
     # The label first: a column that the user has given one role is not a candidate for another.
     label = label or _guess(LABEL_COLUMNS, [n for n in names if n not in (text, client)], names, source, "label")
     text = text or _guess(TEXT_COLUMNS, [n for n in names if n not in (label, client)], names, source, "text")

@@ -31,12 +31,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Training and test set over the same C classes, named by `label_names`."""
+    """Training and test set over the same C classes, named by `label_names`; `notes` are what the user should know of them."""
 
     name: str
     train: Examples
     test: Examples
     label_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """64 hex digits (SHA-256) over every text, label, client and label name, in order.

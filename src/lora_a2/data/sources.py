@@ -31,12 +31,16 @@ _TEST_SPLITS = ("test", "validation", "dev")
 
 @dataclass(frozen=True)
 class _Tables:
-    """A data set as it was found: its name, its test table and the names of its class numbers if it brings them."""
+    """A data set as it was found: its name, its test table and the names of its class numbers if it brings them.
+
+    `spare` are tables that could take the place of the test table.
+    """
 
     name: str
     train: Table
     test: Table | None
     class_names: tuple[str, ...] = ()
+    spare: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def load_data(
             "or give the training file alone."
         )
     columns = find_columns(found.train.names, found.train.source, text_column, label_column, client_column)
-    parts = [_rows(table, columns) for table in (found.train, found.test) if table is not None]
+    chosen, notes = _labelled_test(found, columns)
+    parts = [_rows(table, columns) for table in (found.train, chosen) if table is not None]
     parts = _named(parts, found.class_names)
     label_names = _label_names(parts[0]) if label_names is None else tuple(label_names)
     if is_newsgroups(label_names):
@@ -115,7 +120,22 @@ def load_data(
     if max_test_examples is not None:
         rng = generator(seed, "max-test-examples")
         test = test.take(subsets.at_most(test.labels, max_test_examples, rng, "max-test-examples"))
-    return LabelledData(found.name, train, test, label_names)
+    return LabelledData(found.name, train, test, label_names, notes)
+
+
+def _labelled_test(found: _Tables, columns: Columns) -> tuple[Table | None, tuple[str, ...]]:
+    """The test table; where none of its rows has a label, as in benchmarks that keep them secret, the next that has some."""
+    candidates = [table for table in (found.test, *found.spare) if table is not None]
+    for table in candidates:
+        if columns.label not in table.names or any(label is not None for label in table.column(columns.label)):
+            if table is candidates[0]:
+                return table, ()
+            return table, (f"{candidates[0].source} has no labels; {table.source} is the test set instead.",)
+    if candidates and found.spare:
+        raise DataError(
+            f"Neither {candidates[0].source} nor {candidates[-1].source} has labels: give --test-data, or --test-fraction."
+        )
+    return found.test, ()
 
 
 def load_examples(
@@ -181,8 +201,8 @@ def _from_hub(name: str, repo: str, config: str | None = None, revision: str | N
     splits = read_hub(repo, config, revision)
     if "train" not in splits:
         raise DataError(f"The data set '{name}' has no train split, only {', '.join(splits)}; choose another.")
-    test = next((splits[split] for split in _TEST_SPLITS if split in splits), None)
-    return _Tables(name, splits["train"], test)
+    tests = [splits[split] for split in _TEST_SPLITS if split in splits]
+    return _Tables(name, splits["train"], tests[0] if tests else None, spare=tuple(tests[1:]))
 
 
 BUILT_IN: Mapping[str, Callable[[], _Tables]] = {

@@ -12,14 +12,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from lora_a2.data.records import read_records
 from lora_a2.errors import DataError
 
 # `datasets` and pandas take most of a second to import: every function imports what it needs, when it needs it.
 
 FORMATS: Mapping[str, str] = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """File ending → the `datasets` builder that reads it; each may be followed by .gz."""
+
+MOST_UNPACKED, LARGEST_RATIO = 1 << 28, 100
+"""A packed file may unpack to so many bytes, or to so many times its own size."""
 
 ENDINGS = ", ".join(FORMATS) + " (plain or .gz)"
 
@@ -73,6 +77,8 @@ def read_table(path: Path, source: str | None = None) -> Table:
     with tempfile.TemporaryDirectory(prefix="lora-a2-") as folder:
         try:
             plain = _staged(path, Path(folder), ending)
+            if FORMATS[ending] == "json":
+                return Table(source, read_records(plain))
             options = _csv_options(plain, "\t" if ending == ".tsv" else ",") if FORMATS[ending] == "csv" else {}
             return Table(source, _load_file(FORMATS[ending], plain, options))
         except Exception as error:  # whatever a reader stumbles over, it is about the file
@@ -137,7 +143,7 @@ def _staged(path: Path, folder: Path, ending: str) -> Path:
     if path.name.lower().endswith(".gz"):
         try:
             with gzip.open(path) as packed, target.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
+                _copy(packed, unpacked, max(MOST_UNPACKED, LARGEST_RATIO * path.stat().st_size))
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError("it is not a complete gzip file") from error
     else:
@@ -148,6 +154,22 @@ def _staged(path: Path, folder: Path, ending: str) -> Path:
     if target.stat().st_size == 0:
         raise ValueError("the file is empty")
     return target
+
+
+def _copy(packed: gzip.GzipFile, unpacked: IO[bytes], most: int) -> None:
+    """Unpacks up to `most` bytes.
+
+    Raises:
+        ValueError: there are more.
+    """
+    size = 0
+    while piece := packed.read(1 << 20):
+        size += len(piece)
+        if size > most:
+            raise ValueError(
+                f"it unpacks to more than {most} bytes, {LARGEST_RATIO} times its own size; if that is right, unpack it yourself"
+            )
+        unpacked.write(piece)
 
 
 def _csv_options(path: Path, separator: str) -> dict[str, Any]:

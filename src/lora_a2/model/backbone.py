@@ -62,7 +62,7 @@ def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: 
     module = load_weights(name, where, trust_remote_code, **options)
     tokenizer = load_tokenizer(name, where, module, trust_remote_code)
     return Backbone(
-        name=MINILM_HUB_ID if source else where,
+        name=MINILM_HUB_ID if source else str(Path(where).absolute()) if Path(where).is_dir() else where,
         module=module,
         tokenizer=tokenizer,
         pooling=pooling or usual_pooling(where, config),

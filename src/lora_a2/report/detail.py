@@ -161,7 +161,7 @@ def privacy(run: Run) -> Section | None:
 
 def configuration(run: Run) -> Section:
     """The configuration, the environment, and the command that runs it again."""
-    path = run.record.path
+    path = run.record.path.absolute()
     again = shlex.join(["lora-a2", "run", "--config", str(path / "config.toml"), "--output-dir", f"{path}-again"])
     return Section(
         "Configuration",
