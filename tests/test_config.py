@@ -243,3 +243,11 @@ def test_options_with_an_effect_pass_and_load_back(values: dict[str, Any], tmp_p
     config = RunConfig(**values)
     (tmp_path / "config.toml").write_text(dump_config(config))
     assert make_config(load_config(tmp_path / "config.toml"), {}) == config
+
+
+@pytest.mark.parametrize(
+    "option", ["num-clients", "num-server-rounds", "local-epochs", "batch-size", "max-length", "probe-batches", "r"]
+)
+def test_numbers_that_no_machine_holds_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=option):
+        make_config({}, {option: 10**9, **({"probe": "gradient"} if option == "probe-batches" else {})})
