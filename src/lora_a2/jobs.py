@@ -88,11 +88,10 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
     require_trackers(config.report_to or ())
-    config = with_absolute_paths(config)
-    path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).absolute()
+    path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
     RunDirectory.check_free(path)
     setup = _set_up(config)
-    resolved = setup.config.model_copy(update={"output_dir": str(path)})
+    resolved = with_absolute_paths(setup.config.model_copy(update={"output_dir": str(path)}))
     facts = environment(setup.model, setup.data)
     described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
     run = RunDirectory.create(path, dump_config(resolved), facts, described)

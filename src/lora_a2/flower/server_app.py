@@ -33,7 +33,7 @@ from lora_a2.node.protocol import Request
 from lora_a2.plans import federation_layout
 from lora_a2.rounds import Watch
 from lora_a2.runs import RunDirectory
-from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved
+from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
 from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.training.evaluate import evaluate, predict
 from lora_a2.training.pool import Pool
@@ -177,7 +177,8 @@ def _create(start: _Start, config: RunConfig) -> RunDirectory:
     facts = {**environment(start.model, start.data), "run_id": start.run_id, "flwr": version("flwr")}
     # What labels a client has is its own affair: it is not asked.
     described = describe_clients(config, start.model, start.data.label_names, ())
-    return RunDirectory.create(path, dump_config(config.model_copy(update={"output_dir": str(path)})), facts, described)
+    stored = with_absolute_paths(config.model_copy(update={"output_dir": str(path)}))
+    return RunDirectory.create(path, dump_config(stored), facts, described)
 
 
 def _server_evaluation(
