@@ -21,6 +21,7 @@ from fake_grid import FakeGrid, Fault, honest, silent, with_payload
 from lora_a2 import codec
 from lora_a2.config import RunConfig, make_config
 from lora_a2.errors import ReplyError, RunError
+from lora_a2.files import read_sealed
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import Courier
 from lora_a2.flower.driver import evaluation
@@ -192,14 +193,14 @@ def test_on_resuming_places_are_those_of_before(options: dict[str, Any], tmp_pat
     grid = Nodes(tmp_path / "nodes", NODES, stops)
     with pytest.raises(Stop):
         run_of(options, tmp_path, grid)
-    before = json.loads((tmp_path / "run" / NODES_FILE).read_text())
+    before = read_sealed(tmp_path / "run" / NODES_FILE)
     assert {key: row["node"] for key, row in before.items()} == {"0": "node 100", "1": "node 101", "2": "node 102"}
     grid.fault, grid.arrivals, grid.lies = honest, [], {"partition": 0, "num_examples": HUGE}
     grid.online = {1}
     grid.on_sleep = lambda grid: grid.online.update({0, 2}) if grid.now > 20 else None
     run = serve(grid.courier(), {"resume": str(tmp_path / "run")}).path
     assert attends(run) == [[0, 1, 2]] * 3
-    assert json.loads((run / NODES_FILE).read_text()) == before
+    assert read_sealed(run / NODES_FILE) == before
 
 
 def test_more_nodes_than_places(options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ TEXTS = texts()
 POOLING = {"bert": "mean", "gpt2": "last", "llama": "last"}
 
 
-@pytest.fixture(scope="module", params=POOLING)
+@pytest.fixture(scope="module", params=[f if f == "bert" else pytest.param(f, marks=pytest.mark.slow) for f in POOLING])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return request.param, str(save_model(tmp_path_factory.mktemp(request.param) / "model", request.param))
 
@@ -60,6 +60,16 @@ def logits_elsewhere(folder: Path, base: str, pooling: str) -> np.ndarray:
     vectors = mean if pooling == "mean" else hidden[torch.arange(len(TEXTS)), mask.sum(1) - 1]
     head = load_file(folder / "head.safetensors")
     return np.asarray(vectors.numpy() @ head["weight"].T + head["bias"])
+
+
+@pytest.fixture(scope="module")
+def transposed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return "gpt2", str(save_model(tmp_path_factory.mktemp("gpt2") / "model", "gpt2"))
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex-lora", "full"])
+def test_weights_that_are_kept_transposed(method: str, transposed: tuple[str, str], tmp_path: Path) -> None:
+    test_others_read_what_a_run_leaves(method, transposed, tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)

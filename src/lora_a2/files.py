@@ -192,4 +192,4 @@ def _accept(folder: Path, names: Iterable[str]) -> str:
 
 
 def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(values, indent=2) + "\n").encode()
