@@ -49,35 +49,28 @@ def read_records(path: Path) -> Records:
 
 
 def _rows(text: str) -> Iterator[dict[str, Any]]:
-    if text.lstrip().startswith("["):
-        yield from _objects(_parsed(text, ""))
-        return
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if (lines and lines[0][1].strip() == "{") or (len(lines) == 1 and _is_of_lists(lines[0][1])):
-        yield from _objects(_of_lists(_parsed(text, "")))
-        return
-    for number, line in lines:
-        yield from _objects([_parsed(line, f"line {number}: ")], number)
-
-
-def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        whole = json.loads(text)
+    except ValueError:  # more than one value, or a mistake: line by line it is told where
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield from _objects([_parsed(line, number)], f"line {number}")
+        return
+    yield from _objects(whole if isinstance(whole, list) else _of_lists(whole))
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise ValueError(f"line {number}: {error}") from None
 
 
-def _objects(values: Any, line: int | None = None) -> Iterator[dict[str, Any]]:
+def _objects(values: list[Any], place: str | None = None) -> Iterator[dict[str, Any]]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            place = f"line {line}" if line is not None else f"row {number}"
-            raise ValueError(f"{place} holds a {type(value).__name__}, not an object")
+            raise ValueError(f"{place or f'row {number}'} holds a {type(value).__name__}, not an object")
         yield value
-
-
-def _is_of_lists(line: str) -> bool:
-    value = _parsed(line, "line 1: ")
-    return isinstance(value, dict) and bool(value) and all(isinstance(column, list) for column in value.values())
 
 
 def _of_lists(value: Any) -> list[Any]:
