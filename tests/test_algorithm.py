@@ -20,6 +20,7 @@ from lora_a2.cohorts import choose_cohort, cohort_size
 from lora_a2.errors import ReplyError
 from lora_a2.method import Method, weighted_mean
 from lora_a2.methods import METHODS, get_method
+from lora_a2.methods.hetlora import counted_norms
 from lora_a2.model.pretrained import random_head
 from lora_a2.plans import usual_learning_rate
 from lora_a2.randomness import generator
@@ -554,3 +555,14 @@ def test_a_round_without_a_usable_reply_is_an_error() -> None:
         server_round(
             wire.federation, wire.plan.start(), wire.plan.profiles, lambda downloads: [(p, b"x") for p, _ in downloads]
         )
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=3, max_size=9))
+def test_no_norm_outweighs_all_others_in_hetlora(norms: list[float]) -> None:
+    counted = counted_norms(norms)
+    second = sorted(norms)[-2]
+    assert max(counted) <= 3 * second * (1 + 1e-12)
+    assert sorted(counted)[:-1] == sorted(norms)[:-1]
+    assert max(counted) / sum(counted) <= 0.75 + 1e-12
+    if max(norms) <= 3 * second:
+        assert counted == norms

@@ -10,10 +10,11 @@ As in the paper: client k receives the first r_k slices; its loss has the term �
 tail is smaller after training than before, the client drops it and holds ⌊γr_k⌋ ranks from then on; the server pads with
 zeros and weighs by ‖B_k A_k‖_F. Our choices: γ = 0.99 (the LoRA-A² paper's), λ = 1e-3; one decision and one weight a
 client, over all modules together; nobody falls below rank 1; slices that nobody in a cohort holds stay as they
-are; all clients share the server's scaling. A pruned client tells by its upload's mask.
+are; all clients share the server's scaling; with three clients or more, a norm counts for at most three times the second
+largest, so that one client's word does not weigh more than all others'. A pruned client tells by its upload's mask.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,8 @@ from lora_a2.method import (
 )
 from lora_a2.types import Adapter, Factors, Mask, Reply, ServerState
 
+LARGEST_NORM = 3.0
+"""A norm counts for at most so many times the second largest."""
 PENALTY = TailPenalty(weight=1e-3, decay=0.99)
 
 
@@ -51,6 +54,14 @@ def product_norm(adapter: Adapter) -> float:
     return float(np.sqrt(max(0.0, sum(squares))))
 
 
+def counted_norms(norms: Sequence[float]) -> list[float]:
+    """The norms by which clients weigh: as they are, but for one that is out of all proportion to the others."""
+    if len(norms) < 3:
+        return list(norms)
+    most = LARGEST_NORM * sorted(norms)[-2]
+    return [min(norm, most) for norm in norms] if most > 0 else list(norms)
+
+
 def padded_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
     """Σ p_k · zero-padded factors with p_k ∝ ‖B_k A_k‖_F, and the ranks that clients hold from now on."""
     kept = list(replies)
@@ -58,7 +69,7 @@ def padded_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
     ranks = {r.profile.id: r.download.adapter.rank for r in kept}
     ranks |= {r.profile.id: int(next(iter(r.upload.mask.values())).sum()) for r in kept if r.upload.mask}
     trained = [trained_adapter(r) for r in kept]
-    norms = [product_norm(a) for a in trained]
+    norms = counted_norms([product_norm(a) for a in trained])
     weights = [n / sum(norms) for n in norms] if sum(norms) > 0 else examples
     factors = {}
     for name, old in state.adapter.factors.items():
