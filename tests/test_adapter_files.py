@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import load_file, save_file
 
 from lora_a2.errors import LoraA2Error, RunError
@@ -36,6 +38,8 @@ ODD: list[Any] = [
     float("inf"),
     "",
     "x",
+    "two\nlines",
+    "\ud800",
     [],
     [1],
     {},
@@ -137,6 +141,17 @@ def first(tensors: dict[str, Any]) -> str:
     return sorted(tensors)[0]
 
 
+def retyped(file: str, kind: torch.dtype) -> Callable[[Path], None]:
+    """Types of torch, some of which NumPy does not have."""
+
+    def apply(folder: Path) -> None:
+        tensors = {name: value.to(kind) for name, value in safetensors.torch.load_file(folder / file).items()}
+        safetensors.torch.save_file(tensors, folder / file)
+        seal(folder)
+
+    return apply
+
+
 def poisoned(value: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def change(tensors: dict[str, Any]) -> dict[str, Any]:
         tensors[first(tensors)].flat[0] = value
@@ -153,6 +168,11 @@ TENSOR_EDITS: dict[str, Callable[[Path], None]] = {
     "one more": edit(TENSORS, lambda t: {**t, "base_model.model.x.lora_A.weight": np.zeros((2, 2), np.float32)}),
     "other rank": edit(TENSORS, lambda t: {k: np.concatenate([v, v]) if "lora_A" in k else v for k, v in t.items()}),
     "half precision": edit(TENSORS, lambda t: {k: v.astype(np.float16) for k, v in t.items()}),
+    **{
+        f"{kind} in {file}": retyped(file, kind)
+        for kind in (torch.bfloat16, torch.float8_e4m3fn, torch.int32, torch.bool)
+        for file in (TENSORS, HEAD)
+    },
     "three dimensions": edit(TENSORS, lambda t: {k: v[None] for k, v in t.items()}),
     "head of other labels": edit(HEAD, lambda t: {k: v[:2] for k, v in t.items()}),
     "head with more": edit(HEAD, lambda t: {**t, "scale": np.ones(1, np.float32)}),

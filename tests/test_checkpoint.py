@@ -14,11 +14,13 @@ import transformers as T
 from safetensors.torch import load_file, save_file
 
 from lora_a2.errors import ModelError
+from lora_a2.model.catalog import LARGEST_DEPTH, LARGEST_LABELS, meta_backbone, model_config
 from lora_a2.model.checkpoint import load_weights
 from lora_a2.model.fingerprint import fingerprint, unused
+from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pooling import usual_pooling
 from lora_a2.model.pretrained import load_model
-from tiny import LABELS, WORDS, backbone
+from tiny import LABELS, WORDS, backbone, random_adapter
 
 WEIGHTS = "model.safetensors"
 
@@ -294,3 +296,63 @@ def test_code_in_a_models_folder_does_not_run_unless_it_is_asked_for(
     else:
         load_model(str(folder), labels=LABELS)
     assert not marker.exists()
+
+
+def test_code_of_a_model_does_not_run_where_only_its_shape_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers has this configuration, but no model to it, so that it would ask whether the folder's own may run."""
+    marker = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(CODE.format(marker=str(marker)))
+    config = {"model_type": "align_text_model", "auto_map": {"AutoModel": "own.OwnModel"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError):
+        meta_backbone(model_config(str(tmp_path)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gemma2", "gpt_oss", "mistral", "modernbert", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("key", "most"), [("num_hidden_layers", LARGEST_DEPTH), ("num_labels", LARGEST_LABELS)])
+def test_numbers_without_bound_are_refused_before_anything_is_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, key: str, most: int
+) -> None:
+    """Some classes list every layer, or every label, in their constructors: those may not be reached."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, key: most + 1}))
+    monkeypatch.setattr(T.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("constructed"))
+    with pytest.raises(ModelError, match=f"{key} = {most + 1}; expected at most {most}"):
+        model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"encoder_layers": LARGEST_DEPTH + 1},
+        {"n_layer": LARGEST_DEPTH + 1},
+        {"depths": [2, LARGEST_DEPTH + 1]},
+        {"text_config": {"num_layers": LARGEST_DEPTH + 1}},
+        {"parts": [{"num_blocks": LARGEST_DEPTH + 1}]},
+        {"kv_lora_rank": 10**9},
+    ],
+    ids=str,
+)
+def test_bounds_hold_for_every_name_and_place_of_a_number(tmp_path: Path, values: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} | values))
+    with pytest.raises(ModelError, match="expected at most"):
+        model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gemma3n_text", "llama", "t5"])
+def test_the_usual_sizes_of_a_model_are_within_bounds(tmp_path: Path, model_type: str) -> None:
+    T.AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    assert model_config(str(tmp_path)).model_type == model_type
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Transformers loads the base model that the adapter names, whatever weights lie in the folder itself."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    change(other, lambda w: {k: v + 1 for k, v in w.items()})
+    model = load_model(str(other), labels=LABELS)
+    save_adapter(folder, model, random_adapter(model.layout, 2))
+    with pytest.raises(ModelError, match=r"adapter_config\.json beside it"):
+        load_model(str(folder), labels=LABELS)

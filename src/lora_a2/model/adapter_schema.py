@@ -7,11 +7,14 @@ name, since going on without it would be another model.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from safetensors import safe_open
 
 from lora_a2.model.packing import Pooling
 from lora_a2.types import Factors, FloatArray
@@ -101,20 +104,37 @@ def classifier_config(values: object) -> ClassifierConfig:
         tuple(labels),
         found["pooling"],
         _whole(found, "max_length", 1, LARGEST_LENGTH),
-        _text(found, "model_fingerprint"),
+        _digest(found, "model_fingerprint"),
     )
+
+
+def read_tensors(path: Path) -> dict[str, FloatArray]:
+    """The tensors of a file, each float32 and finite.
+
+    Raises:
+        OSError, SafetensorError: the file is missing or damaged.
+        ValueError: a tensor is of another type, which NumPy may not even have, or has values that are not finite.
+    """
+    tensors: dict[str, FloatArray] = {}
+    with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            if (kind := file.get_slice(name).get_dtype()) != "F32":
+                raise ValueError(f"{path.name} has {name} in {kind}; expected F32, which is float32")
+            tensors[name] = file.get_tensor(name)
+            if not np.isfinite(tensors[name]).all():
+                raise ValueError(f"{path.name} has values in {name} that are not finite")
+    return tensors
 
 
 def factors_of(tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> dict[str, Factors]:
     """The factors in `adapter_model.safetensors`, module by module.
 
     Raises:
-        ValueError: they are not those that the configuration names, not of its rank, or not finite.
+        ValueError: they are not those that the configuration names, or not of its rank.
     """
     wanted = {f"{PREFIX}{name}.lora_{x}.weight" for name in config.modules for x in "AB"}
     if wrong := sorted(wanted ^ tensors.keys()):
         raise ValueError(f"adapter_model.safetensors and adapter_config.json do not agree on {wrong[0]}")
-    check_values(tensors, "adapter_model.safetensors")
     factors = {}
     for name in config.modules:
         a, b = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
@@ -128,28 +148,14 @@ def head_of(tensors: Mapping[str, np.ndarray], labels: int) -> dict[str, FloatAr
     """`weight` (C, H) and `bias` (C,) of `head.safetensors`.
 
     Raises:
-        ValueError: other tensors, other shapes, or values that are not finite.
+        ValueError: other tensors, or other shapes.
     """
     if tensors.keys() != {"weight", "bias"}:
         raise ValueError(f"head.safetensors has {', '.join(sorted(tensors)) or 'nothing'}; expected weight and bias")
-    check_values(tensors, "head.safetensors")
     weight, bias = tensors["weight"], tensors["bias"]
     if weight.ndim != 2 or weight.shape[0] != labels or bias.shape != (labels,):
         raise ValueError(f"the head is {weight.shape} and {bias.shape}; expected {labels} labels")
     return {"weight": weight, "bias": bias}
-
-
-def check_values(tensors: Mapping[str, np.ndarray], file: str) -> None:
-    """Every tensor is float32 and finite.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for name, value in tensors.items():
-        if value.dtype != np.float32:
-            raise ValueError(f"{file} has {name} in {value.dtype}; expected float32")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{file} has values in {name} that are not finite")
 
 
 def _in_order(tensors: Mapping[str, np.ndarray]) -> list[str]:
@@ -174,6 +180,13 @@ def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:60]}; expected a text")
+    return value
+
+
+def _digest(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or re.fullmatch("[0-9a-f]{64}", value) is None:
+        raise ValueError(f"{key} is {str(value)[:60]!r}; expected 64 hex digits")
     return value
 
 

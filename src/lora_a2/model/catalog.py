@@ -18,8 +18,10 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from lora_a2.errors import ModelError
 
 _CONNECT_SECONDS = 3.0
-LARGEST_DEPTH, LARGEST_WIDTH = 1 << 12, 1 << 26
-"""Bounds of what a config.json may ask for: layers, and all other whole numbers that shapes are made of."""
+LARGEST_DEPTH, LARGEST_LABELS, LARGEST_WIDTH = 1 << 12, 1 << 20, 1 << 26
+"""Bounds of what a config.json may ask for: layers, labels, and all other whole numbers that shapes are made of."""
+_DEPTHS = frozenset({"layer", "layers", "blocks", "depth", "depths"})
+"""Last words of the names of numbers of layers: num_hidden_layers, n_layer, encoder_layers, …"""
 
 _BERT: dict[str, Any] = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
 _ROBERTA: dict[str, Any] = {
@@ -33,7 +35,20 @@ _ROBERTA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-_SHAPES = ("layer", "hidden", "size", "head", "embed", "position", "dim", "expert", "n_inner", "d_model", "d_ff")
+_SHAPES = (
+    "layer",
+    "hidden",
+    "size",
+    "head",
+    "embed",
+    "position",
+    "dim",
+    "expert",
+    "rank",
+    "n_inner",
+    "d_model",
+    "d_ff",
+)
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "roberta-base": _ROBERTA,
@@ -120,7 +135,8 @@ def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.M
         options["add_pooling_layer"] = False
     try:
         with torch.device("meta"):
-            backbone: torch.nn.Module = AutoModel.from_config(config, **options)  # type: ignore[no-untyped-call]
+            # A class of a folder's own code, where that may run, is registered by now: nothing more has to be trusted.
+            backbone: torch.nn.Module = AutoModel.from_config(config, trust_remote_code=False, **options)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever numbers that do not fit together lead to
         raise ModelError(f"Transformers cannot build a {config.model_type!r} model: {_first_line(error)}") from error
     return backbone
@@ -142,7 +158,11 @@ def has_optional_pooling(config: PretrainedConfig) -> bool:
 
 def _loaded(name: str, **options: Any) -> PretrainedConfig:
     try:
+        stated, _ = PretrainedConfig.get_config_dict(name, local_files_only=options.get("local_files_only", False))
+        _check_bounds(name, stated)  # first: a class's constructor may list every layer, or every label
         config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
+    except ModelError:
+        raise
     except Exception as error:  # whatever its readers of damaged files come upon
         raise ModelError(f"Model {name!r}: no usable config.json: {_first_line(error)} {_nearest(name)}") from error
     _check_bounds(name, config.to_dict())
@@ -156,11 +176,21 @@ def _check_bounds(name: str, values: Mapping[str, Any]) -> None:
         ModelError: one is too large.
     """
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            _check_bounds(name, value)
-        most = LARGEST_DEPTH if "layer" in str(key) and "id" not in str(key) else LARGEST_WIDTH
-        if isinstance(value, int) and value > most and any(part in str(key) for part in _SHAPES):
-            raise ModelError(f"Model {name!r}: its config.json says {key} = {value}; expected at most {most}.")
+        most = _most(str(key))
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, Mapping):
+                _check_bounds(name, each)
+            elif isinstance(each, int) and most is not None and each > most:
+                raise ModelError(f"Model {name!r}: its config.json says {key} = {each}; expected at most {most}.")
+
+
+def _most(key: str) -> int | None:
+    """The bound of a number called `key`; None: it has no part in a model's size."""
+    if key.rpartition("_")[2] in _DEPTHS:
+        return LARGEST_DEPTH
+    if key == "num_labels":
+        return LARGEST_LABELS
+    return LARGEST_WIDTH if any(part in key for part in _SHAPES) else None
 
 
 def _require_hub(name: str) -> None:

@@ -23,6 +23,7 @@ from lora_a2.errors import ModelError
 from lora_a2.model.fingerprint import unused
 
 _SHOWN = 3
+_ADAPTER = "adapter_config.json"
 
 
 def load_weights(name: str, where: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
@@ -32,8 +33,14 @@ def load_weights(name: str, where: str, trust_remote_code: bool = False, **optio
     model's class.
 
     Raises:
-        ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model.
+        ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model; or an
+            adapter lies beside them, since Transformers would load that, on the base model that it names, in their place.
     """
+    if find_file(where, _ADAPTER) is not None:
+        raise ModelError(
+            f"Model {name!r} has an {_ADAPTER} beside it, so that Transformers would load the base model named there: give "
+            "that base model, or a folder without the adapter."
+        )
     with quiet():
         try:
             module, report = AutoModel.from_pretrained(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from lora_a2.errors import RunError
 from lora_a2.files import SUMS, check, write_all
@@ -27,6 +27,7 @@ from lora_a2.model.adapter_schema import (
     classifier_config,
     factors_of,
     head_of,
+    read_tensors,
 )
 from lora_a2.model.pretrained import Model
 from lora_a2.types import Adapter, FloatArray
@@ -111,7 +112,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
     try:
         config = adapter_config(json.loads((folder / CONFIG).read_bytes()))
         head, classifier = read_classifier(folder)
-        factors = factors_of(load_file(folder / TENSORS), config)
+        factors = factors_of(read_tensors(folder / TENSORS), config)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise RunError(f"{folder} is not a complete adapter folder: {one_line(error)}.") from error
     return SavedAdapter(config.model, Adapter(factors, config.lora_alpha), config.fan_in_fan_out, head, classifier)
@@ -124,7 +125,7 @@ def read_classifier(folder: Path) -> tuple[dict[str, FloatArray], ClassifierConf
         OSError, ValueError, RecursionError, SafetensorError: they are missing or damaged.
     """
     classifier = classifier_config(json.loads((folder / CLASSIFIER).read_bytes()))
-    return head_of(load_file(folder / HEAD), len(classifier.label_names)), classifier
+    return head_of(read_tensors(folder / HEAD), len(classifier.label_names)), classifier
 
 
 def checked(folder: Path, kind: str, needed: set[str]) -> None:
