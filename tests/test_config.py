@@ -218,6 +218,7 @@ PASSED_OVER: list[tuple[dict[str, Any], str]] = [
     ({"text_column": "a", "label_column": "a"}, "text-column"),
     ({"text_column": "a", "client_column": "a"}, "text-column"),
     ({"test_data": "x.csv", "test_fraction": 0.5}, "test-fraction"),
+    ({"test_data": "x.csv", "validation_fraction": 0.5}, "test-data"),
 ]
 
 

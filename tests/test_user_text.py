@@ -169,8 +169,10 @@ def test_a_test_split_without_labels_gives_way_to_the_validation_split(monkeypat
     hub(monkeypatch, {"train": [0, 1] * 10, "validation": [0, 1, 1], "test": [0, 1]})
     assert (len(load_data("x/y").test), load_data("x/y").notes) == (2, ())
     hub(monkeypatch, {"train": [0, 1] * 10, "validation": [-1], "test": [-1]})
-    with pytest.raises(DataError, match="has labels: give --test-data"):
-        load_data("x/y")
+    data = load_data("x/y")
+    assert len(data.train) + len(data.test) == 20 and len(data.test) > 0
+    assert "held out for testing instead" in data.notes[0]
+    assert len(load_data("x/y", test_fraction=0.5).test) == 10
     hub(monkeypatch, {"train": [0, -1] * 10, "test": [0, 1]})
     with pytest.raises(DataError, match=r"Row 2 of .* has no label"):
         load_data("x/y")
@@ -233,3 +235,35 @@ def test_the_generated_apps_data_are_those_of_its_configuration(
     monkeypatch.setattr("lora_a2.load_data", lambda **given: seen.update(given), raising=False)
     names["load_data"](config)
     assert seen == config.data_options()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "\\ud800", "label": 1}',
+        '{"text": "a", "label": "\\udfff"}',
+        '{"\\ud800": 1}',
+        '{"n": ' + "9" * 5000 + "}",
+    ],
+)
+def test_json_that_python_reads_and_nothing_else_does(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(f"{content}\n{content}\n")
+    with pytest.raises(DataError, match=r"half of a character|thousands of digits"):
+        read_table(tmp_path / "x.jsonl")
+
+
+def test_errors_and_predictions_show_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Oracle:
+        label_names = ("a\x1b[31m", "b")
+
+        def predict(self, given: list[str]) -> np.ndarray:
+            return np.full((len(given), 2), 0.5)
+
+    monkeypatch.setattr("lora_a2.predict.load_predictor", lambda *args, **options: Oracle())
+    assert main(["predict", str(tmp_path), "te\x1bxt"]) == 0
+    assert main(["partition", "--data", "no\x1b[31m.csv"]) == 2
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "a\\x1b[31m" in printed.out and "no\\x1b[31m.csv" in printed.err

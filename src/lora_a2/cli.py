@@ -18,6 +18,7 @@ import click
 
 from lora_a2.errors import LoraA2Error
 from lora_a2.signals import interruptible, status
+from lora_a2.text import visible
 
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
@@ -135,7 +136,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    _say(f"lora-a2: error: {' '.join(message.split())}")
+    _say(f"lora-a2: error: {visible(' '.join(message.split()))}")
     return USER_ERROR
 
 

@@ -297,6 +297,8 @@ class RunConfig(BaseModel):
         for role, column in (("label", self.label_column), ("client", self.client_column)):
             if self.text_column is not None and self.text_column == column:
                 raise ConfigError(f"text-column: {column!r} is the {role}-column too; name another for one of them.")
+        if self.test_data is not None and self.validation_fraction is not None:
+            raise ConfigError("test-data: validation-fraction takes the place of the test set; give one of them.")
         check_effects(self)
         check_budgets(self.rank_budget, self.r)
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":

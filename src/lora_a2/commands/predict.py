@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
+from lora_a2.text import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +97,6 @@ def _show(text: str, labels: Sequence[tuple[str, float]], as_json: bool) -> None
         predictions = [{"label": label, "probability": probability} for label, probability in labels]
         print_json({"text": text, "predictions": predictions})
         return
-    click.echo(text)
+    click.echo(visible(text))
     for label, probability in labels:
-        click.echo(f"  {probability:6.1%}  {label}")
+        click.echo(f"  {probability:6.1%}  {visible(label)}")

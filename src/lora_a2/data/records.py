@@ -34,8 +34,11 @@ def read_records(path: Path) -> Records:
     text = path.read_text(encoding="utf-8-sig")
     try:
         rows = list(_rows(text))
+        json.dumps(rows, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("objects are nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a character (a lone surrogate such as \\ud800)") from None
     columns: dict[str, list[Any]] = {}
     for number, row in enumerate(rows):
         for name in row.keys() - columns.keys():
@@ -62,8 +65,10 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 def _parsed(line: str, number: int) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"line {number}: {error}") from None
+    except ValueError:  # Python's limit on the digits of a whole number
+        raise ValueError(f"line {number} has a whole number of thousands of digits") from None
 
 
 def _objects(values: list[Any], place: str | None = None) -> Iterator[dict[str, Any]]:

@@ -95,13 +95,13 @@ def load_data(
     found = _find(data)
     if test_data is not None:
         found = replace(found, test=read_table(Path(test_data).expanduser()))
-    if found.test is not None and test_fraction is not None:
+    columns = find_columns(found.train.names, found.train.source, text_column, label_column, client_column)
+    chosen, notes = _labelled_test(found, columns)
+    if chosen is not None and test_fraction is not None:
         raise ConfigError(
             f"'{data}' has its own test set, so test-fraction {test_fraction} has nothing to hold out; leave it out, "
             "or give the training file alone."
         )
-    columns = find_columns(found.train.names, found.train.source, text_column, label_column, client_column)
-    chosen, notes = _labelled_test(found, columns)
     parts = [_rows(table, columns) for table in (found.train, chosen) if table is not None]
     parts = _named(parts, found.class_names)
     label_names = _label_names(parts[0]) if label_names is None else tuple(label_names)
@@ -124,18 +124,20 @@ def load_data(
 
 
 def _labelled_test(found: _Tables, columns: Columns) -> tuple[Table | None, tuple[str, ...]]:
-    """The test table; where none of its rows has a label, as in benchmarks that keep them secret, the next that has some."""
+    """The test table; where none of its rows has a label, as in benchmarks that keep them secret, the next that has some.
+
+    None where there is no table with labels: then a share of the training set is held out.
+    """
     candidates = [table for table in (found.test, *found.spare) if table is not None]
     for table in candidates:
         if columns.label not in table.names or any(label is not None for label in table.column(columns.label)):
             if table is candidates[0]:
                 return table, ()
             return table, (f"{candidates[0].source} has no labels; {table.source} is the test set instead.",)
-    if candidates and found.spare:
-        raise DataError(
-            f"Neither {candidates[0].source} nor {candidates[-1].source} has labels: give --test-data, or --test-fraction."
-        )
-    return found.test, ()
+    if not candidates:
+        return None, ()
+    names = " and ".join(table.source for table in candidates)
+    return None, (f"No labels in {names}: a share of the training set is held out for testing instead.",)
 
 
 def load_examples(

@@ -167,7 +167,7 @@ def _copy(packed: gzip.GzipFile, unpacked: IO[bytes], most: int) -> None:
         size += len(piece)
         if size > most:
             raise ValueError(
-                f"it unpacks to more than {most} bytes, {LARGEST_RATIO} times its own size; if that is right, unpack it yourself"
+                f"it unpacks to more than {most} bytes, out of all proportion to its size; if that is right, unpack it yourself"
             )
         unpacked.write(piece)
 
