@@ -248,12 +248,13 @@ def test_decoders_pool_the_last_token() -> None:
 
 
 def test_a_fingerprint_is_of_the_values_whatever_the_files(folder: Path) -> None:
-    before = fingerprint(load_weights("it", str(folder)))
-    assert load_model(str(folder), labels=LABELS).fingerprint == before
+    before, whole = fingerprint(load_weights("it", str(folder))), load_model(str(folder), labels=LABELS).fingerprint
     load_weights("it", str(folder)).save_pretrained(folder, max_shard_size="10kB")
     (folder / WEIGHTS).unlink(missing_ok=True)
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert fingerprint(load_weights("it", str(folder))) == before
+    moved = Path(shutil.copytree(folder, folder.parent / "elsewhere"))
+    assert load_model(str(moved), labels=LABELS).fingerprint == whole
 
 
 def test_any_changed_value_gives_another_fingerprint() -> None:
@@ -356,3 +357,30 @@ def test_a_model_with_an_adapter_beside_it_is_refused(folder: Path, tmp_path: Pa
     save_adapter(folder, model, random_adapter(model.layout, 2))
     with pytest.raises(ModelError, match=r"adapter_config\.json beside it"):
         load_model(str(folder), labels=LABELS)
+
+
+def permute(folder: Path) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
+OTHERS: dict[str, Callable[[Path], None]] = {
+    "eps": lambda folder: configure(folder, layer_norm_eps=1e-3),
+    "activation": lambda folder: configure(folder, hidden_act="relu"),
+    "tokenizer": permute,
+}
+
+
+@pytest.mark.parametrize("edit", OTHERS.values(), ids=OTHERS)
+def test_a_model_of_the_same_weights_that_computes_otherwise_has_another_fingerprint(
+    edit: Callable[[Path], None], folder: Path
+) -> None:
+    before = load_model(str(folder), labels=LABELS).fingerprint
+    edit(folder)
+    assert load_model(str(folder), labels=LABELS).fingerprint != before
+    configure(folder, transformers_version="5.0.0", architectures=["BertForMaskedLM"], use_cache=False)
+    after = load_model(str(folder), labels=LABELS).fingerprint
+    configure(folder, transformers_version="5.1.0", architectures=["BertModel"], use_cache=True)
+    assert load_model(str(folder), labels=LABELS).fingerprint == after

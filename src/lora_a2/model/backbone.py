@@ -66,7 +66,7 @@ def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: 
         module=module,
         tokenizer=tokenizer,
         pooling=pooling or usual_pooling(where, config),
-        fingerprint=fingerprint(module),
+        fingerprint=fingerprint(module, tokenizer),
         revision=getattr(module.config, "_commit_hash", None),
     )
 

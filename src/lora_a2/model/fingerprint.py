@@ -7,8 +7,30 @@ import json
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_a2.errors import RunError
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "name_or_path",
+        "use_cache",
+        "id2label",
+        "label2id",
+    }
+    | {"output_attentions", "output_hidden_states", "return_dict", "problem_type", "auto_map", "tie_word_embeddings"}
+)
+"""Keys of a configuration that change no hidden state."""
+_TEXTS = [
+    "The quick brown fox, 12.5 km!",
+    "  GRÖSSE ça naïve 你好 🙂\tx\ny",
+    "aaaaaaaaaa don't re-do <pad> [MASK] </s>",
+]
+"""What tokenizers differ in: case, accents, scripts, blanks, numbers, special tokens."""
 
 
 def unused(weight: str) -> bool:
@@ -16,18 +38,32 @@ def unused(weight: str) -> bool:
     return weight.startswith("pooler.")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """64 hex digits (SHA-256) over names, shapes and values of all used weights and kept buffers, in the order of their names.
+def fingerprint(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """64 hex digits (SHA-256) over the used weights and kept buffers (names, shapes, values), configuration and tokenizer.
 
     Taken of a backbone as `AutoModel` gives it, in float32: it does not depend on files, on their number type, or on the
-    machine. All values count; a processor hashes about a gigabyte a second, less than it takes to read them.
+    machine. All values count; a processor hashes about a gigabyte a second, less than it takes to read them. Of the
+    configuration what differs from its class's defaults counts, of the tokenizer its vocabulary and what it makes of a few texts.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted((n, t) for n, t in module.state_dict().items() if not unused(n)):
         values = tensor.detach().cpu().contiguous()
         digest.update(json.dumps([name, list(values.shape), str(values.dtype)]).encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    config = getattr(module, "config", None)
+    if isinstance(config, PretrainedConfig):
+        stated = {k: v for k, v in config.to_diff_dict().items() if k not in _WITHOUT_EFFECT and not k.startswith("_")}
+        digest.update(json.dumps(stated, sort_keys=True, default=str).encode())
+    if tokenizer is not None:
+        digest.update(json.dumps([sorted(tokenizer.get_vocab().items()), _made(tokenizer)]).encode())
     return digest.hexdigest()
+
+
+def _made(tokenizer: PreTrainedTokenizerBase) -> object:
+    try:
+        return tokenizer(_TEXTS)["input_ids"]
+    except Exception:  # one without a token for what it does not know
+        return None
 
 
 def require_same(model: str, found: str, expected: object, owner: str) -> None:
@@ -38,6 +74,6 @@ def require_same(model: str, found: str, expected: object, owner: str) -> None:
     """
     if found != expected:
         raise RunError(
-            f"The weights of {model} are not those that {owner} was trained on (fingerprint {found[:12]}; expected "
+            f"The weights, configuration or tokenizer of {model} are not those that {owner} was trained on (fingerprint {found[:12]}; expected "
             f"{str(expected)[:12]}): restore them, or train anew."
         )

@@ -42,7 +42,7 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: Base) 
     with quiet():
         backbone.module.save_pretrained(partial)
         backbone.tokenizer.save_pretrained(partial)
-    for name, data in classifier_files(model, adapter, fingerprint(backbone.module)).items():
+    for name, data in classifier_files(model, adapter, fingerprint(backbone.module, backbone.tokenizer)).items():
         write_atomic(partial / name, data)
     seal(partial)
     shutil.rmtree(folder, ignore_errors=True)
