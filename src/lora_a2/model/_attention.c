@@ -317,4 +317,14 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_attention", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__attention(void) { return PyModule_Create(&module); }
+/* Raised whenever the arguments of forward or backward change, so that an older build is told from this one. */
+#define INTERFACE 2
+
+PyMODINIT_FUNC PyInit__attention(void) {
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", INTERFACE)) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
+}

@@ -1,3 +1,6 @@
+INTERFACE: int
+"""The version of the arguments below."""
+
 Rows = tuple[int, int, int]
 """Address, and distance of rows and of heads in elements."""
 Shape = tuple[int, int, int, int, int, float, bool, int, int, float, int, int]

@@ -19,6 +19,8 @@ try:
     from lora_a2.model import _attention as kernel
 except ImportError:  # built without a C compiler
     kernel = None  # type: ignore[assignment]
+if kernel is not None and getattr(kernel, "INTERFACE", 1) != 2:
+    raise ImportError("the compiled parts of lora-a2 are of another version than its Python: install it again")
 
 ATTENTION = "lora_a2_packed"
 KERNEL_WIDTH = 16
