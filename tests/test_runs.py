@@ -281,7 +281,9 @@ class FullDisk:
         self.calls, self.full = 0, number
 
 
-@pytest.mark.parametrize("moment", ["before", "inside", "after"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("before", marks=pytest.mark.slow), "inside", pytest.param("after", marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_any_write_ends_as_if_never_killed(
     moment: str, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
