@@ -28,6 +28,7 @@ from lora_a2.analysis.similarity import (
 )
 from lora_a2.analysis.summary import analyze
 from lora_a2.errors import RunError
+from lora_a2.files import seal
 from lora_a2.randomness import generator
 from lora_a2.types import Layout, ModuleShape
 
@@ -210,12 +211,17 @@ def test_what_is_no_run_and_what_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run directory"):
         load_run(tmp_path)
     (tmp_path / "config.toml").write_text('method = "m"\n')
+    with pytest.raises(RunError, match="SHA256SUMS is missing"):
+        load_run(tmp_path)
+    seal(tmp_path)
     with pytest.raises(RunError, match="is damaged"):
         load_run(tmp_path)
     (tmp_path / "environment.json").write_text("{}")
+    seal(tmp_path)
     with pytest.raises(RunError, match="no finished round"):
         analyze(load_run(tmp_path))
     (tmp_path / "clients.json").write_text(json.dumps({"clients": []}))
+    seal(tmp_path)
     with pytest.raises(RunError, match="is damaged"):
         load_run(tmp_path)
 

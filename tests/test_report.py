@@ -17,7 +17,9 @@ import pytest
 from cli_helpers import one_error
 from lora_a2.cli import main
 from lora_a2.config import RunConfig
+from lora_a2.files import read_sealed, write_all, write_sealed
 from lora_a2.jobs import launch
+from lora_a2.journal import Journal
 from lora_a2.progress import human_bytes, percent
 from lora_a2.simulation import Observer
 from tiny import WORDS
@@ -165,11 +167,14 @@ def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
 
 def test_an_older_run_leaves_out_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(folder / "selecting", tmp_path / "old"))
-    for name in ("clients.json", "analysis.jsonl"):
+    for name in ("clients.json", "analysis.jsonl", "analysis.sha256"):
         (old / name).unlink()
     environment = json.loads((old / "environment.json").read_text())
     del environment["full_parameters"]
     (old / "environment.json").write_text(json.dumps(environment))
+    write_all(old, {name: (old / name).read_bytes() for name in ("environment.json", "config.toml")})
+    state = read_sealed(old / "checkpoint" / "state.json")
+    write_sealed(old / "checkpoint" / "state.json", {**state, "lines": {**state["lines"], "analysis": 0}})
     text = render(*find_runs([old]))
     for sentence in (
         "did not record which labels its clients hold",
@@ -184,8 +189,8 @@ def test_an_older_run_leaves_out_what_it_lacks(folder: Path, tmp_path: Path) -> 
 
 def test_an_unfinished_run_is_shown_as_far_as_it_came(folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
-    state = json.loads((run / "checkpoint" / "state.json").read_text())
-    (run / "checkpoint" / "state.json").write_text(json.dumps({**state, "server_round": 2}))
+    state = read_sealed(run / "checkpoint" / "state.json")
+    write_sealed(run / "checkpoint" / "state.json", {**state, "lines": {"rounds": 2, "analysis": 2}})
     text = render(*find_runs([run]))
     assert "2 of 3" in text
     assert "Not finished: run." in text
@@ -194,8 +199,10 @@ def test_an_unfinished_run_is_shown_as_far_as_it_came(folder: Path, tmp_path: Pa
 def test_privacy_is_shown_where_rounds_record_it(folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
     lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    spent = [json.dumps({**line, "epsilon": 1.25 * line["server_round"]}) for line in lines]
-    (run / "rounds.jsonl").write_text("\n".join(spent) + "\n")
+    for name in ("rounds.jsonl", "rounds.sha256"):
+        (run / name).unlink()
+    for line in lines:
+        Journal(run / "rounds.jsonl").append({**line, "epsilon": 1.25 * line["server_round"]})
     assert "ε = 3.750 after 3 rounds." in render(*find_runs([run]))
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_a2.errors import RunError
+from lora_a2.files import check, read_sealed
+from lora_a2.journal import Journal
 from lora_a2.types import BoolArray, Layout, Mask, ModuleShape
 
 FloatArray64 = npt.NDArray[np.float64]
@@ -152,7 +154,7 @@ class RunRecord:
 
 
 def load_run(path: str | Path) -> RunRecord:
-    """Reads a run directory, finished or not; what was not committed is left out.
+    """Reads a run directory, finished or not; what was not committed is left out. Digests are compared.
 
     Raises:
         RunError: there is none, or it is damaged.
@@ -160,17 +162,18 @@ def load_run(path: str | Path) -> RunRecord:
     path = Path(path)
     if not (path / "config.toml").is_file():
         raise RunError(f"{path} is not a run directory: expected {path / 'config.toml'}.")
+    check(path)
+    done = _committed(path)
     try:
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         environment = json.loads((path / "environment.json").read_bytes())
-        done = _committed(path)
         described = _described(path / CLIENTS_FILE)
-        lines = _lines(path / ANALYSIS_FILE, done)
+        lines = _lines(path / ANALYSIS_FILE, done["analysis"])
         return RunRecord(
             path=path,
             config=config,
             environment=environment,
-            rounds=tuple(_lines(path / "rounds.jsonl", done)),
+            rounds=tuple(_lines(path / "rounds.jsonl", done["rounds"])),
             label_names=tuple(described["label_names"]),
             modules=tuple(ModuleShape(*row) for row in described["modules"]),
             clients=tuple(_client(row, len(described["label_names"])) for row in described["clients"]),
@@ -196,15 +199,15 @@ def runs_in(folder: Path) -> list[Path]:
     return [folder]
 
 
-def _committed(path: Path) -> int:
+def _committed(path: Path) -> dict[str, int]:
+    """How many lines of ledger and analysis count."""
     state = path / "checkpoint" / "state.json"
-    return int(json.loads(state.read_bytes())["server_round"]) if state.exists() else 0
+    lines: dict[str, int] = {"rounds": 0, "analysis": 0, **(read_sealed(state)["lines"] if state.exists() else {})}
+    return lines
 
 
 def _lines(path: Path, count: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().splitlines()[:count]]
+    return [json.loads(line) for line in Journal(path).read(count)]
 
 
 def _described(path: Path) -> dict[str, Any]:
