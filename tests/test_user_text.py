@@ -49,14 +49,14 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path, capsys: pytest
 
 def test_control_characters_are_shown_on_every_way_to_the_screen() -> None:
     console = PlainConsole(file=io.StringIO(), width=200)
-    nasty = "a\x1b[2Jb\rc\x07d\u202ee"
+    nasty = "a\x1b[2Jb\rc\x07d\u202ee\nf"
     table = Table(nasty)
     table.add_row(nasty)
     console.print(table)
     print_table([(nasty, nasty)], console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert not set(printed) & {"\x1b", "\r", "\x07", "\u202e"}
-    assert printed.count("\\x1b[2Jb\\rc\\x07d\\u202ee") == 4
+    assert printed.count("\\x1b[2Jb\\rc\\x07d\\u202ee\\nf") == 4
 
 
 def test_a_terminal_that_has_only_ascii(tmp_path: Path) -> None:

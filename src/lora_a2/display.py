@@ -34,9 +34,8 @@ class PlainConsole(Console):
     """A console on which texts are what they say: a user's brackets are no markup, and control characters are shown."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As the original, for text that is nobody's markup; what has lines of its own keeps them."""
-        shown = "\n".join(map(visible, text.split("\n")))
-        return super().render_str(shown, **{**options, "markup": False, "emoji": False, "highlight": False})
+        """As the original, for text that is nobody's markup, in one line."""
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})
 
 
 class Display(Observer):
