@@ -27,6 +27,9 @@ REFUSED = {
     "t5": "has an encoder and a decoder",
     "nystromformer": "cannot be called with token ids and an attention mask alone",
     "reformer": "lets no gradient through to its layers",
+    "convbert": "gives other results for a sentence of 6 tokens when it is padded",
+    "canine": "has no table of token embeddings",
+    "rwkv": "lets no gradient through to its layers",
     "squeezebert": "No linear layers inside transformer blocks",
     "mamba": r"computes with the weights of dt_proj itself .* leave it out with --target-modules in_proj,x_proj,out_proj",
 }

@@ -10,16 +10,16 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from lora_a2.errors import ModelError
+from lora_a2.model.calling import vocabulary_size
 from lora_a2.model.fingerprint import unused
 
 _SHOWN = 3
@@ -111,7 +111,7 @@ def load_tokenizer(
             f"Model {name!r} has no tokenizer: none of {', '.join(sorted(files))} is there. Save it into the same folder with "
             "tokenizer.save_pretrained(FOLDER)."
         )
-    rows = cast(nn.Embedding, module.get_input_embeddings()).num_embeddings
+    rows = vocabulary_size(module)
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= rows:
         raise ModelError(

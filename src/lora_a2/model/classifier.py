@@ -124,14 +124,17 @@ class Classifier:
             )
             for n, pair in ones.items()
         }
+        none = ModelError(
+            f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
+        )
         with torch.enable_grad(), self.slots(slots):
             vectors = self.encode(self.pack([[np.arange(3, 10)]]))
-            if vectors.requires_grad:
+            try:
                 vectors.square().sum().backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:  # a backward pass of its own, or values that it has changed since
+                raise none from error
         if not any(slot.dBt is not None and bool(slot.dBt.any()) for slot in slots.values()):
-            raise ModelError(
-                f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
-            )
+            raise none
 
     @torch.no_grad()
     def _mixes_clients(self) -> bool:

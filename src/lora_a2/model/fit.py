@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lora_a2.errors import ModelError
 from lora_a2.model.attention import ATTENTION
+from lora_a2.model.calling import first_line, vocabulary_size
 from lora_a2.model.mpnet import prepare
 from lora_a2.model.packing import FROM_ZERO, Positions, pack
 from lora_a2.model.padding import pad
@@ -63,7 +64,13 @@ def find_fit(backbone: PreTrainedModel, max_length: int, pad_token_id: int) -> F
     room = _room(backbone)
     trial = _Trial(backbone, pad_token_id, max_length if room is None else min(max_length, room))
     usual = backbone.config._attn_implementation
-    expected = trial.expected()
+    try:
+        expected = trial.expected()
+    except Exception as error:  # each model has reasons of its own
+        lengths = " and ".join(str(len(sentence)) for sentence in trial.sentences)
+        raise ModelError(
+            f"{type(backbone).__name__} cannot be called for sentences of {lengths} tokens: {first_line(error)}"
+        ) from error
     reason = ""
     prepare(backbone)
     backbone.config._attn_implementation = ATTENTION
@@ -120,8 +127,7 @@ class _Trial:
     def __init__(self, backbone: PreTrainedModel, pad_token_id: int, longest: int) -> None:
         self._backbone, self._pad_token_id = backbone, pad_token_id
         self._device = next(backbone.parameters()).device
-        words: Any = backbone.get_input_embeddings()
-        size = int(words.num_embeddings)
+        size = vocabulary_size(backbone)
         special = [getattr(backbone.config, name, None) for name in _SPECIAL]
         literal = [i for i in special if isinstance(i, int) and 0 <= i < size]
         beyond = [n + BEYOND for n in _limits(backbone.config.to_dict()) if n + 1 < longest]
@@ -153,8 +159,7 @@ class _Trial:
         try:
             found = [self._padded() for _ in self._settings()]
         except Exception as error:  # each model has reasons of its own
-            reason = " ".join((str(error) or type(error).__name__).split("\n")[0].split())
-            return f"it fails ({reason})"
+            return f"it fails ({first_line(error)})"
         different = _differ(found, expected)
         return f"it gives other results for a sentence of {different} tokens" if different else ""
 
