@@ -425,7 +425,8 @@ def kill_and_resume(path: Path, kills: int, round_seconds: float, rng: random.Ra
     return died
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 15])
 def test_kill_9_leaves_no_trace(kills: int, uninterrupted: tuple[dict[str, Any], float], tmp_path: Path) -> None:
     expected, round_seconds = uninterrupted
     died = kill_and_resume(tmp_path / "run", kills, round_seconds, random.Random(kills))
