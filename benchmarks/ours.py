@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import lora_a2
 from exchange import Arrays
-from lora_a2.cohorts import choose_cohort
-from lora_a2.method import trained_adapter
-from lora_a2.randomness import generator
-from lora_a2.simulation import Client, Plan, make_pool, simulate
-from lora_a2.training.local import Task, epoch_orders, train_cohort
-from lora_a2.types import Reply, ServerState
+from lora_a2.core.randomness import generator
+from lora_a2.core.sampling import choose_cohort
+from lora_a2.core.types import Reply, ServerState
+from lora_a2.engine.local import train_cohort
+from lora_a2.engine.work import ClientTask, epoch_orders
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client
+from lora_a2.methods.base import trained_adapter
+from lora_a2.simulation import make_pool, simulate
 from workload import arrays_of
 
 
@@ -41,7 +44,9 @@ def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> f
         client = by_id[profile.id]
         rng = generator(federation.seed, "train", 1, client.id)
         tasks.append(
-            Task(federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng))
+            ClientTask(
+                federation.initial, client.train, None, epoch_orders(len(client.train), federation.local_epochs, rng)
+            )
         )
     with make_pool(model, plan) as pool:
         began = time.perf_counter()

@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 
 import lora_a2
-from lora_a2.probes import PROBES, LocalRound, Probe, get_probe
-from lora_a2.simulation import Client, Plan, simulate
-from lora_a2.training.local import CohortTraining
-from lora_a2.types import Factors, Mask
+from lora_a2.core.types import Factors, Mask
+from lora_a2.engine.local import CohortTraining
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client
+from lora_a2.federation.probes import PROBES, LocalRound, Probe, get_probe
+from lora_a2.simulation import simulate
 
 
 def main() -> None:

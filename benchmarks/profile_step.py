@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 import lora_a2
-from lora_a2.training.local import Task, train_cohort
+from lora_a2.engine.local import train_cohort
+from lora_a2.engine.work import ClientTask
 from workload import BATCH, RANK, load_clients, plan_of
 
 GROUPS = ("base GEMMs", "LoRA products", "attention", "element-wise", "gathers and copies", "dispatch")
@@ -137,7 +138,7 @@ def main() -> None:
     (client,) = load_clients(data, model, 1, options.steps * options.batch)
     federation = plan_of(model, (client,), options.method, epochs=options.epochs, budget=RANK).federation
     orders = tuple(np.arange(len(client.train)) for _ in range(options.epochs))
-    task = Task(federation.initial, client.train, None, orders)
+    task = ClientTask(federation.initial, client.train, None, orders)
     settings = replace(federation.training, batch_size=options.batch)
     steps = options.epochs * -(-len(client.train) // options.batch)
 

@@ -12,8 +12,9 @@ import numpy as np
 
 import lora_a2
 from exchange import Arrays, write_workload
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client
 from lora_a2.model.backbone import load_backbone
-from lora_a2.simulation import Client, Plan
 from ours import results
 from workload import load_clients, plan_of, random_roberta, workload_of
 

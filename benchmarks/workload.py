@@ -13,13 +13,14 @@ from transformers import AutoModel, AutoTokenizer
 
 import lora_a2
 from exchange import Arrays, ClientData, Settings, Workload
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Adapter
 from lora_a2.data.labelled import LabelledData
-from lora_a2.method import Method
+from lora_a2.engine.work import epoch_orders
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client
+from lora_a2.methods.base import Method
 from lora_a2.model.catalog import model_config
-from lora_a2.randomness import generator
-from lora_a2.simulation import Client, Plan
-from lora_a2.training.local import epoch_orders
-from lora_a2.types import Adapter
 
 CLIENTS = 30
 ALPHA = 0.1

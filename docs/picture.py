@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_a2 import RoundRecord, RunSummary
-from lora_a2.display import Display, print_summary, render
+from lora_a2.display.live import Display, print_summary, render
 from lora_a2.simulation import RunStart
 
 

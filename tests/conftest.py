@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from lora_a2.randomness import generator
+from lora_a2.core.randomness import generator
 from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from lora_a2.config.setup import open_data
 from lora_a2.errors import LoraA2Error
 from lora_a2.flower.courier import Courier
 from lora_a2.flower.messages import answer_message, error_message, read_answer, read_request_content
@@ -20,7 +21,6 @@ from lora_a2.flower.simulated import _Split
 from lora_a2.node.participant import Participant
 from lora_a2.node.protocol import Answer
 from lora_a2.node.refusals import reason_of
-from lora_a2.setup import open_data
 
 Fault = Callable[["FakeGrid", int, Message, Message], "Message | None"]
 """(grid, partition, message, honest reply) → the reply, or None: nothing comes back."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from federation import save_data, save_model
-from lora_a2.config import RunConfig, make_config
+from lora_a2.config.run import RunConfig, make_config
 from lora_a2.flower.app_folder import Value
 from lora_a2.flower.deployment import RUN, SUPERLINK, supernode
 from lora_a2.flower.local import LocalDeployment, local_deployment

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Layout
+from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
-from lora_a2.randomness import generator
-from lora_a2.simulation import Client
-from lora_a2.types import Layout
 from tiny import VOCABULARY, backbone, classifier, examples
 
 torch.set_num_threads(1)  # two threads on so little work wait for each other more than they compute

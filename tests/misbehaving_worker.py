@@ -15,7 +15,8 @@ import time
 import zlib
 from pathlib import Path
 
-from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
+from lora_a2.federation.client import receive
+from lora_a2.node.protocol import Answer, Request, ask, read_request, send
 
 ROUND_AT = struct.Struct("<4sBB16s")
 """What stands before the server round in a frame (lora_a2/codec/frame.py)."""

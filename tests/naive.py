@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lora_a2.cohorts import choose_cohort
-from lora_a2.randomness import generator
-from lora_a2.simulation import Client, Plan
-from lora_a2.training.local import epoch_orders
-from lora_a2.types import Adapter, Factor, Factors
+from lora_a2.core.randomness import generator
+from lora_a2.core.sampling import choose_cohort
+from lora_a2.core.types import Adapter, Factor, Factors
+from lora_a2.engine.work import epoch_orders
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client
 from reference import ReferenceClassifier, descend_reference, train_reference
 
 Matrices = dict[str, np.ndarray]

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from federation import LABELS
-from lora_a2.config import make_config
+from lora_a2.config.run import make_config
+from lora_a2.config.setup import federation_of, open_model, profile_of, resolved
+from lora_a2.core.types import ServerState
+from lora_a2.federation.exchange import dispatch
 from lora_a2.node.door import MESSAGE_SECONDS, Door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant, own_fields
 from lora_a2.node.policy import Policy
 from lora_a2.node.protocol import Request
 from lora_a2.node.worker import Answerer, listening, reply_to
-from lora_a2.rounds import dispatch
-from lora_a2.setup import federation_of, open_model, profile_of, resolved
-from lora_a2.types import ServerState
 
 
 def run_of(model: str, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_a2.types import Adapter, Factor, Factors, Mask
+from lora_a2.core.types import Adapter, Factor, Factors, Mask
 
 
 class ReferenceClassifier(nn.Module):

@@ -25,17 +25,18 @@ from transformers import (
     XLNetConfig,
 )
 
-from lora_a2.algebra import initial_adapter
-from lora_a2.model.classifier import Classifier
+from lora_a2.core.algebra import initial_adapter
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Adapter, Factors, Layout
+from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.packing import Pooling
+from lora_a2.engine.targets import find_target_modules
+from lora_a2.engine.work import TokenizedExamples
+from lora_a2.federation.loop import Observer
+from lora_a2.federation.population import Client
+from lora_a2.federation.records import RoundRecord
 from lora_a2.model.fingerprint import fingerprint
-from lora_a2.model.packing import Pooling
 from lora_a2.model.pretrained import Model, random_head
-from lora_a2.model.targets import find_target_modules
-from lora_a2.randomness import generator
-from lora_a2.rounds import RoundRecord
-from lora_a2.simulation import Client, Observer
-from lora_a2.training.local import TokenizedExamples
-from lora_a2.types import Adapter, Factors, Layout
 
 VOCABULARY = 50
 WORDS = [f"w{i}" for i in range(30)]

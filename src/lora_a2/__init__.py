@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_a2.core.types import Adapter, Factors, ServerState
     from lora_a2.data.sources import load_data
     from lora_a2.errors import (
         CodecError,
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
         ReplyError,
         RunError,
     )
-    from lora_a2.jobs import RunSummary, evaluate_run, launch, resume, save_result
-    from lora_a2.method import Method
+    from lora_a2.federation.loop import Observer, Plan
+    from lora_a2.federation.population import Client, make_clients
+    from lora_a2.federation.records import RoundRecord
     from lora_a2.methods import METHODS, get_method
+    from lora_a2.methods.base import Method
     from lora_a2.model.pretrained import Model, load_model
-    from lora_a2.predict import Predictor, load_predictor
-    from lora_a2.rounds import RoundRecord
-    from lora_a2.simulation import Client, Observer, Plan, make_clients, make_plan, simulate
-    from lora_a2.types import Adapter, Factors, ServerState
+    from lora_a2.runs.jobs import RunSummary, evaluate_run, launch, resume, save_result
+    from lora_a2.runs.predict import Predictor, load_predictor
+    from lora_a2.simulation import make_plan, simulate
 
 _HOMES = {
     "lora_a2.data.sources": ("load_data",),
@@ -40,14 +42,16 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.jobs": ("RunSummary", "evaluate_run", "launch", "resume", "save_result"),
-    "lora_a2.method": ("Method",),
+    "lora_a2.runs.jobs": ("RunSummary", "evaluate_run", "launch", "resume", "save_result"),
+    "lora_a2.methods.base": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
     "lora_a2.model.pretrained": ("Model", "load_model"),
-    "lora_a2.predict": ("Predictor", "load_predictor"),
-    "lora_a2.rounds": ("RoundRecord",),
-    "lora_a2.simulation": ("Client", "Observer", "Plan", "make_clients", "make_plan", "simulate"),
-    "lora_a2.types": ("Adapter", "Factors", "ServerState"),
+    "lora_a2.runs.predict": ("Predictor", "load_predictor"),
+    "lora_a2.federation.records": ("RoundRecord",),
+    "lora_a2.federation.population": ("Client", "make_clients"),
+    "lora_a2.federation.loop": ("Observer", "Plan"),
+    "lora_a2.simulation": ("make_plan", "simulate"),
+    "lora_a2.core.types": ("Adapter", "Factors", "ServerState"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

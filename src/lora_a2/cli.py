@@ -17,8 +17,8 @@ from contextlib import suppress
 import click
 
 from lora_a2.errors import LoraA2Error
-from lora_a2.signals import interruptible, status
-from lora_a2.text import visible
+from lora_a2.system.signals import interruptible, status
+from lora_a2.system.text import visible
 
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",

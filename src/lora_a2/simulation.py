@@ -3,99 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lora_a2.algebra import moved_base
-from lora_a2.clients import ClientMemory, client_round, personal
 from lora_a2.codec import ValueType
-from lora_a2.data.labelled import LabelledData
-from lora_a2.data.split import split_data
-from lora_a2.driver import Observer, Plan, RunStart, run_rounds
+from lora_a2.core.algebra import moved_base
+from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.evaluate import Evaluation, evaluate, predict
+from lora_a2.engine.kernels.attention import compiled
+from lora_a2.engine.pool import Pool, ProcessPool, processes_work, usual_workers
 from lora_a2.errors import ReplyError
-from lora_a2.method import Method
+from lora_a2.federation.agreement import make_federation
+from lora_a2.federation.client import ClientMemory, client_round, personal
+from lora_a2.federation.exchange import Train, Watch
+from lora_a2.federation.loop import Observer, Plan, run_rounds
+from lora_a2.federation.population import Client, make_profiles
+from lora_a2.federation.records import RoundRecord
 from lora_a2.methods import DEFAULT_METHOD, get_method
-from lora_a2.model.attention import compiled
-from lora_a2.model.classifier import Classifier
+from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
-from lora_a2.plans import make_federation, make_profile
 from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM
-from lora_a2.rounds import RoundRecord, Train, Watch
-from lora_a2.training.evaluate import Evaluation, evaluate, predict
-from lora_a2.training.local import TokenizedExamples
-from lora_a2.training.pool import Pool, ProcessPool, processes_work, usual_workers
-from lora_a2.types import ClientProfile, ServerState
-
-__all__ = [
-    "Client",
-    "InProcess",
-    "Memories",
-    "Observer",
-    "Plan",
-    "RunStart",
-    "make_clients",
-    "make_plan",
-    "make_pool",
-    "simulate",
-]
-
-
-@dataclass(frozen=True)
-class Client:
-    """A simulated client: its name and its tokenised training and test examples (the latter may be none)."""
-
-    id: int
-    name: str
-    train: TokenizedExamples
-    test: TokenizedExamples
-
 
 Sent = tuple[ClientProfile, bytes]
 Memories = dict[int, ClientMemory]
 """Client id → what it keeps from round to round. Base weights are not in it: those who took part in the last round hold
 the server's `base`, bit for bit, and the others are sent all of it."""
-
-
-def make_clients(
-    data: LabelledData,
-    model: Model,
-    *,
-    partitioner: str = "dirichlet",
-    num_clients: int | None = 10,
-    alpha: float = 0.5,
-    min_client_examples: int = 1,
-    seed: int = 0,
-) -> tuple[Client, ...]:
-    """Splits training and test set alike over the clients and tokenises them.
-
-    Raises:
-        ConfigError: a split that the data do not allow.
-    """
-    split = split_data(
-        data,
-        partitioner=partitioner,
-        num_clients=num_clients,
-        alpha=alpha,
-        min_client_examples=min_client_examples,
-        seed=seed,
-    )
-    train, test = (TokenizedExamples(model.tokenize_data(part.texts), part.labels) for part in (data.train, data.test))
-    return tuple(
-        Client(i, name, train.take(rows), test.take(test_rows))
-        for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
-    )
-
-
-def make_profiles(
-    method: Method, clients: Sequence[Client], r: int, rank_budgets: Sequence[int]
-) -> tuple[ClientProfile, ...]:
-    """A profile for each client."""
-    return tuple(
-        make_profile(method, c.id, r, budget, len(c.train)) for c, budget in zip(clients, rank_budgets, strict=True)
-    )
 
 
 def evaluate_clients(pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:

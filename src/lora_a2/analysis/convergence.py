@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.record import FloatArray64, RunRecord
-from lora_a2.types import BoolArray
+from lora_a2.core.types import BoolArray
 
 
 def curve(run: RunRecord) -> pd.DataFrame:

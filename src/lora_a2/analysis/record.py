@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lora_a2.core.types import BoolArray, Layout, Mask, ModuleShape
 from lora_a2.errors import RunError
-from lora_a2.files import check, read_sealed
-from lora_a2.journal import Journal
-from lora_a2.types import BoolArray, Layout, Mask, ModuleShape
+from lora_a2.system.files import check, read_sealed
+from lora_a2.system.journal import Journal
 
 FloatArray64 = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from lora_a2.analysis.record import FloatArray64, IntArray, RoundAnalysis, RunRecord
-from lora_a2.types import BoolArray
+from lora_a2.core.types import BoolArray
 
 RESAMPLES = 9_999
 

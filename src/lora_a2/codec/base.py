@@ -18,8 +18,8 @@ import zlib
 from dataclasses import dataclass
 
 from lora_a2.codec.frame import ValueType, packed, unpacked
+from lora_a2.core.types import BaseUpdate, Factors, FloatArray, Layout
 from lora_a2.errors import CodecError
-from lora_a2.types import BaseUpdate, Factors, FloatArray, Layout
 
 _MAGIC, _VERSION = b"LoAB", 1
 _ENVELOPE = struct.Struct("<4sBBBQ")

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lora_a2.core.types import FACTORS, Factor, FloatArray
 from lora_a2.errors import CodecError
-from lora_a2.types import FACTORS, Factor, FloatArray
 
 ValueType = Literal["fp32", "fp16"]
 VALUE_TYPES: tuple[ValueType, ...] = get_args(ValueType)

@@ -9,8 +9,7 @@ import numpy as np
 
 from lora_a2.codec.frame import HEADER_SIZE, Header, ValueType, as_sent, read_header, read_values, write_frame
 from lora_a2.codec.sizes import bitmap_size, download_parameters, upload_parameters
-from lora_a2.errors import CodecError
-from lora_a2.types import (
+from lora_a2.core.types import (
     FACTORS,
     Adapter,
     BoolArray,
@@ -23,6 +22,7 @@ from lora_a2.types import (
     ModuleShape,
     Upload,
 )
+from lora_a2.errors import CodecError
 
 
 def encode_download(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lora_a2.codec.frame import ValueType, frame_size
-from lora_a2.types import Adapter, Factor, Layout, Mask
+from lora_a2.core.types import Adapter, Factor, Layout, Mask
 
 
 def download_parameters(layout: Layout, rank: int, factors: frozenset[Factor]) -> int:

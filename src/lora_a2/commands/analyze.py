@@ -51,7 +51,7 @@ def command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def _print_one(run: RunRecord, found: Mapping[str, Any]) -> None:
     from lora_a2.analysis.ranks import selected_ranks
-    from lora_a2.display import print_table
+    from lora_a2.display.live import print_table
 
     print_table(_rows(found))
     click.echo("\nRank slices uploaded of each module, mean over clients and rounds:")
@@ -61,7 +61,7 @@ def _print_one(run: RunRecord, found: Mapping[str, Any]) -> None:
 
 
 def _print_several(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    from lora_a2.progress import percent
+    from lora_a2.display.progress import percent
 
     if as_json:
         print_json({"runs": list(found)})
@@ -94,7 +94,7 @@ def _test(found: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from lora_a2.progress import percent
+    from lora_a2.display.progress import percent
 
     def share(value: float | None) -> str:
         return "not evaluated" if value is None else percent(value)
@@ -137,7 +137,7 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display import stdout_console
+    from lora_a2.display.live import stdout_console
 
     table = Table(Column(header[0], no_wrap=True), box=SIMPLE)
     for name in header[1:]:

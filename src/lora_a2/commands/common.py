@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from lora_a2.jobs import RunSummary
-    from lora_a2.simulation import Observer
+    from lora_a2.federation.loop import Observer
+    from lora_a2.runs.jobs import RunSummary
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -57,7 +57,7 @@ def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: boo
     Raises:
         click.Abort: Ctrl-C; its text says how to continue.
     """
-    from lora_a2.display import choose_display, print_summary
+    from lora_a2.display.live import choose_display, print_summary
 
     display = choose_display(quiet)
     try:

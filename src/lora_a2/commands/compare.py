@@ -11,12 +11,12 @@ import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.batch import PlannedRun
-    from lora_a2.compare import Comparison
-    from lora_a2.jobs import RunSummary
+    from lora_a2.runs.jobs import RunSummary
+    from lora_a2.studies.batch import PlannedRun
+    from lora_a2.studies.compare import Comparison
 
 Number = TypeVar("Number", int, float)
 _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
@@ -69,8 +69,8 @@ def command(
     if methods is None:
         raise click.UsageError("Name the methods: --methods lora-a2,fl-lora.", click.get_current_context())
 
-    from lora_a2.compare import plan_comparison
-    from lora_a2.config import load_config
+    from lora_a2.config.run import load_config
+    from lora_a2.studies.compare import plan_comparison
 
     comparison = plan_comparison(
         [name.strip() for name in methods.split(",") if name.strip()],
@@ -85,7 +85,7 @@ def command(
 
 def finish(path: Path, *, quiet: bool, as_json: bool, at_rounds: Sequence[int] = ()) -> None:
     """Continues a comparison."""
-    from lora_a2.compare import open_comparison
+    from lora_a2.studies.compare import open_comparison
 
     comparison = open_comparison(path)
     comparison.check_evaluated(at_rounds)
@@ -119,8 +119,8 @@ def _list(option: str, text: str | None, kind: Callable[[str], Number], example:
 
 
 def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Sequence[int]) -> None:
-    from lora_a2.display import choose_display
-    from lora_a2.locks import Lock
+    from lora_a2.display.live import choose_display
+    from lora_a2.system.locks import Lock
 
     results = []
     try:
@@ -152,9 +152,9 @@ def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummar
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.compare import best_of_each
-    from lora_a2.display import print_table, stdout_console
-    from lora_a2.progress import human_bytes, human_time, percent
+    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.progress import human_bytes, human_time, percent
+    from lora_a2.studies.compare import best_of_each
 
     own = any(summary.personal_accuracy is not None for _, summary in results)
     table = Table(Column("Method", no_wrap=True), box=SIMPLE)

@@ -12,8 +12,8 @@ from lora_a2.commands.common import config_option, examples, json_option, print_
 from lora_a2.commands.options import GroupedCommand, field_options
 
 if TYPE_CHECKING:
-    from lora_a2.config import RunConfig
-    from lora_a2.cost import Cost
+    from lora_a2.config.run import RunConfig
+    from lora_a2.federation.cost import Cost
 
 _FIELDS = (
     "model",
@@ -45,7 +45,7 @@ def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
     Needs the model's configuration only, no weights. The classification head is taken as frozen.
     """
-    from lora_a2.config import load_config, make_config
+    from lora_a2.config.run import load_config, make_config
 
     config = make_config(load_config(config_file) if config_file else {}, flags)
     cost = _estimate(config)
@@ -53,19 +53,19 @@ def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         print_json({**asdict(cost), "reduction_percent": cost.reduction_percent})
         return
 
-    from lora_a2.display import print_table
+    from lora_a2.display.live import print_table
 
     print_table(_rows(cost))
 
 
 def _estimate(config: RunConfig) -> Cost:
-    from lora_a2.budgets import rank_budgets
-    from lora_a2.cost import estimate_cost
+    from lora_a2.core.budgets import rank_budgets
+    from lora_a2.core.randomness import generator
+    from lora_a2.engine.targets import adapter_layout
     from lora_a2.errors import ConfigError
+    from lora_a2.federation.cost import estimate_cost
     from lora_a2.methods import get_method
     from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
-    from lora_a2.model.targets import adapter_layout
-    from lora_a2.randomness import generator
 
     if config.num_clients is None:
         raise ConfigError("num-clients: the natural partitioner takes it from the data; give the number here.")
@@ -84,7 +84,7 @@ def _estimate(config: RunConfig) -> Cost:
 
 
 def _rows(cost: Cost) -> list[tuple[str, str]]:
-    from lora_a2.progress import human_bytes, saving
+    from lora_a2.display.progress import human_bytes, saving
 
     rows = [
         ("Clients a round", f"{cost.clients_per_round:,}"),

@@ -37,7 +37,7 @@ def command(
     if data is None and (text_column or label_column or client_column):
         raise click.UsageError("Columns are of --data: give it too.", click.get_current_context())
 
-    from lora_a2.jobs import evaluate_run
+    from lora_a2.runs.jobs import evaluate_run
 
     found = evaluate_run(
         run_dir,
@@ -51,8 +51,8 @@ def command(
         print_json(found.to_json())
         return
 
-    from lora_a2.display import print_table
-    from lora_a2.progress import percent
+    from lora_a2.display.live import print_table
+    from lora_a2.display.progress import percent
 
     rows = [
         ("Examples", f"{found.num_examples:,}"),

@@ -10,7 +10,7 @@ import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option
 from lora_a2.commands.options import GroupedCommand, field_options
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
 
 _GIVEN_OTHERWISE = {"num_clients", "cohort_size", "num_workers", "device"}
 
@@ -67,7 +67,7 @@ def command(
     The data are split over the nodes as "lora-a2 run" splits them over clients, and the adapter is the same. All processes
     and temporary files are gone in the end; the run directory stays.
     """
-    from lora_a2.config import load_config, make_config
+    from lora_a2.config.run import load_config, make_config
     from lora_a2.flower.local import launch, resume
 
     options = {"min-train-nodes": min_train_nodes, "round-timeout": round_timeout}

@@ -9,7 +9,7 @@ import click
 from lora_a2.commands.common import examples, json_option, print_json
 
 if TYPE_CHECKING:
-    from lora_a2.method import Method
+    from lora_a2.methods.base import Method
 
 
 @click.command("methods", epilog=examples("lora-a2 methods", "lora-a2 methods --json"))
@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display import print_table, stdout_console
+    from lora_a2.display.live import print_table, stdout_console
 
     headers = ("Uploads", "Downloads", "Exact", "Personal", "Mixed ranks")
     table = Table(Column("Method", no_wrap=True), *headers, box=SIMPLE)

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from lora_a2.config import RunConfig
-from lora_a2.config_errors import kebab
+from lora_a2.config.errors import kebab
+from lora_a2.config.run import RunConfig
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

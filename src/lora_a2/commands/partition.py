@@ -10,7 +10,7 @@ import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json
 from lora_a2.commands.options import GroupedCommand, field_options
-from lora_a2.config import RunConfig, fields_of
+from lora_a2.config.run import RunConfig, fields_of
 
 if TYPE_CHECKING:
     from lora_a2.data.split import SplitTable
@@ -42,7 +42,7 @@ def command(config_file: Path | None, csv_file: Path | None, as_json: bool, **fl
 
     The same options and seed give a run the same split.
     """
-    from lora_a2.config import load_config, make_config
+    from lora_a2.config.run import load_config, make_config
 
     table, notes = _table(make_config(load_config(config_file) if config_file else {}, flags))
     for note in notes:
@@ -66,8 +66,8 @@ def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
 def _write_csv(table: SplitTable, path: Path) -> None:
     import pandas as pd
 
-    from lora_a2.files import write_atomic
-    from lora_a2.results import harmless
+    from lora_a2.studies.results import harmless
+    from lora_a2.system.files import write_atomic
 
     frame = pd.DataFrame(table.train, index=pd.Index(table.names, name="client"), columns=list(table.label_names))
     write_atomic(path, harmless(frame).to_csv().encode())
@@ -77,8 +77,8 @@ def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | Non
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display import print_table, stdout_console
-    from lora_a2.progress import percent
+    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.progress import percent
 
     table = Table(Column("Client", no_wrap=True), box=SIMPLE)
     for header in ("Train", "Classes", "Test", "Classes"):

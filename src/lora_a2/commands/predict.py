@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
-from lora_a2.text import visible
+from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: 
     """
     batches = _batches(_texts(texts))
 
-    from lora_a2.predict import load_predictor
+    from lora_a2.runs.predict import load_predictor
 
     predictor = load_predictor(run_dir, trust_remote_code=trust_remote_code)
     for batch in batches:

@@ -44,10 +44,10 @@ def command(paths: tuple[Path, ...], output: Path) -> None:
     if any(find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
         raise ConfigError("report: what draws the pictures is not installed; run: pip install 'lora-a2[report]'")
 
-    from lora_a2.files import write_atomic
     from lora_a2.report.batches import batch_sections
     from lora_a2.report.inputs import find_runs
     from lora_a2.report.render import render
+    from lora_a2.system.files import write_atomic
 
     write_atomic(output, render(*find_runs(paths), batch_sections(paths)).encode())
     click.echo(f"{output}: open it in a browser")

@@ -11,12 +11,12 @@ import click
 
 from lora_a2.commands.common import examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
-from lora_a2.config import RunConfig
-from lora_a2.config_errors import kebab
+from lora_a2.config.errors import kebab
+from lora_a2.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.batch import Batch
-    from lora_a2.sweep import Sweep
+    from lora_a2.studies.batch import Batch
+    from lora_a2.studies.sweep import Sweep
 
 _FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "output_dir")]
 
@@ -73,8 +73,8 @@ def command(
     Options of runs given here win over the file, and take the place of a grid. A run that fails is recorded, and the others go
     on. Whatever was interrupted goes on with the same command.
     """
-    from lora_a2.locks import Lock
-    from lora_a2.sweep import Request, Sweep, default_path
+    from lora_a2.studies.sweep import Request, Sweep, default_path
+    from lora_a2.system.locks import Lock
 
     ctx = click.get_current_context()
     if (resumed is None) == (experiment is None):
@@ -121,8 +121,8 @@ class _How:
 
     def run(self, batch: Batch) -> None:
         """What is not finished yet."""
-        from lora_a2.display import choose_display
-        from lora_a2.execution import run_apart, run_here
+        from lora_a2.display.live import choose_display
+        from lora_a2.studies.execution import run_apart, run_here
 
         if self._retry_failed:
             for run in batch.runs:
@@ -172,7 +172,7 @@ def _print(path: Path, rows: Sequence[Sequence[str]], failures: Mapping[str, str
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from lora_a2.display import print_table, stdout_console
+    from lora_a2.display.live import print_table, stdout_console
 
     table = Table(*rows[0], box=SIMPLE)
     for row in rows[1:]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_a2.core.randomness import generator
 from lora_a2.data import subsets
 from lora_a2.data.columns import Columns, find_columns, require
 from lora_a2.data.labelled import Examples, LabelledData
@@ -20,7 +21,6 @@ from lora_a2.data.newsgroups import is_newsgroups, is_raw, strip_article
 from lora_a2.data.partition import IntArray
 from lora_a2.data.tables import ENDINGS, Table, read_hub, read_table, split_ending
 from lora_a2.errors import ConfigError, DataError
-from lora_a2.randomness import generator
 
 __all__ = ["BUILT_IN", "DEFAULT_TEST_FRACTION", "Examples", "LabelledData", "load_data"]
 

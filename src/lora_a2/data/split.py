@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lora_a2.core.randomness import generator
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import IntArray, Partition, label_counts, partition
-from lora_a2.randomness import generator
 
 
 def split_data(

@@ -5,6 +5,6 @@
     clientapp = "lora_a2.flower.client_app:app"
 
 The server's half drives the grid itself instead of subclassing Flower's `Strategy`: its `start` counts from round 1, so that
-it cannot resume, sends one record to all nodes, and cannot repeat a round. The rounds are those of `lora_a2.driver`, the
+it cannot resume, sends one record to all nodes, and cannot repeat a round. The rounds are those of `lora_a2.federation.loop`, the
 same as in the simulator.
 """

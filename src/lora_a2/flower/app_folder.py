@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tomlkit
 
-from lora_a2.files import write_atomic
+from lora_a2.system.files import write_atomic
 
 Value = str | int | float | bool
 

@@ -20,7 +20,7 @@ from lora_a2.flower.courier import log
 from lora_a2.flower.messages import answer_message, error_message, read_request_content
 from lora_a2.node.protocol import Answer, Request, ask, outgoing
 from lora_a2.node.refusals import Reason, Refused, reason_of
-from lora_a2.text import plain
+from lora_a2.system.text import plain
 
 if TYPE_CHECKING:
     from lora_a2.flower.simulated import LoadData

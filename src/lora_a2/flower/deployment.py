@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tomlkit
 
-from lora_a2.files import write_atomic
 from lora_a2.flower.certificates import Certificates, make_certificates
 from lora_a2.flower.processes import Processes, free_port
 from lora_a2.flower.proxy import configuration, nginx
+from lora_a2.system.files import write_atomic
 
 CONNECTION = "deployment"
 SUPERLINK, PROXY, RUN = "superlink", "proxy", "run"

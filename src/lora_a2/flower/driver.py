@@ -9,20 +9,21 @@ from typing import Any
 from flwr.app import Message
 
 from lora_a2 import codec
-from lora_a2.bounds import fair_share
-from lora_a2.config import RunConfig
-from lora_a2.driver import Observer, Plan
+from lora_a2.config.run import RunConfig
+from lora_a2.config.setup import profile_of
+from lora_a2.core.types import FACTORS, ClientProfile, Layout, ServerState
+from lora_a2.engine.evaluate import client_figures
 from lora_a2.errors import ReplyError
+from lora_a2.federation.bounds import fair_share
+from lora_a2.federation.exchange import Refusal, Train, dispatch
+from lora_a2.federation.loop import Observer, Plan
+from lora_a2.federation.records import RoundRecord
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import NO_ANSWER, Courier, Late, log
 from lora_a2.flower.messages import number, read_answer, received_bytes, request_content
 from lora_a2.flower.options import ServerOptions, sent_config
 from lora_a2.flower.roster import Roster
 from lora_a2.node.protocol import Kind, Request
-from lora_a2.rounds import Refusal, RoundRecord, Train, dispatch
-from lora_a2.setup import profile_of
-from lora_a2.training.evaluate import client_figures
-from lora_a2.types import FACTORS, ClientProfile, Layout, ServerState
 
 Sent = tuple[ClientProfile, bytes]
 Received = tuple[ClientProfile, bytes | Refusal]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_a2.flower.processes import kill_members
-from lora_a2.signals import REQUESTS, undisturbed
+from lora_a2.system.signals import REQUESTS, undisturbed
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.guardian import guarded_home
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
-from lora_a2.jobs import config_of, fresh_directory
-from lora_a2.runs import RunDirectory
-from lora_a2.signals import interruptible
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.jobs import config_of, fresh_directory
+from lora_a2.system.signals import interruptible
 
 Say = Callable[[str], None]
 """Takes a line for the user."""

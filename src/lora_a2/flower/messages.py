@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error
 from lora_a2.errors import ReplyError
 from lora_a2.node.protocol import Answer, Request, read_request
 from lora_a2.node.refusals import Reason, Refused
-from lora_a2.text import few, plain
+from lora_a2.system.text import few, plain
 
 CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""

@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lora_a2.config import RunConfig
-from lora_a2.config_errors import kebab
+from lora_a2.config.errors import kebab
+from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError
-from lora_a2.files import write_atomic
 from lora_a2.flower.options import WITHOUT, ServerOptions
+from lora_a2.system.files import write_atomic
 
 
 def default_config() -> dict[str, Any]:

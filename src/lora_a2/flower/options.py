@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_a2.config import RunConfig, make_config
-from lora_a2.config_errors import kebab, one_line
+from lora_a2.config.errors import kebab, one_line
+from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
+from lora_a2.federation.exchange import RoundRules
 from lora_a2.privacy.laplace import refuse_noise
-from lora_a2.rounds import RoundRules
 
 WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm", "trust_remote_code"})
 """Fields of `RunConfig` that mean nothing here: every node trains one client, noise from a shared seed hides nothing, and

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lora_a2.errors import RunError
-from lora_a2.files import read_sealed, write_sealed
+from lora_a2.system.files import read_sealed, write_sealed
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Self
 import psutil
 
 from lora_a2.errors import RunError
-from lora_a2.signals import undisturbed
+from lora_a2.system.signals import undisturbed
 
 GRACE_SECONDS = 10.0
 """How long a process has to end by itself before it is killed."""

@@ -11,7 +11,7 @@ from lora_a2.errors import ReplyError, RunError
 from lora_a2.flower.courier import Courier, log
 from lora_a2.flower.messages import number, read_answer
 from lora_a2.flower.places import NodeProfile, Places
-from lora_a2.text import MOST_LINES, few, plain
+from lora_a2.system.text import MOST_LINES, few, plain
 
 PROFILE = "query.profile"
 _LIMIT = 1 << 16

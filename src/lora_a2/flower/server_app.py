@@ -13,13 +13,18 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from lora_a2.algebra import moved_base
-from lora_a2.config import RunConfig, dump_config
+from lora_a2.config.run import RunConfig, dump_config
+from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
+from lora_a2.core.algebra import moved_base
+from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.sources import load_examples
-from lora_a2.driver import Observer, run_rounds
-from lora_a2.environment import environment
+from lora_a2.engine.evaluate import evaluate, predict
+from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError, RunError
+from lora_a2.federation.agreement import federation_layout
+from lora_a2.federation.exchange import Watch
+from lora_a2.federation.loop import Observer, run_rounds
 from lora_a2.flower.courier import Courier, log
 from lora_a2.flower.driver import FlowerDriver
 from lora_a2.flower.messages import request_content
@@ -27,17 +32,12 @@ from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.flower.places import Places
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
-from lora_a2.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
-from lora_a2.plans import federation_layout
-from lora_a2.rounds import Watch
-from lora_a2.runs import RunDirectory
-from lora_a2.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.environment import environment
+from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.simulation import evaluate_clients, make_pool
-from lora_a2.training.evaluate import evaluate, predict
-from lora_a2.training.pool import Pool
-from lora_a2.types import ServerState
 
 NODES_FILE = "nodes.json"
 """In a run directory: which node is which client."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
+from lora_a2.config.setup import open_data
 from lora_a2.data.labelled import Examples
 from lora_a2.data.split import split_data
-from lora_a2.files import write_atomic
-from lora_a2.setup import open_data
+from lora_a2.system.files import write_atomic
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 

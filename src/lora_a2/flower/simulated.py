@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
+from lora_a2.config.setup import open_clients, open_data
 from lora_a2.data.labelled import LabelledData
+from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.participant import Participant, threads
 from lora_a2.node.protocol import Request
-from lora_a2.setup import open_clients, open_data
-from lora_a2.simulation import Client
 
 LoadData = Callable[[RunConfig], LabelledData]
 """The whole data set of a simulation, before it is split over the clients."""

@@ -27,7 +27,7 @@ from flwr.supernode.runtime import run_clientapp
 from lora_a2.errors import RunError
 from lora_a2.flower import client_app
 from lora_a2.flower.patience import Patience
-from lora_a2.lifeline import end_with_parent
+from lora_a2.system.lifeline import end_with_parent
 
 REPLACED = ("install_from_fab", "get_load_client_app_fn")
 """The functions of Flower that unpack the app which the server sends, and load it."""

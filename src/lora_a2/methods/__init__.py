@@ -6,7 +6,6 @@ import difflib
 from typing import Any
 
 from lora_a2.errors import ConfigError
-from lora_a2.method import Method
 from lora_a2.methods import (
     fedex_lora,
     fedsa_lora,
@@ -21,6 +20,7 @@ from lora_a2.methods import (
     lora_a2,
     rolora,
 )
+from lora_a2.methods.base import Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD

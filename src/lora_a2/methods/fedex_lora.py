@@ -13,9 +13,9 @@ a client that missed the last round receives all residuals so far, dense.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_a2.algebra import smaller, stacked
-from lora_a2.method import Method, always, scaled_products, weighted_mean
-from lora_a2.types import Reply, ServerState, weight_name
+from lora_a2.core.algebra import smaller, stacked
+from lora_a2.core.types import Reply, ServerState, weight_name
+from lora_a2.methods.base import Method, always, scaled_products, weighted_mean
 
 
 def mean_and_residual(state: ServerState, replies: Iterable[Reply]) -> ServerState:

@@ -8,7 +8,7 @@ B: a personal model, evaluated on the client's own examples and reported apart. 
 zero, and its global model is the pre-trained one. Not exact: Σ w_k B_k A_k needs the B_k. A trained head is shared.
 """
 
-from lora_a2.method import Method, always
+from lora_a2.methods.base import Method, always
 
 METHOD = Method(
     name="fedsa-lora",

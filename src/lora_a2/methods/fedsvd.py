@@ -14,9 +14,9 @@ from round 2 on; as long as B is zero nothing is changed.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_a2.algebra import factored_svd
-from lora_a2.method import Method, always, weighted_mean
-from lora_a2.types import Factors, Reply, ServerState
+from lora_a2.core.algebra import factored_svd
+from lora_a2.core.types import Factors, Reply, ServerState
+from lora_a2.methods.base import Method, always, weighted_mean
 
 
 def orthogonal_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:

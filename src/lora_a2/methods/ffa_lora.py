@@ -6,7 +6,7 @@ https://arxiv.org/abs/2403.12313.
 Uploads and downloads B; A is derived from the seed at both ends. Exact, since A is shared and frozen.
 """
 
-from lora_a2.method import Method, always
+from lora_a2.methods.base import Method, always
 
 METHOD = Method(
     name="ffa-lora",

@@ -6,7 +6,7 @@ ICASSP 2024, https://arxiv.org/abs/2305.05644.
 Uploads and downloads both factors. Not exact: Σ w_k B_k A_k ≠ (Σ w_k B_k)(Σ w_k A_k).
 """
 
-from lora_a2.method import Method, always
+from lora_a2.methods.base import Method, always
 
 METHOD = Method(
     name="fl-lora",

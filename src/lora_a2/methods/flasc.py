@@ -10,9 +10,9 @@ As in the paper: top-k by magnitude over the whole adapter, separately for both 
 goes from 1 to 1/64), FedAvg on the server where the paper uses FedAdam; a trained head is always sent whole.
 """
 
-from lora_a2.method import Method, always
-from lora_a2.selection import top_entries
-from lora_a2.types import Adapter, ClientProfile, ServerState
+from lora_a2.core.selection import top_entries
+from lora_a2.core.types import Adapter, ClientProfile, ServerState
+from lora_a2.methods.base import Method, always
 
 DENSITY = 0.25
 

@@ -18,10 +18,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_a2.algebra import factored_svd, restarted, stacked
-from lora_a2.method import Method, always, mean_head, scaled_products, truncate_ranks
-from lora_a2.randomness import generator
-from lora_a2.types import Factors, Reply, ServerState
+from lora_a2.core.algebra import factored_svd, restarted, stacked
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Factors, Reply, ServerState
+from lora_a2.methods.base import Method, always, mean_head, scaled_products, truncate_ranks
 
 
 def split_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:

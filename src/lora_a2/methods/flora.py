@@ -15,10 +15,10 @@ K-th of the stack). The released code aggregates only the first client on its no
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_a2.algebra import restarted, smaller, stacked
-from lora_a2.method import Method, always, mean_head, scaled_products, truncate_ranks
-from lora_a2.randomness import generator
-from lora_a2.types import Reply, ServerState, weight_name
+from lora_a2.core.algebra import restarted, smaller, stacked
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Reply, ServerState, weight_name
+from lora_a2.methods.base import Method, always, mean_head, scaled_products, truncate_ranks
 
 
 def stack(state: ServerState, replies: Iterable[Reply]) -> ServerState:

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_a2.algebra import dense
+from lora_a2.core.algebra import dense
+from lora_a2.core.types import Reply, ServerState
 from lora_a2.errors import ReplyError
-from lora_a2.method import Method, always, weighted_mean
-from lora_a2.types import Reply, ServerState
+from lora_a2.methods.base import Method, always, weighted_mean
 
 
 def average(state: ServerState, replies: Iterable[Reply]) -> ServerState:

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_a2.method import (
+from lora_a2.core.types import Adapter, Factors, Mask, Reply, ServerState
+from lora_a2.methods.base import (
     Method,
     TailPenalty,
     always,
@@ -28,7 +29,6 @@ from lora_a2.method import (
     trained_adapter,
     truncate_ranks,
 )
-from lora_a2.types import Adapter, Factors, Mask, Reply, ServerState
 
 LARGEST_NORM = 3.0
 """A norm counts for at most so many times the second largest."""

@@ -11,8 +11,8 @@ Switches, for the paper's ablations (Figure 6, Table 9): another criterion, and 
 as FFA-LoRA does. The learning rate ratio is an option of every run.
 """
 
-from lora_a2.method import Method, alternate, always
-from lora_a2.selection import CRITERIA, select_top
+from lora_a2.core.selection import CRITERIA, select_top
+from lora_a2.methods.base import Method, alternate, always
 
 
 def lora_a2(criterion: str = "contribution", alternating: bool = True) -> Method:

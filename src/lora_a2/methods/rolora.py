@@ -7,7 +7,7 @@ Uploads the round's factor; downloads both. Exact, since the other factor is sha
 starts with B (its down-projection, written the other way round), since B starts at zero; so do we.
 """
 
-from lora_a2.method import Method, alternate
+from lora_a2.methods.base import Method, alternate
 
 METHOD = Method(
     name="rolora",

@@ -16,8 +16,8 @@ from typing import Any, get_args
 import numpy as np
 from safetensors import safe_open
 
-from lora_a2.model.packing import Pooling
-from lora_a2.types import Factors, FloatArray
+from lora_a2.core.types import Factors, FloatArray
+from lora_a2.engine.packing import Pooling
 
 PREFIX = "base_model.model."
 LARGEST_RANK = 65535

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
 from lora_a2.model.catalog import ALIASES, has_optional_pooling, model_config
 from lora_a2.model.checkpoint import load_tokenizer, load_weights
 from lora_a2.model.fingerprint import fingerprint
-from lora_a2.model.packing import Pooling
 from lora_a2.model.pooling import usual_pooling
 
 MINILM = "all-MiniLM-L6-v2"

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from lora_a2.engine.calling import vocabulary_size
 from lora_a2.errors import ModelError
-from lora_a2.model.calling import vocabulary_size
 from lora_a2.model.fingerprint import unused
 
 _SHOWN = 3

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from lora_a2.core.types import Adapter, Base, FloatArray, weight_name
 from lora_a2.errors import RunError
-from lora_a2.files import seal, write_atomic
 from lora_a2.model.adapter_schema import ClassifierConfig
 from lora_a2.model.backbone import load_backbone
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.fingerprint import fingerprint, require_same
 from lora_a2.model.peft_io import CLASSIFIER, HEAD, checked, classifier_files, one_line, read_classifier
 from lora_a2.model.pretrained import Model
-from lora_a2.types import Adapter, Base, FloatArray, weight_name
+from lora_a2.system.files import seal, write_atomic
 
 
 def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: Base) -> None:

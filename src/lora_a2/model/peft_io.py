@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from lora_a2.core.types import Adapter, FloatArray
 from lora_a2.errors import RunError
-from lora_a2.files import SUMS, check, write_all
 from lora_a2.model.adapter_schema import (
     PREFIX,
     ClassifierConfig,
@@ -30,7 +30,7 @@ from lora_a2.model.adapter_schema import (
     read_tensors,
 )
 from lora_a2.model.pretrained import Model
-from lora_a2.types import Adapter, FloatArray
+from lora_a2.system.files import SUMS, check, write_all
 
 CONFIG, TENSORS, HEAD, CLASSIFIER = (
     "adapter_config.json",

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
 from lora_a2.model.checkpoint import find_file
-from lora_a2.model.packing import Pooling
 
 _MODES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 """sentence-transformers' names of the poolings that are known here."""

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import FloatArray, Layout
+from lora_a2.engine.calling import hidden_width
+from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.packing import Pooling
+from lora_a2.engine.precision import pick_device, pick_dtype
+from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import load_backbone
-from lora_a2.model.calling import hidden_width
 from lora_a2.model.catalog import full_parameters
-from lora_a2.model.classifier import Classifier
 from lora_a2.model.defaults import model_defaults
-from lora_a2.model.packing import Pooling
-from lora_a2.model.precision import pick_device, pick_dtype
-from lora_a2.model.targets import find_target_modules
-from lora_a2.randomness import generator
-from lora_a2.types import FloatArray, Layout
 
 LARGEST_UNKNOWN_SHARE = 0.5
 """Of a data set's tokens, special ones apart."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from lora_a2.text import plain
+from lora_a2.system.text import plain
 
 log = logging.getLogger("lora_a2.node")
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_a2.config import RunConfig
+from lora_a2.config.run import RunConfig
 from lora_a2.data.labelled import Examples
 from lora_a2.data.sources import count_rows, load_data, load_examples
+from lora_a2.engine.work import TokenizedExamples
+from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
-from lora_a2.simulation import Client
-from lora_a2.training.local import TokenizedExamples
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 
 from lora_a2 import codec
-from lora_a2.clients import ClientMemory, Federation, client_round, personal, receive, received_base
-from lora_a2.config import RunConfig, make_config
-from lora_a2.method import Method
+from lora_a2.config.run import RunConfig, make_config
+from lora_a2.config.setup import federation_of, open_model, profile_of
+from lora_a2.core.types import Adapter, Download
+from lora_a2.federation.agreement import Federation
+from lora_a2.federation.client import ClientMemory, client_round, personal, receive, received_base
+from lora_a2.federation.population import Client
+from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.node.logs import log
 from lora_a2.node.policy import NO_LIMITS, Policy
@@ -22,9 +26,6 @@ from lora_a2.node.protocol import Answer, Request
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
-from lora_a2.setup import federation_of, open_model, profile_of
-from lora_a2.simulation import Client
-from lora_a2.types import Adapter, Download
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
 """The client's own data, tokenised for a model."""

@@ -18,12 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from lora_a2.config import Int, RunConfig, load_config
-from lora_a2.config_errors import kebab, one_line
+from lora_a2.config.errors import kebab, one_line
+from lora_a2.config.run import Int, RunConfig, load_config
 from lora_a2.errors import ConfigError
 from lora_a2.methods import get_method
 from lora_a2.node.refusals import Reason, Refused
-from lora_a2.text import plain
+from lora_a2.system.text import plain
 
 
 def _list(value: Any) -> Any:

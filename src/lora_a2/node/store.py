@@ -17,11 +17,11 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from lora_a2.clients import ClientMemory
+from lora_a2.core.types import Factor, FloatArray
 from lora_a2.errors import NodeError
-from lora_a2.files import write_atomic
+from lora_a2.federation.client import ClientMemory
 from lora_a2.node.logs import log
-from lora_a2.types import Factor, FloatArray
+from lora_a2.system.files import write_atomic
 
 _NAME = re.compile(r"round-(\d+)\.kept")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lora_a2.core.types import Adapter, Factor, Factors, FloatArray, Mask
 from lora_a2.errors import ConfigError
-from lora_a2.types import Adapter, Factor, Factors, FloatArray, Mask
 
 DEFAULT_CLIPPING_NORM = 2.0
 """The smaller of the paper's two."""

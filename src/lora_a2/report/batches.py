@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lora_a2.display.progress import percent
 from lora_a2.errors import RunError
-from lora_a2.progress import percent
 from lora_a2.report.blocks import Cell, Section, table
 
 Shown = TypeVar("Shown")

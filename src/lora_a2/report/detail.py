@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_a2.analysis.convergence import client_accuracies, discordance
 from lora_a2.analysis.similarity import gradient_similarity
-from lora_a2.progress import human_bytes, percent
+from lora_a2.display.progress import human_bytes, percent
 from lora_a2.report import charts
 from lora_a2.report.blocks import Cell, Figure, Section, Table, table
 from lora_a2.report.clients import labels

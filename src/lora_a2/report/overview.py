@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_a2.analysis.convergence import pareto_front
-from lora_a2.progress import human_bytes, human_time, percent, saving
+from lora_a2.display.progress import human_bytes, human_time, percent, saving
 from lora_a2.report import charts
 from lora_a2.report.blocks import Cell, Figure, Section, table
 from lora_a2.report.inputs import Run

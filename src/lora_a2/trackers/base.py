@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_a2.files import read_sealed, write_sealed
+from lora_a2.system.files import read_sealed, write_sealed
 
 Parameter = str | int | float | bool
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_a2.driver import Observer, RunStart
 from lora_a2.errors import RunError
-from lora_a2.rounds import RoundRecord
+from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.federation.records import RoundRecord
 from lora_a2.trackers.base import Parameter, TrackedRun, Tracker
 
 _EVALUATED = ("accuracy", "macro_f1", "client_mean", "client_worst_tenth")

@@ -1,0 +1,168 @@
+"""What a configuration stands for, loaded: data, model, clients, and the plan that both ends of a federation derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_a2.config.run import RunConfig
+from lora_a2.core.budgets import rank_budgets
+from lora_a2.core.randomness import generator
+from lora_a2.core.sampling import cohort_size
+from lora_a2.core.types import ClientProfile
+from lora_a2.data.labelled import LabelledData
+from lora_a2.data.sources import BUILT_IN as BUILT_IN_DATA
+from lora_a2.data.sources import load_data
+from lora_a2.engine.precision import dtype_name
+from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
+from lora_a2.federation.exchange import RoundRules
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.population import Client, make_clients, make_profile
+from lora_a2.federation.probes import resolved_probe
+from lora_a2.methods import get_method
+from lora_a2.model.catalog import ALIASES
+from lora_a2.model.catalog import BUILT_IN as BUILT_IN_MODELS
+from lora_a2.model.defaults import model_defaults
+from lora_a2.model.pretrained import Model, load_model
+
+
+def absolute_names(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Options, by snake_case or kebab-case key, with data and models that lie in `folder` by their absolute paths.
+
+    Names that are built in, or a hub's, stay as they are.
+    """
+    found = dict(values)
+    for key, value in values.items():
+        path = folder / Path(str(value)).expanduser()
+        if (
+            (key == "data" and value not in BUILT_IN_DATA and path.exists())
+            or (key == "model" and ALIASES.get(str(value), value) not in BUILT_IN_MODELS and path.is_dir())
+            or (key in ("test_data", "test-data", "output_dir") and value is not None)
+        ):
+            found[key] = str(path.absolute())
+    return found
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with every file and folder by its absolute path, so that a run can be taken up from anywhere."""
+    named = {name: getattr(config, name) for name in ("data", "model", "test_data", "output_dir")}
+    return config.model_copy(update=absolute_names(named, Path.cwd()))
+
+
+def open_data(config: RunConfig) -> LabelledData:
+    """The data set of a configuration.
+
+    Raises:
+        DataError: it cannot be found, read, or used.
+    """
+    return load_data(**config.data_options())
+
+
+def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
+    """The model of a configuration, with a head for these labels.
+
+    Raises:
+        ModelError: no such model, or nothing in it to adapt.
+    """
+    return load_model(
+        config.model,
+        labels=label_names,
+        target_modules=config.target_modules,
+        head=config.head,
+        head_scale=config.head_scale or model_defaults(config.model).head_scale,
+        pooling=config.pooling,
+        dtype=config.dtype,
+        device=config.device,
+        max_length=config.max_length,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def open_clients(config: RunConfig, data: LabelledData, model: Model) -> tuple[Client, ...]:
+    """The data set split over the clients.
+
+    Raises:
+        ConfigError: a split that the data do not allow.
+    """
+    return make_clients(data, model, **config.split_options())
+
+
+def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
+    """The configuration with the defaults filled in that depend on model and clients."""
+    method, defaults = get_method(config.method), model_defaults(config.model)
+    return config.model_copy(
+        update={
+            "num_clients": num_clients,
+            "head_scale": config.head_scale or defaults.head_scale,
+            "pooling": model.classifier.pooling,
+            "dtype": dtype_name(model.classifier.dtype),
+            "device": str(model.classifier.device),
+            "learning_rate": learning_rate(config),
+            "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
+            **resolved_probe(method, config.probe, config.probe_batches),
+            "cohort_size": config.cohort_size or _usual_cohort(model, num_clients, config.fraction_train),
+        }
+    )
+
+
+def learning_rate(config: RunConfig) -> float:
+    """The learning rate of A in a run: the one given, or the default of method and model."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return usual_learning_rate(config.model, get_method(config.method))
+
+
+def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
+    """One client at a time on a CPU, where more gain nothing; the whole cohort on a GPU."""
+    return 1 if model.classifier.device.type == "cpu" else cohort_size(num_clients, fraction_train)
+
+
+def federation_of(config: RunConfig, model: Model) -> Federation:
+    """What both ends agree on; `config` is resolved. It depends on no client's data."""
+    method = config.chosen_method()
+    return make_federation(
+        model,
+        method,
+        rank=config.r if method.select else max(_budgets(config)),
+        lora_alpha=config.lora_alpha,
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        learning_rate_ratio=config.learning_rate_ratio,
+        weight_decay=config.weight_decay,
+        wire_dtype=config.wire_dtype,
+        probe=config.probe,
+        probe_batches=config.probe_batches,
+        laplace_epsilon=config.laplace_epsilon,
+        laplace_clipping_norm=config.laplace_clipping_norm,
+        seed=config.seed,
+    )
+
+
+def profile_of(config: RunConfig, client: int, num_examples: int) -> ClientProfile:
+    """The profile of one of the configuration's clients, numbered from 0; `config` is resolved."""
+    return make_profile(config.chosen_method(), client, config.r, _budgets(config)[client], num_examples)
+
+
+def _budgets(config: RunConfig) -> tuple[int, ...]:
+    assert config.num_clients is not None, "the configuration is resolved"
+    return rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
+
+
+def plan_of(
+    config: RunConfig, model: Model, clients: Sequence[tuple[int, int]], rules: RoundRules | None = None
+) -> Plan:
+    """The plan of a run with these clients, (number, number of examples) each; `config` is resolved."""
+    assert config.cohort_size is not None, "the configuration is resolved"
+    return Plan(
+        federation=federation_of(config, model),
+        profiles=tuple(profile_of(config, client, num_examples) for client, num_examples in clients),
+        num_server_rounds=config.num_server_rounds,
+        fraction_train=config.fraction_train,
+        eval_every=config.eval_every,
+        cohort_size=config.cohort_size,
+        num_workers=config.num_workers,
+        rules=rules or RoundRules(max_update_ratio=config.max_update_ratio or None),
+    )

@@ -1,0 +1,1 @@
+"""Values and exact maths on them. NumPy only."""

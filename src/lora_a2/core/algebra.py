@@ -1,0 +1,128 @@
+"""Exact maths on adapters. NumPy only.
+
+Shapes: A (r, d_in), B (d_out, r), ΔW = scaling · B @ A (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lora_a2.core.types import Adapter, Base, BaseUpdate, Factor, Factors, FloatArray, Layout, Mask
+
+
+def difference(end: Adapter, start: Adapter, trainable: frozenset[Factor], mask: Mask | None = None) -> Adapter:
+    """`end − start` in the trained factors and the head, zero elsewhere and in rank slices that `mask` leaves out."""
+
+    def moved(name: str, factor: Factor) -> FloatArray:
+        old = start.factors[name].get(factor)
+        if factor not in trainable:
+            return np.zeros_like(old)
+        change = end.factors[name].get(factor) - old
+        if mask is not None:
+            keep = mask[name]
+            change = np.where(keep[:, None] if factor == "A" else keep, change, np.float32(0))
+        return np.ascontiguousarray(change, np.float32)
+
+    factors = {name: Factors(A=moved(name, "A"), B=moved(name, "B")) for name in start.factors}
+    head = {name: end.head[name] - values for name, values in start.head.items()}
+    return Adapter(factors, start.lora_alpha, head)
+
+
+def add(start: Adapter, update: Adapter) -> Adapter:
+    """`start + update`, factor by factor and for the head."""
+    factors = {
+        name: Factors(A=f.A + update.factors[name].A, B=f.B + update.factors[name].B)
+        for name, f in start.factors.items()
+    }
+    return Adapter(factors, start.lora_alpha, {name: v + update.head[name] for name, v in start.head.items()})
+
+
+def delta_weight(adapter: Adapter, name: str) -> FloatArray:
+    """scaling · B @ A of one module, (d_out, d_in)."""
+    f = adapter.factors[name]
+    product: FloatArray = np.float32(adapter.scaling) * (f.B @ f.A)
+    return product
+
+
+def initial_adapter(
+    layout: Layout, rank: int, lora_alpha: float, rng: np.random.Generator, head: dict[str, FloatArray] | None = None
+) -> Adapter:
+    """B = 0 and A Gaussian, the start of every run (paper: Setting).
+
+    The paper leaves A's standard deviation open; 1/√(3·d_in) is the variance of PEFT's default start.
+    Drawn in the layout's order from `rng`.
+    """
+    factors = {
+        m.name: Factors(
+            A=_gaussian((rank, m.d_in), rng),
+            B=np.zeros((m.d_out, rank), np.float32),
+        )
+        for m in layout.modules
+    }
+    return Adapter(factors, lora_alpha, head or {})
+
+
+def truncate(adapter: Adapter, rank: int) -> Adapter:
+    """The first `rank` rank slices, at the same scaling: lora_alpha shrinks with the rank."""
+    if rank == adapter.rank:
+        return adapter
+    factors = {
+        name: Factors(A=f.A[:rank], B=np.ascontiguousarray(f.B[:, :rank])) for name, f in adapter.factors.items()
+    }
+    return replace(adapter, factors=factors, lora_alpha=adapter.scaling * rank)
+
+
+def restarted(adapter: Adapter, rng: np.random.Generator) -> Adapter:
+    """An adapter of the same shapes as at the start of a run, B = 0 and A drawn anew; the head stays."""
+    factors = {name: Factors(A=_gaussian(f.A.shape, rng), B=np.zeros_like(f.B)) for name, f in adapter.factors.items()}
+    return replace(adapter, factors=factors)
+
+
+def _gaussian(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+    rows: FloatArray = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(3 * shape[1]))
+    return rows
+
+
+def stacked(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """Factors of rank Σ r_k whose product is Σ_k c_k · B_k @ A_k, for pairs (c_k, factors)."""
+    return Factors(
+        A=np.concatenate([f.A for _, f in parts]), B=np.concatenate([np.float32(c) * f.B for c, f in parts], axis=1)
+    )
+
+
+def factored_svd(product: Factors) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """U (d_out, R), singular values (R,) and Vᵀ (R, d_in) of B @ A, without forming it; R = min(rank, d_out, d_in).
+
+    With B = Q_B R_B and Aᵀ = Q_A R_A, B A = Q_B (R_B R_Aᵀ) Q_Aᵀ: the SVD of the small core gives that of the product.
+    Both sides have orthonormal columns and rows also where singular values are zero. Computed in float64, so that
+    neither large nor nearly equal singular values of the whole product can keep it from converging.
+    """
+    qb, rb = np.linalg.qr(product.B.astype(np.float64))
+    qa, ra = np.linalg.qr(product.A.T.astype(np.float64))
+    u, values, vt = np.linalg.svd(rb @ ra.T, full_matrices=False)
+    return (qb @ u).astype(np.float32), values.astype(np.float32), (vt @ qa.T).astype(np.float32)
+
+
+def dense(change: FloatArray | Factors) -> FloatArray:
+    """A weight's change (d_out, d_in) from either of its forms."""
+    if not isinstance(change, Factors):
+        return change
+    product: FloatArray = change.B @ change.A
+    return product
+
+
+def smaller(change: Factors) -> FloatArray | Factors:
+    """The form of a change that has fewer values: its factors, or their product."""
+    rank, (d_out, d_in) = change.rank, (change.B.shape[0], change.A.shape[1])
+    return change if rank * (d_out + d_in) < d_out * d_in else dense(change)
+
+
+def moved_base(base: Base, update: BaseUpdate) -> Base:
+    """`base` after `update`. Server and clients compute it from the same values, and so hold the same."""
+    if not update:
+        return base
+    changes = {name: dense(change) for name, change in update.items()}
+    return {**base, **{name: base[name] + c if name in base else c for name, c in changes.items()}}

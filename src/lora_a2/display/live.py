@@ -1,0 +1,236 @@
+"""What a user sees of a run: a live display on a terminal, plain lines elsewhere, and the summary at the end.
+
+Progress goes to standard error, so that standard output holds results only.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, percent, saving, sparkline
+from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.system.text import visible
+
+if TYPE_CHECKING:
+    from lora_a2.federation.records import RoundRecord
+    from lora_a2.runs.jobs import RunSummary
+
+_WIDE = 200
+
+
+class PlainConsole(Console):
+    """A console on which texts are what they say: a user's brackets are no markup, and control characters are shown."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As the original, for text that is nobody's markup, in one line."""
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+
+
+class Display(Observer):
+    """An observer that is entered for the length of a run. This one adds up and shows nothing."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.output_dir: str | None = None
+        self.progress: Progress | None = None
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, progress: Progress, finished: RoundRecord | None) -> None:
+        """Called after every change; `finished` is the round that just ended, if one did. For displays to override."""
+
+    def started(self, start: RunStart) -> None:
+        """Begins the progress."""
+        everyone = start.cohort_size == start.num_clients
+        clients = f"{start.num_clients} clients" if everyone else f"{start.cohort_size} of {start.num_clients} clients"
+        title = f"{start.method}: {start.model} on {start.data}, {clients} a round"
+        if start.first_round > 1:
+            left = start.first_round <= start.num_server_rounds
+            title += f", continued at round {start.first_round}" if left else ", finished already"
+        self.output_dir = start.output_dir
+        self.progress = Progress(
+            title,
+            start.first_round,
+            start.num_server_rounds,
+            start.cohort_size,
+            start.full_finetuning_bytes_per_round,
+            self._clock,
+            began=self._clock(),
+        )
+        self.show(self.progress, None)
+
+    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
+        """Counts the clients of the round."""
+        if self.progress is not None:
+            self.progress.clients_done, self.progress.cohort = done, cohort
+            self.show(self.progress, None)
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Adds up, and tells of refused replies."""
+        if self.progress is None:
+            return
+        self.progress.add(record)
+        self.show(self.progress, record)
+        if record.server_round >= self.progress.first_round:
+            for client, reason in record.refused.items():
+                self.note(f"Round {record.server_round}: the reply of client {client} was refused: {reason}")
+
+
+class SilentDisplay(Display):
+    """Shows nothing, for --quiet; notes are still worth a line."""
+
+    def note(self, text: str) -> None:
+        """Prints it to standard error."""
+        _print_line(PlainConsole(stderr=True), text)
+
+
+class PlainDisplay(Display):
+    """One line a round, for logs and pipes."""
+
+    def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+        super().__init__(clock)
+        self._console = console or PlainConsole(stderr=True)
+
+    def note(self, text: str) -> None:
+        """Prints it."""
+        _print_line(self._console, text)
+
+    def show(self, progress: Progress, finished: RoundRecord | None) -> None:
+        """The title at first, then a line for every round that this process trained."""
+        if finished is None:
+            if progress.rounds_done == progress.clients_done == 0:
+                self.note(progress.title)
+        elif finished.server_round >= progress.first_round:
+            self.note(_round_line(progress, finished))
+
+
+class LiveDisplay(Display):
+    """Bars for rounds and cohort, accuracy with its trend, traffic, time left."""
+
+    def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+        super().__init__(clock)
+        self._console = console or PlainConsole(stderr=True)
+        waiting = Spinner("dots", "Loading model and data …")
+        self._live = Live(waiting, console=self._console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Prints it above the display."""
+        _print_line(self._console, text)
+
+    def show(self, progress: Progress, finished: RoundRecord | None) -> None:
+        """Draws everything anew; rich limits how often it reaches the screen."""
+        self._live.update(render(progress))
+
+
+def render(progress: Progress) -> RenderableType:
+    """The live display of a moment."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_row("Rounds", _bar(progress.rounds_done, progress.num_server_rounds))
+    grid.add_row("Clients", _bar(progress.clients_done, progress.cohort))
+    if progress.accuracies:
+        latest, best = progress.accuracies[-1], max(progress.accuracies)
+        best_text = "" if latest == best else f"   best {percent(best)}"
+        trend = sparkline(progress.accuracies)
+        grid.add_row("Test accuracy", Text.assemble((percent(latest), "bold green"), f"   {trend}{best_text}"))
+    traffic = f"{human_bytes(progress.uploaded_bytes)} up   {human_bytes(progress.downloaded_bytes)} down"
+    grid.add_row("Traffic", traffic)
+    if progress.saved:
+        grid.add_row("Full fine-tuning", f"{human_bytes(progress.full_bytes)} up   saved {progress.saved}")
+    grid.add_row("Time left", progress.time_left or "…")
+    return Group(Text(visible(progress.title), style="bold"), grid)
+
+
+def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
+    """Names and values in two columns, to standard output; values are never cut or wrapped."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        _print_line(console or stdout_console(), f"{name:<{width}}  {value}")
+
+
+def print_summary(summary: RunSummary, console: Console | None = None) -> None:
+    """The result of a run, where it is, and what to type next; to standard output."""
+    console = console or stdout_console()
+    rows = [
+        ("Test accuracy", percent(summary.accuracy)),
+        (
+            "Worst tenth of clients",
+            percent(summary.client_worst_tenth) if summary.client_worst_tenth is not None else "-",
+        ),
+        *([] if summary.personal_accuracy is None else [("Personal models", percent(summary.personal_accuracy))]),
+        ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
+        ("Downloaded", human_bytes(summary.downloaded_bytes)),
+        ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
+        ("Saved (uploads)", saving(summary.reduction_percent)),
+        ("Server rounds", f"{summary.server_rounds}"),
+        ("Time", human_time(summary.seconds)),
+        ("Peak memory", human_bytes(summary.peak_memory_bytes)),
+        ("Run directory", summary.output_dir),
+    ]
+    print_table(rows, console)
+    folder = shlex.quote(summary.output_dir)
+    _print_line(console, "")
+    _print_line(console, f'Next: lora-a2 predict {folder} "your text"')
+    _print_line(console, f"      lora-a2 evaluate {folder}")
+
+
+def choose_display(quiet: bool) -> Display:
+    """Nothing if `quiet`; a live display if standard error is a terminal; else plain lines."""
+    if quiet:
+        return SilentDisplay()
+    console = PlainConsole(stderr=True)
+    return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
+
+
+def stdout_console() -> Console:
+    """A console for results; in a file or a pipe tables are as wide as they need, so that no figure is cut."""
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=_WIDE)
+
+
+def _bar(done: int, total: int) -> RenderableType:
+    row = Table.grid(padding=(0, 2))
+    row.add_row(ProgressBar(total=max(total, 1), completed=done, width=40), f"{done}/{total}")
+    return row
+
+
+def _round_line(progress: Progress, record: RoundRecord) -> str:
+    accuracy = f"accuracy {percent(record.metrics['accuracy'])}, " if "accuracy" in record.metrics else ""
+    full = f" (full fine-tuning {human_bytes(progress.full_bytes)}, saved {progress.saved})" if progress.saved else ""
+    return (
+        f"round {record.server_round}/{progress.num_server_rounds}: {accuracy}loss {record.train_loss:.3f}, "
+        f"so far {human_bytes(progress.uploaded_bytes)} up, {human_bytes(progress.downloaded_bytes)} down{full}, "
+        f"{progress.time_left or '?'} left"
+    )
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(visible(text), soft_wrap=True, markup=False, highlight=False, emoji=False)

@@ -1,0 +1,1 @@
+"""Local training of a cohort, at the speed of the hardware."""

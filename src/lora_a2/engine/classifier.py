@@ -1,0 +1,295 @@
+"""A frozen backbone with cohort LoRA layers, a pooling and a classification head: what is trained and evaluated.
+
+Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from lora_a2.core.types import Adapter, Base, FloatArray, ModuleShape, weight_name
+from lora_a2.engine.fit import find_fit
+from lora_a2.engine.kernels.activations import tabulate
+from lora_a2.engine.kernels.attention import ATTENTION, packed_attention
+from lora_a2.engine.lora import LoraLinear, Slot, install, share_inputs
+from lora_a2.engine.packing import PackedBatch, Pooling, pack
+from lora_a2.engine.padding import PaddedBatch, pad
+from lora_a2.engine.precision import dtypes_in
+from lora_a2.engine.prefix import Blocks, Prefix, chunks
+from lora_a2.engine.targets import block_lists
+from lora_a2.engine.transfer import to_device
+from lora_a2.errors import ModelError
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+Batch = PackedBatch | PaddedBatch
+PREFIX_LIMIT = 2**30
+"""Bytes of activations that a classifier may keep for a round."""
+
+Head = Mapping[str, FloatArray]
+"""`weight` (C, H) and `bias` (C,)."""
+
+
+class Classifier:
+    """Owns `backbone` (its target linear layers are replaced) and keeps it frozen.
+
+    Args:
+        backbone: what `AutoModel` gives, in float32; on its device.
+        modules: the target modules.
+        pooling: how token vectors become a sentence vector.
+        head: the classification head.
+        dtype: of the frozen weights and the activations; adapters and optimizer state are float32.
+        pad_token_id: fills clients up to the longest of a cohort; never attended to.
+        max_length: tokens of the longest sentence that will come.
+
+    Attributes:
+        room: tokens of the longest sentence that the backbone takes; None: any.
+        note: what the user should know of this model: why it is slower than others; None: nothing.
+        alone: clients of a cohort would feel each other's adapters, so that they can only train one by one.
+
+    Raises:
+        ModelError: the backbone cannot be used; the message says why.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        modules: Sequence[ModuleShape],
+        *,
+        pooling: Pooling,
+        head: Head,
+        dtype: torch.dtype = torch.float32,
+        pad_token_id: int = 0,
+        max_length: int = 128,
+    ) -> None:
+        self.backbone = backbone.requires_grad_(False)
+        self.backbone.train(False)
+        self.pooling = pooling
+        self.dtype = dtype
+        self.pad_token_id = pad_token_id
+        self.device = next(backbone.parameters()).device
+        fit = find_fit(backbone, max_length, pad_token_id)
+        self.room, self._positions = fit.room, fit.positions
+        self.note = (
+            None
+            if fit.reason is None
+            else f"{type(backbone).__name__} is trained on padded sentences, which is slower: {fit.reason}."
+        )
+        kinds = {} if dtype == torch.float32 else dtypes_in(backbone, dtype)
+        self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
+        self._groups = [layer.group for layer in self.layers.values()]
+        self._loaded: Adapter | None = None
+        lists = block_lists(backbone)
+        self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
+        self._base: Base = {}
+        self._pretrained: dict[str, Tensor] = {}
+        self._cast_rest(kinds)
+        tabulate(backbone)
+        self.load(None)
+        self._groups = share_inputs(self.layers, lambda: self.encode(self.pack([[np.arange(3)]])))
+        self.load(None)
+        self._check_gradient()
+        self.alone = self._mixes_clients()
+        self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """C."""
+        return int(self.head["weight"].shape[0])
+
+    def _cast_rest(self, kinds: Mapping[str, torch.dtype]) -> None:
+        """Gives everything but the LoRA layers' masters the number type that it has in Transformers' own model."""
+        masters = {id(p) for layer in self.layers.values() for p in layer.parameters()}
+        for name, tensor in [*self.backbone.named_parameters(), *self.backbone.named_buffers()]:
+            if id(tensor) not in masters and tensor.is_floating_point():
+                tensor.data = tensor.data.to(kinds.get(name, self.dtype))
+
+    def _check_gradient(self) -> None:
+        """Refuses a backbone through which no gradient passes, such as one with a backward pass of its own.
+
+        Raises:
+            ModelError: none reaches a layer.
+        """
+        ones = {n: (torch.ones(1, 1, m.d_in), torch.ones(1, 1, m.d_out)) for n, m in self.layers.items()}
+        slots = {
+            n: Slot(
+                *(v.to(self.device, self.dtype) for v in pair), *(torch.zeros_like(v, device=self.device) for v in pair)
+            )
+            for n, pair in ones.items()
+        }
+        none = ModelError(
+            f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
+        )
+        with torch.enable_grad(), self.slots(slots):
+            vectors = self.encode(self.pack([[np.arange(3, 10)]]))
+            try:
+                vectors.square().sum().backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:  # a backward pass of its own, or values that it has changed since
+                raise none from error
+        if not any(slot.dBt is not None and bool(slot.dBt.any()) for slot in slots.values()):
+            raise none
+
+    @torch.no_grad()
+    def _mixes_clients(self) -> bool:
+        """Whether what the second of two clients adds reaches the first one's sentence.
+
+        So it is where a layer reads what both share, such as embeddings of relative positions, or where rows are not client by client.
+        """
+        batch = self.pack([[np.arange(5, 12)], [np.arange(5, 9)]])
+
+        def ramps(width: int, strength: float = 1.0) -> Tensor:
+            ramp = torch.linspace(-1, 1, width, device=self.device, dtype=self.dtype)
+            return torch.stack([0 * ramp, strength * ramp])[:, None]
+
+        def first_beside(strength: float) -> Tensor:
+            with self.slots({n: Slot(ramps(m.d_in), ramps(m.d_out, strength)) for n, m in self.layers.items()}):
+                return self.encode(batch)[0]
+
+        try:
+            plain = first_beside(0.0)
+            return not torch.allclose(first_beside(1.0), plain, rtol=1e-6, atol=1e-6 * float(plain.abs().max()))
+        except RuntimeError:
+            return True  # what is shared cannot even be divided
+
+    def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> Batch:
+        """Token ids of each client's sentences → a batch on this classifier's device."""
+        if self.note is not None:
+            return self._pad(cohort)
+        return pack(
+            cohort,
+            pooling=self.pooling,
+            pad_token_id=self.pad_token_id,
+            positions=self._positions,
+            device=self.device,
+        )
+
+    def _pad(self, cohort: Sequence[Sequence[np.ndarray]]) -> PaddedBatch:
+        return pad(cohort, pooling=self.pooling, pad_token_id=self.pad_token_id, device=self.device)
+
+    def twin(self) -> Classifier:
+        """Another classifier over the same frozen tensors, for use beside this one in another thread."""
+        shared = [*self.backbone.parameters(), *self.backbone.buffers(), *self.head.values()]
+        twin = copy.deepcopy(self, {id(value): value for value in (*shared, self._loaded)})
+        twin.load(None)
+        return twin
+
+    def load(self, adapter: Adapter | None) -> None:
+        """Merges an adapter's B·A into the frozen weights (None: the plain base); nothing to do if it is there already.
+
+        The sum is formed in float32 and rounded once to the compute dtype.
+        """
+        if adapter is self._loaded and self._loaded is not None:
+            return
+        deltas: dict[int, Tensor] = {}
+        for name, layer in self.layers.items():
+            if adapter is not None and adapter.factors[name].B.any():
+                f = adapter.factors[name]
+                b, a = (to_device(v, self.device) for v in (f.B, f.A))
+                deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
+            moved = self._base.get(weight_name(name))
+            if moved is not None:
+                change = to_device(moved, self.device)
+                deltas[id(layer)] = deltas[id(layer)] + change if id(layer) in deltas else change
+        for group in self._groups:
+            group.load([deltas.get(id(member)) for member in group.members], self.dtype)
+        self._loaded = adapter
+
+    def set_base(self, base: Base) -> None:
+        """Moves the frozen weights to pre-trained + `base`; the next `load` merges an adapter into these."""
+        if base is self._base or not (base or self._base):
+            return
+        targets = {weight_name(name) for name in self.layers}
+        parameters = dict(self.backbone.named_parameters())
+        for name in (base.keys() | self._base.keys()) - targets:
+            parameter = parameters[name]
+            origin = self._pretrained.setdefault(name, parameter.detach().clone())
+            change = to_device(base[name], self.device) if name in base else torch.zeros_like(origin)
+            parameter.data = (origin.float() + change).to(origin.dtype)
+        self._base = base
+        self.load(None)
+
+    @contextmanager
+    def slots(self, slots: Mapping[str, Slot]) -> Iterator[None]:
+        """What the clients of a forward pass add to the merged weights, module by module; gone afterwards."""
+        for name, slot in slots.items():
+            self.layers[name].slot = slot
+        try:
+            yield
+        finally:
+            for name in slots:
+                self.layers[name].slot = None
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        hidden: Tensor = self.backbone(**batch.inputs).last_hidden_state
+        return hidden
+
+    def encode(self, batch: Batch, entry: tuple[int, Tensor] | None = None) -> Tensor:
+        """Sentence vectors (N, H) float32, in the order of `batch.sentences`.
+
+        `entry`: a block and the hidden states (1, K·T, H) that enter it; the blocks below are not computed.
+        """
+        if entry is None or self._blocks is None:
+            return batch.vectors(self._hidden(batch))
+        with self._blocks.entering(*entry):
+            return batch.vectors(self._hidden(batch))
+
+    @torch.no_grad()
+    def prefix(
+        self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]], limit: int = PREFIX_LIMIT
+    ) -> Prefix | None:
+        """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
+
+        None where that is the first block, where they would take more than `limit` bytes, or where sentences are padded.
+        """
+        if self.note is not None:
+            return None
+        block = 0 if self._blocks is None else self._blocks.lowest(modules)
+        sentences = [s for client in cohort for s in client]
+        lengths = np.array([len(s) for s in sentences])
+        width = int(self.head["weight"].shape[1])
+        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > limit:
+            return None
+        starts = np.cumsum(lengths) - lengths
+        hidden = torch.empty(int(lengths.sum()), width, dtype=self.dtype, device=self.device)
+        for chosen in chunks(lengths):
+            batch = self.pack([[sentences[i] for i in chosen]])
+            found: list[Tensor] = []
+            with self._blocks.reading(block, found):
+                self._hidden(batch)
+            rows = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in chosen])
+            hidden[to_device(rows, self.device)] = found[0][0, : len(rows)]
+        ends = np.cumsum([len(client) for client in cohort])
+        return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
+
+    def encode_with(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """As `encode`, with other weights of the backbone, by name."""
+        hidden = torch.func.functional_call(self.backbone, dict(weights), (), batch.inputs).last_hidden_state
+        return batch.vectors(hidden)
+
+    def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""
+        head = self.head if head is None else head
+        return torch.nn.functional.linear(vectors, head["weight"], head["bias"])
+
+    @torch.no_grad()
+    def predict(self, adapter: Adapter | None, sentences: Sequence[np.ndarray], batch_size: int = 64) -> FloatArray:
+        """Logits (n, C) float32 of the merged model for n tokenised sentences, in their order."""
+        self.load(adapter)
+        head = None
+        if adapter is not None and adapter.head:
+            head = {name: torch.tensor(v, device=self.device) for name, v in adapter.head.items()}
+        logits = np.empty((len(sentences), self.num_labels), np.float32)
+        order = np.argsort([len(s) for s in sentences], kind="stable")
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.pack([[sentences[i] for i in chosen]])
+            values = self.logits(self.encode(batch), head).cpu().numpy()
+            logits[chosen[batch.sentences.cpu().numpy()]] = values
+        return logits

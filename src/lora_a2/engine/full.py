@@ -1,0 +1,102 @@
+"""Local training of every weight of the backbone: the path of full fine-tuning, beside the LoRA engine.
+
+One client after the other. Weights are float32 masters; each step casts them to the compute dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lora_a2.core.types import Base, FloatArray
+from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.lora import LoraLinear
+from lora_a2.engine.transfer import to_device
+from lora_a2.engine.work import ClientTask, TrainingSettings
+
+
+def weight_shapes(classifier: Classifier) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of the backbone's weights, target modules as (d_out, d_in)."""
+    with plain_layers(classifier):
+        return tuple((name, tuple(p.shape)) for name, p in classifier.backbone.named_parameters())
+
+
+@contextmanager
+def plain_layers(classifier: Classifier) -> Iterator[None]:
+    """Linear layers in the places of the LoRA layers, on the same weights, for as long as this is entered."""
+    for name, layer in classifier.layers.items():
+        linear = nn.Linear(layer.d_in, layer.d_out, bias=layer.bias is not None, device="meta")
+        linear.weight = layer.base
+        if layer.bias is not None:
+            linear.bias = layer.bias
+        _put(classifier, name, linear)
+    try:
+        yield
+    finally:
+        for name, layer in classifier.layers.items():
+            _put(classifier, name, layer)
+
+
+def _put(classifier: Classifier, name: str, layer: nn.Module | LoraLinear) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(classifier.backbone.get_submodule(parent), child, layer)
+
+
+def train_full(
+    classifier: Classifier, task: ClientTask, base: Base, settings: TrainingSettings
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray], float]:
+    """Trains all weights from pre-trained + `base`, with AdamW at η_A, and a trained head with them.
+
+    `task.start` holds the head; its factors are not used.
+
+    Returns:
+        The weights' changes by name, the head's new values, and the mean loss over the epochs.
+    """
+    classifier.set_base({})
+    with plain_layers(classifier):
+        parameters = dict(classifier.backbone.named_parameters())
+        start = {name: _moved(p, base.get(name)) for name, p in parameters.items()}
+        weights = {name: value.clone().requires_grad_() for name, value in start.items()}
+        device = classifier.device
+        head = {name: torch.tensor(v, device=device).requires_grad_() for name, v in task.start.head.items()}
+        optimizer = torch.optim.AdamW(
+            [*weights.values(), *head.values()], lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+        for order in task.orders:
+            for i in range(0, len(order), settings.batch_size):
+                settings.between_steps()
+                rows = order[i : i + settings.batch_size]
+                loss = _loss(classifier, weights, head, task, rows)
+                optimizer.zero_grad()
+                loss.mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                loss_sum += loss.detach().double().sum()
+                seen += len(rows)
+    changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
+    return changes, {name: value.detach().cpu().numpy() for name, value in head.items()}, float(loss_sum) / max(seen, 1)
+
+
+def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:
+    origin = parameter.detach().float().clone()
+    return origin if change is None else origin + to_device(change, origin.device)
+
+
+def _loss(
+    classifier: Classifier,
+    weights: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    task: ClientTask,
+    rows: np.ndarray,
+) -> Tensor:
+    """Cross-entropy (n,) of a batch."""
+    batch = classifier.pack([[task.examples.input_ids[i] for i in rows]])
+    cast = {name: value.to(classifier.dtype) for name, value in weights.items()}
+    vectors = classifier.encode_with(cast, batch)
+    logits = classifier.logits(vectors, head or None)
+    target = to_device(task.examples.labels[rows], classifier.device)[batch.sentences]
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")

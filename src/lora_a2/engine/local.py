@@ -1,0 +1,181 @@
+"""Local training of a cohort: K clients in one forward and backward, each with its own adapter and AdamW.
+
+Shapes: K clients, P trained values of the client that trains most, A (K, R, d_in), B (K, d_out, R) a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_a2.core.types import Factor, Mask
+from lora_a2.engine.adamw import AdamW
+from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.packing import PackedBatch
+from lora_a2.engine.parameters import CohortParameters
+from lora_a2.engine.penalty import tail_gradient
+from lora_a2.engine.prefix import Prefix
+from lora_a2.engine.transfer import to_device
+from lora_a2.engine.work import ClientTask, Trained, TrainingSettings
+from lora_a2.errors import ModelError
+
+
+def train_cohort(
+    classifier: Classifier, tasks: Sequence[ClientTask], trainable: frozenset[Factor], settings: TrainingSettings
+) -> list[Trained]:
+    """Trains every task's adapter through all its epochs; the results come in the order of the tasks."""
+    return CohortTraining(classifier, tasks, trainable, settings).run()
+
+
+class CohortTraining:
+    """K clients in training, epoch by epoch.
+
+    The loss is the sum of the clients' means, so that no client feels another's batch; a client that has gone through its epochs
+    leaves. Unselected rank slices are not parameters at all, so nothing moves them. Where one
+    factor is trained and all start from one adapter, that start is merged into the frozen weights and only the
+    trained slices' change is computed beside them. What lies below the lowest trained module is computed once.
+
+    Raises:
+        ModelError: several clients, with a model that can only train one at a time.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        tasks: Sequence[ClientTask],
+        trainable: frozenset[Factor],
+        settings: TrainingSettings,
+    ) -> None:
+        if classifier.alone and len(tasks) > 1:
+            raise ModelError(f"{len(tasks)} clients in one pass: this model can only train one at a time.")
+        self._classifier, self._trainable, self._settings = classifier, trainable, settings
+        self._order = sorted(range(len(tasks)), key=lambda k: -sum(map(len, tasks[k].orders)))
+        self._begin([tasks[k] for k in self._order])
+        self._epochs_done = 0
+        self._losses = torch.zeros(len(tasks), dtype=torch.float64, device=classifier.device)
+        self._seen = np.zeros(len(tasks), np.int64)
+
+    def _begin(self, cohort: Sequence[ClientTask]) -> None:
+        self._cohort = cohort
+        self._merged = len(self._trainable) == 1 and all(t.start is cohort[0].start for t in cohort)
+        self._parameters = CohortParameters(cohort, self._trainable, self._merged, self._classifier)
+        self._rates = self._parameters.rates(self._settings)
+        self._optimizer = AdamW(self._parameters.values, self._rates, self._settings.weight_decay)
+
+    def run(self, epochs: int | None = None) -> list[Trained]:
+        """Trains that many epochs more (None: all that are left); where every client stands then."""
+        end = None if epochs is None else self._epochs_done + epochs
+        for gradient in self._gradients(self._epochs_done, end):
+            self._optimizer.step(gradient)
+        self._epochs_done = max(len(t.orders) for t in self._cohort) if end is None else end
+        return self._results()
+
+    def narrow(self, masks: Sequence[Mask]) -> None:
+        """Goes on with the masks' rank slices alone, a mask for each client, in the order of the tasks.
+
+        These keep their values and their AdamW state, as if nothing had happened; the others are back at the start.
+        """
+        before, optimizer = self._parameters, self._optimizer
+        self._begin([replace(t, mask=masks[k]) for t, k in zip(self._cohort, self._order, strict=True)])
+        pairs = (
+            (before.values, self._parameters.values),
+            (optimizer.mean, self._optimizer.mean),
+            (optimizer.square, self._optimizer.square),
+        )
+        for source, target in pairs:
+            self._parameters.take_over(before, source, target)
+        self._optimizer.count_from(optimizer)
+
+    def descend(self, batches: int) -> list[Trained]:
+        """Every client one step away from the start, by its gradients there of its first batches, so many or all it has.
+
+        The step is AdamW's, η · m / √v, with the plain means of the gradients and of their squares for the moments.
+        """
+        values = self._parameters.values
+        total, squares = torch.zeros_like(values), torch.zeros_like(values)
+        counts = np.zeros(len(self._cohort), np.float32)
+        for gradient in islice(self._gradients(0, 1), batches):
+            total[: len(gradient)] += gradient
+            squares[: len(gradient)] += gradient.square()
+            counts[: len(gradient)] += 1
+        number = to_device(counts, values.device)[:, None]
+        root = (squares / number).sqrt_().add_(1e-8)
+        values.sub_((total / number).div_(root).mul_(to_device(self._rates, values.device)))
+        return self._results()
+
+    def _gradients(self, first: int, end: int | None) -> Iterator[Tensor]:
+        """The gradient (K', P) of each step of the epochs `first` … `end` − 1, at the values of that moment."""
+        cohort, parameters, classifier = self._cohort, self._parameters, self._classifier
+        classifier.load(cohort[0].start if self._merged else None)
+        schedule = [list(_batches(t.orders[first:end], self._settings.batch_size)) for t in cohort]
+        prefix = classifier.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
+        for step in range(len(schedule[0])):
+            self._settings.between_steps()
+            active = sum(len(batches) > step for batches in schedule)
+            batches = [client[step] for client in schedule[:active]]
+            gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
+            if self._settings.penalty is not None:
+                gradient += tail_gradient(parameters, self._settings.penalty, active)
+            if self._settings.clipping_norm is not None:
+                _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
+            self._losses[:active] += loss
+            self._seen[:active] += [len(b) for b in batches]
+            yield gradient
+
+    def _results(self) -> list[Trained]:
+        means = self._losses.cpu().numpy() / np.maximum(self._seen, 1)
+        results = [Trained(self._parameters.adapter(i), float(mean)) for i, mean in enumerate(means)]
+        return [results[self._order.index(k)] for k in range(len(results))]
+
+
+def _clip(gradient: Tensor, trained: Tensor, norm: float) -> None:
+    """Scales each client's row of `gradient` (K', P) down to the L1 norm, counted over what is `trained` (1 or K', P)."""
+    norms = (gradient.abs() * trained).sum(1, keepdim=True)
+    gradient *= (norm / norms).clamp_(max=1)
+
+
+def _batches(orders: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    for order in orders:
+        yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+
+
+def _step(
+    classifier: Classifier,
+    parameters: CohortParameters,
+    prefix: Prefix | None,
+    cohort: Sequence[ClientTask],
+    batches: Sequence[np.ndarray],
+) -> tuple[Tensor, Tensor]:
+    """One forward and backward: gradient (K, P) float32, and each client's summed loss (K,)."""
+    sentences = [[t.examples.input_ids[i] for i in b] for t, b in zip(cohort, batches, strict=True)]
+    batch = classifier.pack(sentences)
+    entry = None
+    if prefix is not None:
+        assert isinstance(batch, PackedBatch), "padded batches have no prefix"
+        entry = prefix.block, prefix.rows(batches, [[len(s) for s in client] for client in sentences], batch)
+    sizes = np.array([len(b) for b in batches])
+    client = to_device(np.repeat(np.arange(len(cohort)), sizes), classifier.device)[batch.sentences]
+    labels = np.concatenate([t.examples.labels[b] for t, b in zip(cohort, batches, strict=True)])
+    slots, head = parameters.leaves(len(cohort))
+    with classifier.slots(slots):
+        vectors = classifier.encode(batch, entry)
+    logits = _logits(classifier, vectors, client, head)
+    target = to_device(labels, classifier.device)[batch.sentences]
+    loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    weights = to_device((1.0 / sizes).astype(np.float32), classifier.device)[client]
+    torch.autograd.backward((loss * weights).sum())
+    sums = torch.zeros(len(cohort), dtype=torch.float64, device=classifier.device)
+    return parameters.collected(len(cohort), head), sums.index_add_(0, client, loss.detach().double())
+
+
+def _logits(classifier: Classifier, vectors: Tensor, client: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+    """Logits (N, C): by the frozen head, or each sentence by its own client's head (K, C, H), (K, C)."""
+    if not head:
+        return classifier.logits(vectors)
+    logits = torch.einsum("nh,kch->knc", vectors, head["weight"]) + head["bias"][:, None]
+    return logits[client, torch.arange(len(client), device=client.device)]

@@ -1,0 +1,75 @@
+"""What local training is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lora_a2.core.types import Adapter, Mask
+from lora_a2.methods.base import TailPenalty
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """A client's examples: token ids (length,) int64 each, labels (n,) int64."""
+
+    input_ids: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, rows: np.ndarray) -> TokenizedExamples:
+        """The examples at `rows` (m,), in that order."""
+        return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels[rows])
+
+
+def _go_on() -> None:
+    """Ends no training."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Hyperparameters of local training.
+
+    η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalty` is added to the loss, and
+    not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
+    for itself, over all that it trains; None leaves it as it is. `between_steps` is called before every step, and may raise
+    to end the training.
+    """
+
+    batch_size: int
+    learning_rate: float
+    learning_rate_ratio: float
+    weight_decay: float = 0.01
+    penalty: TailPenalty | None = None
+    clipping_norm: float | None = None
+    between_steps: Callable[[], None] = field(default=_go_on, compare=False)
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One client's part in a cohort: its start, its examples, and the order in which its epochs go through them.
+
+    `mask` None trains every rank slice of the trained factors.
+    """
+
+    start: Adapter
+    examples: TokenizedExamples
+    mask: Mask | None
+    orders: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's adapter after its epochs, and the mean loss of its examples over them."""
+
+    adapter: Adapter
+    train_loss: float
+
+
+def epoch_orders(examples: int, epochs: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """A permutation of the examples for each epoch."""
+    return tuple(rng.permutation(examples) for _ in range(epochs))

@@ -1,0 +1,98 @@
+"""What both ends of a federation agree on before the first round, each from its own copy of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lora_a2.codec import ValueType
+from lora_a2.core.algebra import initial_adapter
+from lora_a2.core.randomness import generator
+from lora_a2.core.types import Adapter, Layout
+from lora_a2.engine.full import weight_shapes
+from lora_a2.engine.work import TrainingSettings
+from lora_a2.federation.probes import Probe, epoch, get_probe
+from lora_a2.methods.base import Method
+from lora_a2.model.defaults import model_defaults
+from lora_a2.model.pretrained import Model, layout_head
+from lora_a2.privacy.laplace import LaplaceNoise, make_noise
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What both ends of a federation agree on before the first round.
+
+    Attributes:
+        method: the algorithm.
+        layout: modules and head of the adapter.
+        initial: the seeded start at the server's rank; supplies factors that never travel.
+        seed: of every random number.
+        local_epochs: E.
+        training: hyperparameters of local training.
+        wire_dtype: value type of payloads.
+        probe: how clients choose rank slices, where the method selects them.
+        noise: what is added to uploads; drawn from the seed, so that it hides nothing from who knows that.
+    """
+
+    method: Method
+    layout: Layout
+    initial: Adapter
+    seed: int
+    local_epochs: int
+    training: TrainingSettings
+    wire_dtype: ValueType
+    probe: Probe = epoch
+    noise: LaplaceNoise | None = None
+
+
+def make_federation(
+    model: Model,
+    method: Method,
+    *,
+    rank: int,
+    lora_alpha: float,
+    local_epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    learning_rate_ratio: float | None,
+    weight_decay: float,
+    wire_dtype: ValueType,
+    probe: str | None,
+    probe_batches: int | None,
+    laplace_epsilon: float | None,
+    laplace_clipping_norm: float,
+    seed: int,
+) -> Federation:
+    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter.
+
+    Raises:
+        ConfigError: a probe, or noise, that is not for this method.
+    """
+    noise = make_noise(laplace_epsilon, laplace_clipping_norm, full=method.full)
+    return Federation(
+        method=method,
+        layout=federation_layout(model, method),
+        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
+        seed=seed,
+        local_epochs=local_epochs,
+        training=TrainingSettings(
+            batch_size=batch_size,
+            learning_rate=usual_learning_rate(model.name, method) if learning_rate is None else learning_rate,
+            learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
+            weight_decay=weight_decay,
+            penalty=method.penalty,
+            clipping_norm=noise.clipping_norm if noise is not None else None,
+        ),
+        wire_dtype=wire_dtype,
+        probe=get_probe(method, probe, probe_batches),
+        noise=noise,
+    )
+
+
+def usual_learning_rate(model: str, method: Method) -> float:
+    """The learning rate of A where none is given."""
+    return model_defaults(model).learning_rate * method.learning_rate_scale
+
+
+def federation_layout(model: Model, method: Method) -> Layout:
+    """The model's layout, with every weight where the method trains all of them."""
+    return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout

@@ -1,0 +1,238 @@
+"""What crosses the wire in a round, seen from the server: downloads out, replies in, screened and measured one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lora_a2 import codec
+from lora_a2.core.algebra import moved_base
+from lora_a2.core.types import ClientProfile, Download, Reply, ServerState, Upload
+from lora_a2.errors import CodecError, ReplyError
+from lora_a2.federation.agreement import Federation
+from lora_a2.federation.bounds import (
+    check_reach,
+    check_size,
+    check_usual,
+    credible_examples,
+    fair_share,
+    largest_move,
+    local_steps,
+    update_norm,
+    usual_norm,
+)
+from lora_a2.federation.client import receive
+from lora_a2.federation.records import ClientRecord, RoundRecord
+from lora_a2.federation.screening import screen
+from lora_a2.system.text import plain
+
+UNDECLARED = ArithmeticError, ValueError, LookupError, MemoryError
+"""What arithmetic on values that nobody foresaw may raise; np.linalg.LinAlgError is a ValueError."""
+
+
+def dispatch(federation: Federation, state: ServerState, profile: ClientProfile) -> bytes:
+    """The encoded download of one client for the round after `state`.
+
+    Base weights that moved travel in float32 whatever the value type, since rounding errors would add up in them: the
+    last round's change to clients that took part in it, all that changed to the others.
+    """
+    server_round = state.server_round + 1
+    method, layout = federation.method, federation.layout
+    download = Download(server_round, profile.id, method.shared(server_round), method.dispatch(state, profile))
+    frame = codec.encode_download(
+        download, layout, federation.wire_dtype, method.travels, sparse=method.compress is not None
+    )
+    whole = profile.id not in state.synced
+    update = moved_base(state.base, state.base_update) if whole else state.base_update
+    return codec.attach_base(frame, codec.BaseMessage(update, whole), layout, "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What came of a client instead of an upload: an error, or nothing in time. `received_bytes` crossed the wire."""
+
+    reason: str
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRules:
+    """What the server's operator demands of a round.
+
+    Attributes:
+        min_replies: so many usable replies.
+        max_examples: no client counts for more examples than this; None: for as many as it has.
+        max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
+            (`bounds.update_norm`); None: how far is not looked at.
+        fair_shares: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
+            place where it is given.
+        credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
+    """
+
+    min_replies: int = 1
+    max_examples: int | None = None
+    max_update_ratio: float | None = None
+    fair_shares: bool = False
+    credible_examples: int | None = None
+
+    def among(self, profiles: Sequence[ClientProfile]) -> RoundRules:
+        """The rules with the limits that follow from the clients that are there."""
+        counts = [profile.num_examples for profile in profiles]
+        rules = self
+        if counts and self.fair_shares and self.max_examples is None:
+            rules = replace(rules, max_examples=fair_share(counts))
+        if counts:
+            rules = replace(rules, credible_examples=credible_examples(counts))
+        return rules
+
+
+Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
+"""Takes each client's download, as many at a time as it likes, and yields what comes back, in any number: encoded uploads,
+and refusals that the driver knows of."""
+
+
+class Watch(Protocol):
+    """Hears of a round what the server sees of it."""
+
+    def begin(self) -> None:
+        """A round begins, or begins again after too few usable replies."""
+
+    def reply(self, reply: Reply) -> None:
+        """A reply counts; it is aggregated next."""
+
+
+class Exchange:
+    """What crosses the wire in a round, counted where it crosses, and what is still expected to come back.
+
+    Downloads are made when they are asked for and dropped when they are answered, so that memory does not grow with the
+    cohort.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        state: ServerState,
+        cohort: Sequence[ClientProfile],
+        rules: RoundRules,
+        history: Sequence[RoundRecord],
+    ) -> None:
+        self._federation, self._state, self._cohort, self._rules = federation, state, cohort, rules
+        self._usual = usual_norm(history)
+        self._open: dict[int, tuple[Download, bytes]] = {}
+        self.records: list[ClientRecord] = []
+        self.refused: dict[int, str] = {}
+        self.downloaded_bytes = self.downloaded_parameters = self.uploaded_bytes = 0
+        self.waited = self.moved = 0.0
+        self.broken: Exception | None = None
+
+    def downloads(self) -> Iterator[tuple[ClientProfile, bytes]]:
+        """Each client's encoded download.
+
+        Raises:
+            ReplyError: the state makes none.
+        """
+        for profile in self._cohort:
+            try:
+                data = dispatch(self._federation, self._state, profile)
+                download = receive(self._federation, data)
+            except (CodecError, *UNDECLARED) as error:
+                raise ReplyError(
+                    f"Round {self._state.server_round + 1}: the state makes no download for client {profile.id}: "
+                    f"{type(error).__name__}: {plain(error)}"
+                ) from error
+            self._open[profile.id] = download, data
+            self.downloaded_bytes += len(data)
+            self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
+            yield profile, data
+
+    def replies(
+        self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]], watch: Watch | None
+    ) -> Iterator[Reply]:
+        """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
+        while (item := self._next(incoming)) is not None:
+            profile, data = item
+            if isinstance(data, Refusal):
+                self.uploaded_bytes += data.received_bytes
+                self._refuse(profile, data.reason)
+                continue
+            self.uploaded_bytes += len(data)
+            try:
+                reply = self._screened(profile, data)
+            except (CodecError, ReplyError) as error:
+                self._refuse(profile, error)
+                continue
+            except UNDECLARED as error:
+                self._refuse(profile, f"{type(error).__name__}: {error}")
+                continue
+            if watch is not None:
+                watch.reply(reply)
+            yield reply
+
+    def _next(
+        self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]
+    ) -> tuple[ClientProfile, bytes | Refusal] | None:
+        mark = time.perf_counter()
+        try:
+            return next(incoming, None)
+        except Exception as error:
+            self.broken = error  # what goes wrong in training is no fault of the replies
+            raise
+        finally:
+            self.waited += time.perf_counter() - mark
+
+    def _refuse(self, profile: ClientProfile, reason: object) -> None:
+        self.refused[profile.id] = plain(reason, 400)
+
+    def _screened(self, profile: ClientProfile, data: bytes) -> Reply:
+        """The upload, and its record among `records`."""
+        federation, rules = self._federation, self._rules
+        if profile.id not in self._open:
+            raise ReplyError(f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked.")
+        download, sent = self._open.pop(profile.id)
+        upload = screen(federation, profile, download, data)
+        steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
+        check_size(federation, download, upload, steps)
+        norm = update_norm(federation, upload, steps)
+        if rules.max_update_ratio is not None:
+            check_reach(federation, download, upload, steps)
+            check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
+        upload = replace(upload, num_examples=_at_most(upload.num_examples, rules.max_examples))
+        record = _client_record(federation, profile, download, upload, sent, data)
+        self.records.append(replace(record, update_norm=norm))
+        self.moved = max(self.moved, largest_move(upload))
+        return Reply(profile, download, upload)
+
+
+def _at_most(number: int, most: int | None) -> int:
+    return number if most is None else min(number, most)
+
+
+def _downloaded_parameters(federation: Federation, download: Download, data: bytes) -> int:
+    layout, method = federation.layout, federation.method
+    received = codec.download_parameters(layout, download.adapter.rank, method.travels)
+    if method.compress is not None:
+        received -= codec.zero_entries(download.adapter, method.travels)
+    return received + codec.base_parameters(codec.read_base(data, layout).update)
+
+
+def _client_record(
+    federation: Federation, profile: ClientProfile, download: Download, upload: Upload, down: bytes, up: bytes
+) -> ClientRecord:
+    layout, rank, method = federation.layout, download.adapter.rank, federation.method
+    counts = {m.name: rank if upload.mask is None else int(upload.mask[m.name].sum()) for m in layout.modules}
+    sent = codec.upload_parameters(layout, rank, list(counts.values()), upload.trainable)
+    if method.compress is not None:
+        sent -= codec.zero_entries(upload.update, upload.trainable)
+    return ClientRecord(
+        id=profile.id,
+        num_examples=upload.num_examples,
+        rank_budget=profile.rank_budget,
+        uploaded_bytes=len(up),
+        uploaded_parameters=sent + codec.base_parameters(upload.base_update),
+        downloaded_bytes=len(down),
+        downloaded_parameters=_downloaded_parameters(federation, download, down),
+        train_loss=upload.train_loss,
+        selected={name: n for name, n in counts.items() if n},
+    )

@@ -1,0 +1,133 @@
+"""The rounds of a run, whoever drives them: what a run is planned to do, who hears of it, and the loop.
+
+A driver says who is there, carries bytes between server and clients, and evaluates; the loop is the same for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from lora_a2.core.sampling import choose_cohort
+from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.errors import ReplyError
+from lora_a2.federation.agreement import Federation
+from lora_a2.federation.bounds import WINDOW
+from lora_a2.federation.exchange import RoundRules, Train, Watch
+from lora_a2.federation.records import RoundRecord
+from lora_a2.federation.server import server_round
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """What is known of a run before its first round in this process, which is `first_round`.
+
+    `cohort_size` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
+    """
+
+    output_dir: str
+    num_clients: int
+    cohort_size: int
+    first_round: int
+    num_server_rounds: int
+    full_finetuning_bytes_per_round: int
+    method: str
+    model: str
+    data: str
+
+
+class Observer:
+    """Hears of a run's progress; each method does nothing unless overridden."""
+
+    def started(self, start: RunStart) -> None:
+        """Once, before the first round of this process."""
+
+    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
+        """After each client, or chunk of clients, of a round."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """After each round; on resuming also for each round that was done before."""
+
+    def note(self, text: str) -> None:
+        """A line that the user should see."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A federation together with who takes part, for how long, and how this machine goes about it.
+
+    `cohort_size` clients go through one forward and backward; `num_workers` such groups are computed side by side
+    (None: one a core on a CPU, one in all on an accelerator). `rules` say when a round counts.
+    """
+
+    federation: Federation
+    profiles: tuple[ClientProfile, ...]
+    num_server_rounds: int
+    fraction_train: float = 1.0
+    eval_every: int = 1
+    cohort_size: int = 1
+    num_workers: int | None = None
+    rules: RoundRules = field(default_factory=RoundRules)
+
+    def start(self) -> ServerState:
+        """The state before round 1."""
+        return ServerState(0, self.federation.initial, self.federation.seed)
+
+
+class Driver(Protocol):
+    """How one kind of run reaches its clients."""
+
+    def profiles(self, server_round: int) -> Sequence[ClientProfile]:
+        """The clients from which this round's cohort is drawn."""
+
+    def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
+        """What carries the downloads of the round after `state` to the clients, and what they answer back."""
+
+    def failed(self, server_round: int, error: ReplyError) -> None:
+        """Hears of a round with too few usable replies; returns to have it repeated, raises to end the run."""
+
+    def phases(self, seconds: dict[str, float]) -> dict[str, float]:
+        """The times of a round's phases, "train" among them, with that one divided further where the driver can."""
+
+    def evaluate(self, state: ServerState) -> dict[str, Any]:
+        """A round's metrics."""
+
+
+def run_rounds(
+    plan: Plan,
+    state: ServerState,
+    driver: Driver,
+    observer: Observer,
+    watch: Watch | None = None,
+    records: Sequence[RoundRecord] = (),
+) -> Iterator[tuple[ServerState, RoundRecord]]:
+    """Runs the rounds after `state` and yields state and record after each; `watch` hears of every reply that counts.
+
+    `records` are those of the rounds before.
+
+    Raises:
+        ReplyError: as the driver's `failed` decides.
+    """
+    recent = list(records[-WINDOW:])
+    while state.server_round < plan.num_server_rounds:
+        number = state.server_round + 1
+        profiles = driver.profiles(number)
+        cohort = choose_cohort(profiles, plan.fraction_train, plan.federation.seed, number)
+        train = driver.train(state, cohort)
+        try:
+            rules = plan.rules.among(profiles)
+            state, record = server_round(plan.federation, state, cohort, train, rules, watch, recent)
+        except ReplyError as error:
+            driver.failed(number, error)
+            continue
+        record = replace(record, seconds=driver.phases(record.seconds))
+        if number % plan.eval_every == 0 or number == plan.num_server_rounds:
+            began = time.perf_counter()
+            metrics = driver.evaluate(state)
+            seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
+            record = replace(record, metrics=metrics, seconds=seconds)
+        recent = [*recent[1 - WINDOW :], record]
+        observer.round_done(record)
+        yield state, record

@@ -1,0 +1,1 @@
+"""Run directories: launching, resuming, predicting."""

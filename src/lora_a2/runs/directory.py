@@ -1,0 +1,302 @@
+"""The run directory: configuration, environment, ledger and checkpoints; written so that a kill loses one round at most.
+
+    config.toml       the resolved configuration; enough to run it again
+    environment.json  versions, machine, fingerprints of data and model
+    clients.json      who holds what, and
+    analysis.jsonl    a line a round, where the run records for analysis (`analysis.record`)
+    SHA256SUMS        the digests of those that never change: config.toml, environment.json, clients.json
+    rounds.jsonl      the ledger, a line a round; the digests of its lines and of those of analysis.jsonl stand beside them
+    checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
+                      previous.json and its tensors: the commit before, in case the last one is damaged
+    adapter/          the result, once the run is complete, with SHA256SUMS of its own; or
+    model/            the whole model, merged, for methods that move base weights
+    personal/N/       client N's own model, for methods that make such
+
+A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
+holds at least the committed rounds; what it holds beyond them is cut off. Whatever is read back is compared with its digest;
+state.json holds its own and that of the tensors, and says how many lines of ledger and analysis count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
+from lora_a2.core.types import Layout, ServerState
+from lora_a2.errors import RunError
+from lora_a2.federation.client import ClientMemory
+from lora_a2.federation.records import RoundRecord
+from lora_a2.runs.checkpoints import Checkpoints, memories_of
+from lora_a2.system.files import SUMS, check, read_json_object, write_all
+from lora_a2.system.journal import Journal
+from lora_a2.system.locks import LOCK, Lock, claimed
+
+_LEDGER, _ANALYSIS = "rounds", "analysis"
+
+
+class RunDirectory:
+    """A run's directory at `path`; see the module's docstring for what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / "rounds.jsonl"
+        self.analysis = path / ANALYSIS_FILE
+        self.checkpoint = path / "checkpoint"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.personal = path / "personal"
+        self._checkpoints = Checkpoints(self.checkpoint)
+        self._lock: Lock | None = None  # from `create` to `locked`
+        self._journals = {_LEDGER: Journal(self.ledger), _ANALYSIS: Journal(self.analysis)}
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuses a path where something is already; what a kill inside `create` leaves behind is nothing.
+
+        Raises:
+            RunError: there is.
+        """
+        if path.exists() and not (path.is_dir() and _barely_begun(path)):
+            kind = "another run" if (path / "config.toml").exists() else "something else"
+            raise RunError(
+                f"Output directory {path} already holds {kind}: choose another --output-dir"
+                + (f", or continue that run with 'lora-a2 resume {path}'." if kind == "another run" else ".")
+            )
+
+    @classmethod
+    def create(
+        cls, path: Path, config: str, environment: Mapping[str, Any], clients: Mapping[str, Any] | None = None
+    ) -> RunDirectory:
+        """A new directory with its configuration and environment, and `clients.json` if given.
+
+        Of several processes that create the same one, one gets it; it holds it until `locked` ends.
+
+        Raises:
+            RunError: something is there already, or it cannot be written.
+        """
+        cls.check_free(path)
+        run = cls(path)
+        described = {} if clients is None else {CLIENTS_FILE: (json.dumps(clients, ensure_ascii=False) + "\n").encode()}
+        environment_file = (json.dumps(environment, indent=2) + "\n").encode()
+        try:
+            with ExitStack() as held:
+                run._lock = held.enter_context(claimed(path))
+                cls.check_free(path)  # another process may have been here since
+                run.checkpoint.mkdir(exist_ok=True)
+                write_all(path, {"environment.json": environment_file, **described, "config.toml": config.encode()})
+                held.pop_all()
+        except OSError as error:
+            raise RunError(f"Output directory {path} cannot be written: {error.strerror}.") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run directory.
+
+        Raises:
+            RunError: there is none at `path`, or what it was created with has changed since.
+        """
+        for name in ("config.toml", "environment.json"):
+            if not (path / name).is_file():
+                what = "is not a run directory" if path.is_dir() else "does not exist"
+                raise RunError(f"{path} {what}: expected {path / name}.")
+        known = check(path)
+        if not known >= {"config.toml", "environment.json"}:
+            raise RunError(f"{path / SUMS} is damaged: expected config.toml and environment.json in it.")
+        return cls(path)
+
+    def require_finished(self) -> None:
+        """Refuses a run that has no result yet.
+
+        Raises:
+            RunError: it has none.
+        """
+        self.result()
+
+    def result(self) -> Path:
+        """The folder of what came of the run: an adapter, or a whole model where the method moves base weights.
+
+        Raises:
+            RunError: it is not finished.
+        """
+        if (self.adapter / "adapter_config.json").is_file():
+            return self.adapter
+        if (self.model / "classifier.json").is_file():
+            return self.model
+        raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says; `data_sha256` is among it.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        values = read_json_object(self.path / "environment.json")
+        if not isinstance(values.get("data_sha256"), str):
+            raise RunError(f"{self.path / 'environment.json'} is damaged: expected data_sha256 in it.")
+        return values
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from writing to the same run.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        lock, self._lock = self._lock or Lock(self.path), None
+        with lock:
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What is written inside and cannot be ends the run, but costs nothing that was committed.
+
+        Raises:
+            RunError: with the file, the reason, and how to go on.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{_reason(error)}. All rounds that were finished are kept: put that right, then: "
+                f"lora-a2 resume {self.path}"
+            ) from error
+
+    def commit(
+        self,
+        state: ServerState,
+        record: RoundRecord,
+        memories: Mapping[int, ClientMemory] | None = None,
+        analysis: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        with self.writing():
+            if analysis is not None:
+                self._journals[_ANALYSIS].append(analysis)
+            self._journals[_LEDGER].append(record.to_json())
+            lines = {_LEDGER: state.server_round, _ANALYSIS: 0 if analysis is None else state.server_round}
+            self._checkpoints.commit(state, memories or {}, {"lines": lines})
+
+    def load_state(self, layout: Layout) -> ServerState | None:
+        """The last committed state; None where no round was finished.
+
+        Raises:
+            RunError: the checkpoint is damaged or belongs to another model.
+        """
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+            if summary is None:
+                return None
+            self._checkpoints.tensors(summary)
+        return self._checkpoints.state(summary, layout)
+
+    def load_memories(self) -> dict[int, ClientMemory]:
+        """What the clients kept at the last committed round.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+            return {} if summary is None else memories_of(self._checkpoints.tensors(summary))
+
+    def load_records(self, server_round: int) -> list[RoundRecord]:
+        """The records of the first `server_round` rounds, of those that are committed.
+
+        Raises:
+            RunError: ledger or analysis is damaged.
+        """
+        with self._offering_earlier():
+            lines = self._lines(self._checkpoints.last())
+        try:
+            records = [RoundRecord.from_json(json.loads(line)) for line in lines[_LEDGER][:server_round]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.ledger} is damaged: {error}.") from error
+        if [r.server_round for r in records] != list(range(1, server_round + 1)):
+            raise RunError(f"{self.ledger} is damaged: expected a line for each of the rounds 1 to {server_round}.")
+        return records
+
+    def discard_uncommitted(self) -> None:
+        """Drops what a kill left beside the committed rounds: later or broken ledger lines, stray files.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        summary = self._checkpoints.last()
+        with self.writing():
+            self._checkpoints.tidy(0 if summary is None else summary["server_round"])
+            for name, journal in self._journals.items():
+                journal.cut(0 if summary is None else summary["lines"][name])
+
+    def go_back(self, server_round: int) -> None:
+        """Makes the checkpoint before the last one the last; what came after it no longer counts.
+
+        Raises:
+            RunError: there is no whole checkpoint of this round.
+        """
+        if self._whole(self._checkpoints.last) == server_round:
+            return
+        earlier = self._checkpoints.previous()
+        if earlier is None or earlier["server_round"] != server_round:
+            there = (self._whole(read) for read in (self._checkpoints.previous, self._checkpoints.last))
+            rounds = " and ".join(sorted({str(number) for number in there if number is not None})) or "none"
+            raise RunError(f"{self.path} has no whole checkpoint of round {server_round}. Rounds with one: {rounds}.")
+        self._check(earlier)
+        with self.writing():
+            # A finished run is so no more: its adapter stands for rounds that are trained again.
+            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
+            (self.model / "classifier.json").unlink(missing_ok=True)
+            self._checkpoints.go_back()
+
+    def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:
+        """The round of the summary that is read, if all that belongs to it is what it was then; else None."""
+        try:
+            summary = read()
+            if summary is None:
+                return None
+            self._check(summary)
+        except RunError:
+            return None
+        return int(summary["server_round"])
+
+    def _check(self, summary: Mapping[str, Any]) -> None:
+        self._checkpoints.tensors(summary)
+        self._lines(summary)
+
+    def _lines(self, summary: Mapping[str, Any] | None) -> dict[str, list[bytes]]:
+        """The lines of ledger and analysis that count."""
+        counts = {} if summary is None else summary["lines"]
+        return {name: journal.read(counts.get(name, 0)) for name, journal in self._journals.items()}
+
+    @contextmanager
+    def _offering_earlier(self) -> Iterator[None]:
+        """Where what is read inside is damaged, the error says whether there is an earlier checkpoint to go on from."""
+        try:
+            yield
+        except RunError as error:
+            earlier = self._whole(self._checkpoints.previous)
+            if earlier is None:
+                raise
+            raise RunError(
+                f"{error} The checkpoint before, of round {earlier}, is whole; to go on from there: "
+                f"lora-a2 resume {self.path} --from-round {earlier}"
+            ) from error
+
+
+def _barely_begun(path: Path) -> bool:
+    """Whether a directory is empty, or holds only what `create` writes before the configuration."""
+    written = ("environment.json", CLIENTS_FILE, SUMS)
+    found = {p.name for p in path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".partial"))}
+    return found <= {LOCK, "checkpoint", *written} and not any(path.glob("checkpoint/*"))
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)

@@ -1,0 +1,363 @@
+"""From a configuration to a finished run directory, and back from a run directory to a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_a2.analysis.record import clients_json
+from lora_a2.analysis.recording import Recorder
+from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
+from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
+from lora_a2.core.algebra import moved_base
+from lora_a2.core.sampling import cohort_size
+from lora_a2.core.types import ServerState
+from lora_a2.data.labelled import LabelledData
+from lora_a2.data.sources import load_examples
+from lora_a2.engine.evaluate import Evaluation, evaluate
+from lora_a2.engine.pool import peak_memory
+from lora_a2.errors import ConfigError, RunError
+from lora_a2.federation.client import personal
+from lora_a2.federation.exchange import Watch
+from lora_a2.federation.loop import Observer, Plan, RunStart
+from lora_a2.federation.population import Client
+from lora_a2.federation.records import RoundRecord
+from lora_a2.model.fingerprint import require_same
+from lora_a2.model.merged import save_merged
+from lora_a2.model.peft_io import save_adapter
+from lora_a2.model.pretrained import Model
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.environment import environment
+from lora_a2.runs.predict import load_predictor
+from lora_a2.simulation import Memories, evaluate_clients, make_pool, simulate
+from lora_a2.trackers import require_trackers
+from lora_a2.trackers.observer import tracking
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run comes to.
+
+    `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
+    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
+    `personal_accuracy` is that of the clients' own models on their own examples, where the method makes such.
+    """
+
+    accuracy: float
+    macro_f1: float
+    client_mean: float | None
+    client_worst_tenth: float | None
+    uploaded_parameters: int
+    uploaded_bytes: int
+    downloaded_parameters: int
+    downloaded_bytes: int
+    full_finetuning_parameters: int
+    reduction_percent: float
+    server_rounds: int
+    num_clients: int
+    seconds: float
+    peak_memory_bytes: int
+    method: str
+    output_dir: str
+    personal_accuracy: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """All that a configuration stands for, loaded."""
+
+    config: RunConfig
+    data: LabelledData
+    model: Model
+    clients: tuple[Client, ...]
+    plan: Plan
+
+
+def launch(config: RunConfig, observer: Observer) -> RunSummary:
+    """Runs a configuration from the start, in a new run directory.
+
+    Raises:
+        LoraA2Error: anything the user gave is wrong; nothing has been written then.
+    """
+    require_trackers(config.report_to or ())
+    path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
+    RunDirectory.check_free(path)
+    setup = _set_up(config)
+    resolved = with_absolute_paths(setup.config.model_copy(update={"output_dir": str(path)}))
+    facts = environment(setup.model, setup.data)
+    described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
+    run = RunDirectory.create(path, dump_config(resolved), facts, described)
+    for note in setup.data.notes:
+        observer.note(note)
+    return _simulated(run, setup, observer)
+
+
+def resume(
+    run_dir: str | Path, observer: Observer, from_round: int | None = None, *, trust_remote_code: bool = False
+) -> RunSummary:
+    """Continues a run after its last finished round; the result is that of a run never interrupted.
+
+    `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
+
+    Raises:
+        RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
+    """
+    run = RunDirectory.open(Path(run_dir))
+    config = config_of(run, trust_remote_code)
+    require_trackers(config.report_to or ())
+    setup = _set_up(config)
+    _require_same(run, setup)
+    return _simulated(run, setup, observer, from_round)
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    data: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    client_column: str | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """A finished run's model on its own clients' test shares, or on other data with the same labels.
+
+    Raises:
+        RunError: the run is not finished or damaged, or the model is no longer what it was.
+        DataError: the data cannot be read, or have labels that the model does not know.
+    """
+    run = RunDirectory.open(Path(run_dir))
+    run.require_finished()
+    if data is None:
+        setup = _set_up(config_of(run, trust_remote_code))
+        _require_same(run, setup)
+        state = run.load_state(setup.model.layout)
+        if state is None:
+            raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
+        with make_pool(setup.model, setup.plan) as pool:
+            return evaluate_clients(pool, state, setup.clients)
+    config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
+    examples = load_examples(
+        data,
+        predictor.label_names,
+        text_column=text_column,
+        label_column=label_column,
+        client_column=client_column,
+        usual_columns=(config.text_column, config.label_column, config.client_column),
+        strip_newsgroups=config.strip_newsgroups,
+    )
+    rows = None
+    if examples.clients is not None:
+        names = np.array(examples.clients)
+        rows = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+    return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
+
+
+def _require_same(run: RunDirectory, setup: _Setup) -> None:
+    """Refuses to go on with other data, or with another model, than the run began with.
+
+    Raises:
+        RunError: they have changed.
+    """
+    recorded = run.environment()
+    if setup.data.fingerprint() != recorded["data_sha256"]:
+        raise RunError(
+            f"The data of {run.path} have changed since it started, or were read otherwise than config.toml says: "
+            f"{_differences(recorded.get('data'), setup.data)}. Restore them, or start a new run."
+        )
+    require_same(setup.model.name, setup.model.fingerprint, recorded.get("model_fingerprint"), str(run.path))
+
+
+def _differences(recorded: object, data: LabelledData) -> str:
+    """What can be told of two data sets without their texts."""
+    if not isinstance(recorded, dict):
+        return "their digests differ"
+    before, now = (list(map(str, labels)) for labels in (recorded.get("label_names", ()), data.label_names))
+    if before != now:
+        return f"the run has {len(before)} labels, and {data.name} has {len(now)}, or others"
+    sizes = f"{recorded.get('train_examples')} and {recorded.get('test_examples')}"
+    return f"the run had {sizes} examples to train and test with, and {data.name} has {len(data.train)} and {len(data.test)}"
+
+
+def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
+    def rounds(progress: Progress, watch: Watch | None, watched: Observer) -> Rounds:
+        return simulate(
+            *(setup.model, setup.clients, setup.plan),
+            state=progress.state,
+            memories=progress.memories,
+            observer=watched,
+            watch=watch,
+            records=progress.records,
+        )
+
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
+    return _summary(run, setup.config, setup.model, records, seconds)
+
+
+Rounds = Iterator[tuple[ServerState, RoundRecord]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is when this process takes it up: its state, what the clients keep, the records of the rounds before."""
+
+    state: ServerState
+    memories: Memories
+    records: Sequence[RoundRecord]
+
+
+def describe_clients(
+    config: RunConfig, model: Model, label_names: Sequence[str], clients: Sequence[Client]
+) -> dict[str, Any] | None:
+    """What `clients.json` says, where the run records for analysis; of clients only those whose labels are known here."""
+    if not config.record_analysis:
+        return None
+    rows = ((c.id, c.name, c.train.labels, c.test.labels) for c in clients)
+    return clients_json(model.layout, label_names, rows)
+
+
+def finish(
+    run: RunDirectory,
+    config: RunConfig,
+    model: Model,
+    plan: Plan,
+    rounds: Callable[[Progress, Watch | None, Observer], Rounds],
+    observer: Observer,
+    from_round: int | None = None,
+) -> tuple[list[RoundRecord], float]:
+    """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
+
+    `rounds` continues from where the run is; it brings the memories up to date where the clients' are this process's own, and
+    has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
+    Returns the records of all rounds and the seconds that they took, earlier processes' included.
+    """
+    began = time.perf_counter()
+    logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
+    with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
+        if from_round is not None:
+            run.go_back(from_round)
+        state = run.load_state(model.layout) or plan.start()
+        records = run.load_records(state.server_round)
+        run.discard_uncommitted()
+        earlier = sum(sum(record.seconds.values()) for record in records)
+        watched.started(_run_start(run, config, model, plan, state.server_round + 1))
+        for record in records:
+            watched.round_done(record)
+        memories = run.load_memories()
+        recorder = Recorder(model.layout, plan.federation.method) if config.record_analysis else None
+        for new, record in rounds(Progress(state, memories, tuple(records)), recorder, watched):
+            analysis = None
+            if recorder is not None:
+                analysis = recorder.finish(state, new).to_json()
+                record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
+            state = new
+            run.commit(state, record, memories, analysis)
+            records.append(record)
+        with run.writing():
+            _save(run, model, state, memories)
+        seconds = earlier + time.perf_counter() - began
+        if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
+            watched.finished(_summary(run, config, model, records, seconds).to_json())
+    return records, seconds
+
+
+def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, first_round: int) -> RunStart:
+    assert config.num_clients is not None, "the configuration is resolved"
+    size = cohort_size(config.num_clients, plan.fraction_train)
+    return RunStart(
+        output_dir=str(run.path),
+        num_clients=config.num_clients,
+        cohort_size=size,
+        first_round=first_round,
+        num_server_rounds=plan.num_server_rounds,
+        full_finetuning_bytes_per_round=4 * model.full_parameters * size,
+        method=config.method,
+        model=config.model,
+        data=config.data,
+    )
+
+
+def _save(run: RunDirectory, model: Model, state: ServerState, memories: Memories) -> None:
+    """The global model, and the clients' own ones where they have some."""
+    base = moved_base(state.base, state.base_update)
+    save_result(run.model if base else run.adapter, model, state)
+    for client, memory in memories.items():
+        own = replace(state, adapter=personal(state.adapter, memory))
+        save_result(run.personal / str(client), model, own)
+
+
+def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
+    """Writes what a state has learnt: an adapter in PEFT's format, or, where base weights have moved, the whole model merged.
+
+    Both hold head and labels, and `load_predictor` reads both.
+    """
+    base = moved_base(state.base, state.base_update)
+    if base:
+        save_merged(folder, model, state.adapter, base)
+    else:
+        save_adapter(folder, model, state.adapter)
+
+
+def _summary(
+    run: RunDirectory, config: RunConfig, model: Model, records: Sequence[RoundRecord], seconds: float
+) -> RunSummary:
+    uploaded = sum(r.uploaded_parameters for r in records)
+    full = model.full_parameters * sum(len(r.clients) for r in records)
+    metrics = records[-1].metrics
+    assert config.num_clients is not None, "the configuration is resolved"
+    return RunSummary(
+        accuracy=metrics["accuracy"],
+        macro_f1=metrics["macro_f1"],
+        client_mean=metrics["client_mean"],
+        client_worst_tenth=metrics["client_worst_tenth"],
+        uploaded_parameters=uploaded,
+        uploaded_bytes=sum(r.uploaded_bytes for r in records),
+        downloaded_parameters=sum(r.downloaded_parameters for r in records),
+        downloaded_bytes=sum(r.downloaded_bytes for r in records),
+        full_finetuning_parameters=full,
+        reduction_percent=100 * (1 - uploaded / full),
+        server_rounds=len(records),
+        num_clients=config.num_clients,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(),
+        method=config.method,
+        output_dir=str(run.path),
+        personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
+    )
+
+
+def config_of(run: RunDirectory, trust_remote_code: bool = False) -> RunConfig:
+    """The configuration of a run, resolved. Whether code of its model may run is up to the caller, not to the file.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    return make_config(load_config(run.path / "config.toml"), {"trust_remote_code": trust_remote_code})
+
+
+def fresh_directory(config: RunConfig) -> Path:
+    """Where a run goes that was given no place."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = Path(config.data).name.split(".")[0]
+    return Path("runs") / f"{name}-{config.method}-{stamp}"
+
+
+def _set_up(config: RunConfig) -> _Setup:
+    data = open_data(config)
+    model = open_model(config, data.label_names)
+    clients = open_clients(config, data, model)
+    if config.num_clients not in (None, len(clients)):
+        raise ConfigError(
+            f"num-clients is {config.num_clients}, but the column of the clients has {len(clients)}: leave it out."
+        )
+    config = resolved(config, model, len(clients))
+    profiles = [(client.id, len(client.train)) for client in clients]
+    return _Setup(config, data, model, clients, plan_of(config, model, profiles))

@@ -1,0 +1,92 @@
+"""Several methods on the same split, seed and cohort order: a batch of runs, planned by compare.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lora_a2.config.run import make_config
+from lora_a2.errors import RunError
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.jobs import RunSummary
+from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline
+from lora_a2.system.locks import claimed
+
+PLAN_FILE = "compare.json"
+
+
+class Comparison(Batch):
+    """A comparison's directory and its runs, in order."""
+
+    def check_evaluated(self, server_rounds: Sequence[int]) -> None:
+        """Refuses rounds of which nothing will be known.
+
+        Raises:
+            ConfigError: one of them is not evaluated.
+        """
+        for run in self.runs:
+            check_evaluated(run, server_rounds)
+
+
+def plan_comparison(
+    methods: Sequence[str],
+    learning_rates: Sequence[float],
+    file_values: Mapping[str, Any],
+    flag_values: Mapping[str, Any],
+    *,
+    multiples: Sequence[float] = (),
+    at_rounds: Sequence[int] = (),
+) -> Comparison:
+    """Checks every configuration, then writes the plan; options are as for a run, `output_dir` is the comparison's.
+
+    Args:
+        methods: names.
+        learning_rates: every method runs at each of these; none: at `multiples`, or at its own.
+        file_values: options of a configuration file.
+        flag_values: options of the command line, which win.
+        multiples: every method runs at each of these times the rate that it would have.
+        at_rounds: rounds that every run must evaluate.
+
+    Raises:
+        ConfigError: an option that one of the methods does not allow, or a round that is not evaluated.
+        RunError: the directory is taken, or cannot be written.
+    """
+    given = flag_values.get("output_dir") or file_values.get("output-dir")
+    path = Path(given) if given else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    runs = []
+    for method in dict.fromkeys(methods):
+        usual = make_config(file_values, {**flag_values, "method": method})
+        for suffix, rate in candidate_rates(usual, learning_rates, multiples).items():
+            own = {"method": method, "learning_rate": rate, "output_dir": str(path / (method + suffix))}
+            config = make_config(file_values, {**flag_values, **{k: v for k, v in own.items() if v is not None}})
+            runs.append(PlannedRun(method + suffix, config))
+    comparison = Comparison(path, tuple(runs))
+    comparison.check_evaluated(at_rounds)
+    RunDirectory.check_free(path)
+    with claimed(path):
+        RunDirectory.check_free(path)  # another process may have been here since
+        comparison.write(PLAN_FILE)
+    return comparison
+
+
+def open_comparison(path: Path) -> Comparison:
+    """A comparison that was begun; the directory may have been moved since.
+
+    Raises:
+        RunError: there is none at `path`, or it is damaged.
+    """
+    if not (path / PLAN_FILE).is_file():
+        raise RunError(f"{path} holds no comparison: expected {path / PLAN_FILE}.")
+    return Comparison.open(path, PLAN_FILE)
+
+
+def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple[PlannedRun, RunSummary]]:
+    """Of each method's runs the one of highest accuracy: the personal models' where it makes such."""
+    best: dict[str, tuple[PlannedRun, RunSummary]] = {}
+    for run, summary in results:
+        held = best.get(run.config.method)
+        if held is None or headline(summary) > headline(held[1]):
+            best[run.config.method] = run, summary
+    return list(best.values())

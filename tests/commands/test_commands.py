@@ -1,0 +1,163 @@
+"""What evaluate, predict, cost and methods print."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli_helpers import fake, one_error
+from lora_a2.cli import main
+
+
+class Found:
+    """An evaluation, as `Evaluation` shows itself."""
+
+    accuracy, macro_f1, num_examples = 0.75, 0.5, 1200
+    client_mean: float | None = 0.7
+    client_worst_tenth: float | None = 0.25
+    client_std: float | None = 0.1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy}
+
+
+def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Any] = []
+
+    def evaluate_run(run_dir: Path, **options: Any) -> Found:
+        calls.append((run_dir, options))
+        return Found()
+
+    fake(monkeypatch, "lora_a2.runs.jobs", evaluate_run=evaluate_run)
+    assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
+    options: dict[str, Any] = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
+    options["trust_remote_code"] = False
+    assert calls == [(tmp_path, options)]
+    printed = capsys.readouterr().out
+    for part in ("1,200", "75.0 %", "50.0 %", "70.0 %", "25.0 %", "10.0 %"):
+        assert part in printed
+    monkeypatch.setattr(Found, "client_worst_tenth", None)
+    assert main(["evaluate", str(tmp_path)]) == 0
+    assert "Worst" not in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"accuracy": 0.75}
+
+
+class Oracle:
+    """Likes a label the more, the longer the text and the later the label."""
+
+    label_names = ("refund", "parcel", "account", "other")
+    batches: list[int] = []  # noqa: RUF012
+
+    def predict(self, texts: list[str]) -> np.ndarray:
+        self.batches.append(len(texts))
+        weights = np.array([[float(len(text)) ** i for i in range(4)] for text in texts])
+        return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    fake(monkeypatch, "lora_a2.runs.predict", load_predictor=lambda run_dir, **options: Oracle())
+    monkeypatch.setattr(Oracle, "batches", [])
+    return Oracle()
+
+
+def test_predict_prints_the_likeliest_labels(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(tmp_path), "ab", "abc"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("ab\n   53.3%  other\n   26.7%  account\n   13.3%  parcel\nabc\n")
+    assert main(["predict", str(tmp_path), "--top", "9", "--json", "ab"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["text"] == "ab"
+    assert [p["label"] for p in row["predictions"]] == ["other", "account", "parcel", "refund"]
+    assert sum(p["probability"] for p in row["predictions"]) == pytest.approx(1)
+
+
+def test_predict_reads_lines_in_batches(
+    oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one line\n\n  \n" + "täxt\n" * 70))
+    assert main(["predict", str(tmp_path), "--top", "1", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["one line"] + ["täxt"] * 70
+    assert Oracle.batches == [64, 7]
+
+
+class Terminal(io.StringIO):
+    """Standard input that a person sits at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stdin", "expected"),
+    [
+        (Terminal(), "No text given: name one, or pipe lines in."),
+        (io.StringIO("\n \n"), "standard input has none"),
+        (io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"), "Standard input is not utf-8 text."),
+    ],
+)
+def test_predict_without_usable_text(
+    stdin: Any,
+    expected: str,
+    oracle: Oracle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["predict", str(tmp_path)]) == 2
+    assert expected in one_error(capsys)
+
+
+COST = ["cost", "--model", "roberta-base", "--num-clients", "30", "--num-server-rounds", "50"]
+
+
+def test_cost_gives_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COST, "--method", "fl-lora", "--r", "8", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["uploaded_parameters"] == pytest.approx(1.99e9, rel=0.003)
+    assert cost["full_finetuning_parameters"] == pytest.approx(187e9, rel=0.003)
+    assert {"uploaded_bytes", "downloaded_parameters", "downloaded_bytes", "reduction_percent"} < set(cost)
+
+
+def test_cost_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*COST, "--rank-budget", "heavy-tail", "--target-modules", "query,value", "--wire-dtype", "fp16"]
+    assert main([*argv, "--fraction-train", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("Clients a round", "15", "depending on the ranks chosen", "Full fine-tuning would upload", "MB"):
+        assert part in printed
+
+
+def test_cost_needs_a_number_of_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("client-column = 'user'")
+    assert main(["cost", "--config", str(path)]) == 2
+    assert "num-clients: the natural partitioner takes it from the data" in one_error(capsys)
+
+
+def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert "B, then A" in printed
+    assert "A and B" in printed
+    assert "AISTATS 2017" in printed
+    assert main(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["lora-a2"]["odd_rounds"] == ["B"]
+    assert rows["fl-lora"]["exact"] is False
+    assert rows["fedsa-lora"]["personal"] is True
+
+
+def test_texts_that_are_not_utf8_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(tmp_path), "caf\udce9"]) == 2
+    assert "is not UTF-8 text" in one_error(capsys)

@@ -1,0 +1,107 @@
+"""Each method's simulator run against its second implementation in `naive.py`: mixed ranks, unequal data, changing cohorts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_a2.core.algebra import moved_base
+from lora_a2.core.types import ServerState, weight_name
+from lora_a2.federation.probes import DEFAULT_PROBE, PROBES, ProbeName
+from lora_a2.methods import METHODS
+from lora_a2.simulation import Memories, make_plan, simulate
+from naive import NAIVE, World
+from naive import PROBES as NAIVE_PROBES
+from reference import ReferenceClassifier
+from tiny import POOLING, backbone, clients, model_of
+
+ROUNDS = 3
+
+
+def effective(state: ServerState) -> dict[str, np.ndarray]:
+    """W − W0 of every target module."""
+    base = moved_base(state.base, state.base_update)
+    adapter = state.adapter
+    return {
+        name: base.get(weight_name(name), np.float32(0)) + adapter.scaling * f.B @ f.A
+        for name, f in adapter.factors.items()
+    }
+
+
+def close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 2e-3) -> None:
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        assert np.abs(got[name] - value).max() <= tolerance * scale + 1e-7, name
+
+
+def test_every_method_is_here_twice() -> None:
+    assert NAIVE.keys() == METHODS.keys()
+    assert len(METHODS) == 12
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_simulator_equals_the_equations(name: str) -> None:
+    run_beside(name, NAIVE[name])
+
+
+@pytest.mark.parametrize("probe", [name for name in PROBES if name != DEFAULT_PROBE])
+@pytest.mark.parametrize("cohort_size", [1, 2])
+def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, cohort_size: int) -> None:
+    assert PROBES.keys() == NAIVE_PROBES.keys()
+    batches = 2 if probe == "gradient" else None
+    local = NAIVE_PROBES[probe]
+    run_beside(
+        "lora-a2",
+        lambda world: NAIVE["lora-a2"](world, local),  # type: ignore[call-arg]
+        probe=probe,
+        probe_batches=batches,
+        cohort_size=cohort_size,
+    )
+
+
+def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", **options: Any) -> None:
+    """Rounds of the simulator and of a second implementation, compared after each."""
+    method = METHODS[name]
+    original = backbone(family)
+    members = clients([9, 5, 12, 7])
+    budget = [1, 3, 2, 4] if method.mixed_ranks else 4
+    model = model_of(backbone(family), family)
+    plan = make_plan(
+        model,
+        members,
+        method,
+        num_server_rounds=ROUNDS,
+        local_epochs=2,
+        batch_size=4,
+        learning_rate=3e-3,
+        learning_rate_ratio=2.0,
+        r=4,
+        rank_budget=budget if method.select is None or method.mixed_ranks else 2,
+        fraction_train=0.75,
+        **{"cohort_size": 2, **options},
+    )
+    initial = plan.federation.initial
+    reference = ReferenceClassifier(
+        original, [], POOLING[family], {k: v.numpy() for k, v in model.classifier.head.items()}
+    )
+    world = World(
+        plan,
+        members,
+        reference,
+        {n: f.A for n, f in initial.factors.items()},
+        {n: f.B for n, f in initial.factors.items()},
+        scaling=initial.scaling,
+    )
+    memories: Memories = {}
+    for state, record in simulate(model, members, plan, memories=memories):
+        world.round = record.server_round
+        naive(world)
+        close(effective(state), world.effective())
+        close({n: f.A for n, f in state.adapter.factors.items()}, world.A) if method.private else None
+    for client, kept in world.private.items():
+        close({n: memories[client].private["B", n] for n in kept}, kept)
+    assert world.private.keys() == memories.keys()
+    assert max(np.abs(v).max() for v in world.effective().values()) > 1e-3 or method.private

@@ -1,0 +1,389 @@
+"""The resident worker: its protocol, its socket, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli_helpers import one_error
+from federation import LABELS, save_data, save_model
+from lora_a2.cli import main
+from lora_a2.config.run import make_config
+from lora_a2.errors import ConfigError, DataError, NodeError
+from lora_a2.federation.client import ClientMemory, receive
+from lora_a2.node import door
+from lora_a2.node.own_data import OwnData
+from lora_a2.node.participant import Participant
+from lora_a2.node.protocol import Answer, Request, ask, read_request, send
+from lora_a2.node.refusals import Note, Reason, Refused
+from lora_a2.node.store import ClientStore
+from lora_a2.node.worker import listening, reply_to
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+)
+
+
+def request(**changes: Any) -> Request:
+    values: dict[str, Any] = {
+        "kind": "profile", "run_id": "a1", "run": {}, "labels": LABELS, "partition": 0, "num_partitions": 3
+    }  # fmt: skip
+    return Request(**{**values, **changes})
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    header: dict[str, Any] = {**vars(request()), "labels": list(LABELS)}
+    del header["payload"]
+    return {**header, **changes}
+
+
+@contextmanager
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair(socket.AF_UNIX)
+    with left, right:
+        left.settimeout(5)
+        right.settimeout(5)
+        yield left, right
+
+
+def refused(action: Any) -> Reason:
+    """The reason for which `action` is refused."""
+    with pytest.raises(Refused) as caught:
+        action()
+    return caught.value.reason
+
+
+# --- protocol
+
+
+@given(st.dictionaries(st.text(), JSON), st.binary(max_size=2000))
+def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes) -> None:
+    with pair() as (left, right):
+        send(left, header, payload)
+        assert receive(right, 2000, 5) == (header, payload)
+
+
+def test_whoever_sends_no_payload_does_not_need_the_other_side_any_longer() -> None:
+    with pair() as (left, right):
+
+        class Answered(socket.socket):
+            """The other side answers as soon as the header is there, and goes."""
+
+            def sendall(self, *data: Any) -> None:
+                left.sendall(*data)
+                right.recv(1 << 16)
+                right.shutdown(socket.SHUT_RDWR)
+
+        with Answered() as connection:
+            send(connection, {}, b"")
+
+
+@given(st.binary(max_size=200))
+def test_whatever_arrives_is_a_message_or_a_node_error(data: bytes) -> None:
+    with pair() as (left, right):
+        left.sendall(data)
+        left.shutdown(socket.SHUT_WR)
+        with suppress(NodeError):
+            receive(right, 100, 5)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "reason"),
+    [
+        (struct.pack("<4sIQ", b"LoN2", 2, 10**15), "at most 1048576 . 100 are accepted"),
+        (struct.pack("<4sIQ", b"LoN2", 2**31, 0), "are accepted"),
+        (struct.pack("<4sIQ", b"HTTP", 2, 0), "starts with b'HTTP'"),
+        (struct.pack("<4sIQ", b"LoN2", 2, 0) + b"[]", "not a JSON object"),
+        (struct.pack("<4sIQ", b"LoN2", 2, 0) + b"\xff\xff", "not JSON"),
+        (struct.pack("<4sIQ", b"LoN2", 5, 0) + b"{}", "ends after 2 of 5"),
+    ],
+)
+def test_what_is_no_message_is_refused_before_anything_is_allocated(prefix: bytes, reason: str) -> None:
+    with pair() as (left, right):
+        left.sendall(prefix)
+        left.shutdown(socket.SHUT_WR)
+        with pytest.raises(NodeError, match=reason):
+            receive(right, 100, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "shell"},
+        {"kind": 3},
+        {"run": "r = 4"},
+        {"labels": ["a", 3]},
+        {"labels": "late"},
+        {"run_id": "../../etc"},
+        {"run_id": ""},
+        {"partition": 3},
+        {"partition": -1},
+        {"partition": True},
+        {"last_round": "2"},
+        {"command": "rm"},
+    ],
+)
+def test_a_request_with_a_wrong_field_is_refused(changes: dict[str, Any]) -> None:
+    assert read_request(fields(), b"x").payload == b"x"
+    with pytest.raises(NodeError):
+        read_request(fields(**changes), b"")
+
+
+# --- socket
+
+
+@contextmanager
+def running(path: Path, answer: Any, limit: int = 1000, seconds: float = 60) -> Iterator[None]:
+    """A worker; `answer` takes the request, and where it wants to, whether whoever asked has gone."""
+    with listening(path) as listener, door.Door(listener, limit, seconds) as entrance:
+        takes_gone = answer.__code__.co_argcount > 1
+
+        def work() -> None:
+            for call in entrance.calls():
+                wrapped = answer if takes_gone else lambda asked, gone: answer(asked)
+                call.answer(reply_to(call.request, wrapped, call.gone.is_set))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            entrance.close()
+            thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_worker_answers(tmp_path: Path) -> None:
+    path, seen = tmp_path / "private" / "worker.sock", []
+
+    def answer(asked: Request) -> Answer:
+        seen.append(asked)
+        return Answer({"train_seconds": 1.5}, b"upload", (Note.PRIVATE_LOST,))
+
+    asked = request(kind="train", payload=b"download", last_round=2)
+    with running(path, answer):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        for _ in range(2):
+            assert ask(path, asked, 5, 100) == Answer({"train_seconds": 1.5}, b"upload", (Note.PRIVATE_LOST,))
+    assert seen == [asked, asked]
+    assert not path.exists()
+
+
+def test_too_large_a_download_and_too_large_an_upload(tmp_path: Path) -> None:
+    path = tmp_path / "private" / "worker.sock"
+    with running(path, lambda asked: Answer({}), limit=10):
+        assert refused(lambda: ask(path, request(payload=b"x" * 11), 5, 100)) is Reason.POLICY
+        assert ask(path, request(payload=b"x" * 10), 5, 100) == Answer({})
+    with running(path, lambda asked: Answer({}, b"x" * 101)), pytest.raises(NodeError, match="are accepted"):
+        ask(path, request(), 5, 100)
+
+
+def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "peer", lambda connection: os.geteuid() + 1)
+    path = tmp_path / "private" / "worker.sock"
+    with running(path, lambda asked: Answer({})):
+        assert refused(lambda: ask(path, request(), 5, 100)) is Reason.SETUP
+
+
+def test_no_worker_and_no_answer(tmp_path: Path) -> None:
+    with pytest.raises(NodeError, match=r"No worker answers at .*: start it with 'lora-a2 node'"):
+        ask(tmp_path / "none.sock", request(), 5, 100)
+    with listening(tmp_path / "private" / "s.sock"), pytest.raises(NodeError, match="did not answer within 0 s"):
+        ask(tmp_path / "private" / "s.sock", request(), 0.05, 100)
+
+
+def test_the_folder_must_be_private(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(NodeError, match=r"mode 0755 .* chmod 700"), listening(tmp_path / "open" / "s.sock"):
+        pass
+    with pytest.raises(NodeError, match="longer than 107"), listening(tmp_path / ("x" * 100) / "s.sock"):
+        pass
+
+
+def test_a_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "private" / "s.sock"
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with listening(path), pytest.raises(NodeError, match="Another worker listens"), listening(path):
+        pass
+    path.write_text("mine")
+    with pytest.raises(NodeError, match="not a socket"), listening(path):
+        pass
+
+
+# --- store
+
+
+def memory(value: float) -> ClientMemory:
+    full = np.full((2, 3), value, np.float32)
+    return ClientMemory({"a.weight": full}, {("B", "a"): full + 1})
+
+
+def test_the_store_goes_back_to_the_round_before(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, "run", 4)
+    assert store.before(1) == (0, ClientMemory())
+    for server_round in (1, 2, 3):
+        store.keep(server_round, memory(server_round))
+    for asked, expected in ((4, 3), (3, 2)):
+        number, found = ClientStore(tmp_path, "run", 4).before(asked)
+        assert number == expected
+        np.testing.assert_array_equal(found.base["a.weight"], np.full((2, 3), expected))
+        np.testing.assert_array_equal(found.private["B", "a"], np.full((2, 3), expected + 1))
+    assert len(list(store.folder.iterdir())) == 2
+    assert ClientStore(tmp_path, "run", 5).before(9) == (0, ClientMemory())
+    assert ClientStore(tmp_path, "other", 4).before(9) == (0, ClientMemory())
+
+
+def test_what_a_lost_future_left_is_dropped(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, "run", 0)
+    for server_round in (5, 6, 3):
+        store.keep(server_round, memory(server_round))
+    assert store.before(9)[0] == 3
+
+
+def same(found: ClientMemory, expected: ClientMemory) -> bool:
+    return all(
+        mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)
+        for mine, other in ((found.base, expected.base), (found.private, expected.private))
+    )
+
+
+@given(drawn=st.data())
+def test_a_damaged_file_is_lost_and_never_other_values(drawn: st.DataObject, tmp_path_factory: Any) -> None:
+    """Any bit flipped, any end cut or grown, any file under another name; then the node goes on where all is sent anew."""
+    store = ClientStore(tmp_path_factory.mktemp("store"), "run", 0)
+    for number in (1, 2):
+        store.keep(number, memory(number))
+    path = sorted(store.folder.iterdir())[1]
+    whole = path.read_bytes()
+    at = drawn.draw(st.integers(0, 8 * len(whole) - 1))
+    flipped = bytearray(whole)
+    flipped[at // 8] ^= 1 << at % 8
+    damage = {"flip": bytes(flipped), "cut": whole[: at // 8], "grow": whole + b"\0"}
+    damage["earlier"] = sorted(store.folder.iterdir())[0].read_bytes()
+    path.write_bytes(damage[drawn.draw(st.sampled_from(sorted(damage)))])
+    assert store.before(3) == (0, ClientMemory())
+    store.keep(3, memory(3))
+    number, found = store.before(4)
+    assert number == 3
+    assert same(found, memory(3))
+
+
+def test_a_file_of_another_client_or_run_is_lost(tmp_path: Path) -> None:
+    mine, others = ClientStore(tmp_path, "run", 0), (ClientStore(tmp_path, "run", 1), ClientStore(tmp_path, "next", 0))
+    mine.keep(1, memory(1))
+    for store in others:
+        store.keep(1, memory(2))
+        next(iter(mine.folder.iterdir())).write_bytes(next(iter(store.folder.iterdir())).read_bytes())
+        assert mine.before(2) == (0, ClientMemory())
+
+
+# --- the node's own data and what it refuses
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("node")
+    return str(save_data(folder / "mine.csv", 20)), str(save_model(folder / "model"))
+
+
+def run_of(model: str, **more: Any) -> dict[str, Any]:
+    config = make_config({"model": model, "dtype": "float32", "r": 4, **more}, {})
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def test_a_profile_of_the_node_s_own_data(files: tuple[str, str], tmp_path: Path) -> None:
+    data, model = files
+    for fraction, sizes in ((0.0, (20, 0)), (0.25, (15, 5))):
+        participant = Participant(OwnData(data, test_fraction=fraction), tmp_path)
+        found = participant.answer(request(run=run_of(model))).metrics
+        assert (found["num_examples"], found["num_test_examples"]) == sizes
+        assert set(found) == {
+            "partition",
+            "num_partitions",
+            "num_examples",
+            "num_test_examples",
+            "layout",
+            "fingerprint",
+        }
+    participant = Participant(OwnData(data, test_data=data), tmp_path)
+    assert participant.answer(request(run=run_of(model))).metrics["num_test_examples"] == 20
+
+
+def test_data_with_one_class_are_enough_for_a_node(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text,label\nw3 w4,late\nw5,late\n")
+    participant = Participant(OwnData(str(tmp_path / "one.csv"), test_fraction=0), tmp_path)
+    assert participant.answer(request(run=run_of(files[1]))).metrics["num_examples"] == 2
+
+
+def test_the_model_and_the_data_are_loaded_once(files: tuple[str, str], tmp_path: Path) -> None:
+    calls = []
+    own = OwnData(files[0])
+
+    def load(config: Any, asked: Request, model: Any) -> Any:
+        calls.append(model)
+        return own(config, asked, model)
+
+    participant = Participant(load, tmp_path)
+    for _ in range(3):
+        participant.answer(request(run=run_of(files[1])))
+    participant.answer(request(run=run_of(files[1], **{"learning-rate": 0.1})))
+    assert len(calls) == 1
+    participant.answer(request(run=run_of(files[1], seed=1)))  # another head
+    assert len(calls) == 2
+
+
+def test_what_a_node_refuses(files: tuple[str, str], tmp_path: Path) -> None:
+    data, model = files
+    participant = Participant(OwnData(data), tmp_path)
+    with pytest.raises(ConfigError, match="Unknown key 'shell'"):
+        participant.answer(request(run={**run_of(model), "shell": "rm"}))
+    with pytest.raises(ConfigError, match="on a node it would hide nothing"):
+        participant.answer(request(run={**run_of(model), "laplace-epsilon": 1.0}))
+    with pytest.raises(DataError, match="labels that are not among the 2 known ones"):
+        participant.answer(request(run=run_of(model), labels=("late", "lost")))
+
+
+# --- the command
+
+
+def test_the_command_refuses_bad_input(
+    tmp_path: Path, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    private = ["--socket", str(tmp_path / "private" / "s.sock")]
+    for argv, part in (
+        (["--data", str(tmp_path / "none.csv"), *private], "There is no data set"),
+        (["--data", files[0], "--socket", str(tmp_path / "open" / "s.sock")], "it must be yours alone"),
+        (["--data", files[0], *private, "--dtype", "int8"], "dtype: 'int8' is not one of"),
+        (["--data", files[0], *private, "--text-column", "body"], "body"),
+    ):
+        assert main(["node", *argv]) == 2
+        assert part in one_error(capsys)
+
+
+def test_the_client_app_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, json, lora_a2.flower.client_app; "
+        "print(json.dumps([m for m in ('torch', 'transformers', 'datasets', 'pandas', 'pydantic', 'ray') "
+        "if m in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == []

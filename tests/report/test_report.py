@@ -1,0 +1,418 @@
+"""The page of `lora-a2 report`: what is on it, and that it draws, reads and can be reached in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_helpers import one_error
+from lora_a2.cli import main
+from lora_a2.config.run import RunConfig
+from lora_a2.display.progress import human_bytes, percent
+from lora_a2.federation.loop import Observer
+from lora_a2.runs.jobs import launch
+from lora_a2.system.files import read_sealed, write_all, write_sealed
+from lora_a2.system.journal import Journal
+from tiny import WORDS
+
+pytest.importorskip("altair", reason="the report is an extra")
+vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
+
+from lora_a2.report.batches import batch_sections  # noqa: E402
+from lora_a2.report.inputs import Run, find_runs  # noqa: E402
+from lora_a2.report.render import render  # noqa: E402
+
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
+"""Stands in the labels and, in part, in the names of clients."""
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs on natural clients: one that selects ranks, twice with another seed, and full fine-tuning."""
+    path = tmp_path_factory.mktemp("report")
+    labels, users = (HOSTILE, "green & blue"), ("<b>ann</b>", "bob", "c'thy\"", "dan")
+    for part, count in (("train", 48), ("test", 24)):
+        rows = [
+            {"text": " ".join(WORDS[(k + j) % 30] for j in range(4)), "label": labels[k // 4 % 2], "user": users[k % 4]}
+            for k in range(count)
+        ]
+        (path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared: dict[str, Any] = {
+        "data": str(path),
+        "client_column": "user",
+        "model": str(model_folder),
+        "dtype": "float32",
+        "num_server_rounds": 3,
+        "local_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "r": 4,
+    }
+    for name, own in {
+        "selecting": {"rank_budget": 1},
+        "again": {"rank_budget": 1, "seed": 1},
+        "full": {"method": "full"},
+    }.items():
+        launch(RunConfig(**shared, **own, output_dir=str(path / "runs" / name)), Observer())
+    return path / "runs"
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[Run]:
+    return find_runs([folder])[0]
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of all three."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(*find_runs([folder])), encoding="utf-8")
+    return path
+
+
+class Reader(HTMLParser):
+    """The page's headings, cells, and embedded specifications."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.specs: list[dict[str, Any]] = []
+        self.addresses: list[str | None] = []
+        self._open = ""
+        self._json = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._open = tag
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self._json = tag == "script" and (dict(attrs).get("id") or "").startswith("spec-")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self._open, []).append(data)
+        if self._json:
+            self.specs.append(json.loads(data))
+            self._json = False
+
+
+def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None:
+    found = Reader(page.read_text())
+    headings = {text for level in ("h2", "h3", "h4") for text in found.texts[level]}
+    for title in ("Summary", "Over seeds", "Accuracy", "Clients", "Labels", "Ranks", "Similarity of clients"):
+        assert title in headings
+    assert "Privacy" not in headings
+    cells = found.texts["td"]
+    for run in runs:
+        assert percent(run.metrics["accuracy"]) in cells
+        assert human_bytes(run.uploaded_bytes) in cells
+        assert f"lora-a2 run --config {run.record.path}/config.toml" in page.read_text()
+    full = next(run for run in runs if run.is_full)
+    best = max(run.accuracy for run in runs if not run.is_full)
+    assert f"{100 * (best - full.accuracy):+.1f} points".replace("-", "−") in cells
+    assert full.full_bytes is not None
+    assert human_bytes(full.full_bytes) in cells
+    assert full.uploaded_bytes == pytest.approx(full.full_bytes, rel=0.03)  # headers more, the frozen head less
+
+
+def test_every_chart_is_valid_and_has_its_numbers_beside_it(page: Path) -> None:
+    found = Reader(page.read_text())
+    assert len(found.specs) > 20
+    assert found.tags.count("figure") == len(found.specs)
+    assert len(re.findall(r"<summary>Table: ", page.read_text())) == len(found.specs)
+    kinds = {str([layer["mark"] for layer in spec.get("layer", [spec])]): spec for spec in found.specs}
+    assert len(kinds) > 5
+    for spec in kinds.values():
+        assert "<path" in vl_convert.vegalite_to_svg({**spec, "width": 300})
+
+
+def test_nothing_of_a_user_becomes_markup(page: Path) -> None:
+    text = page.read_text()
+    assert "&lt;b&gt;ann&lt;/b&gt;" in text
+    assert "<b>ann" not in text
+    assert HOSTILE not in text
+    assert "img" not in Reader(text).tags
+
+
+def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
+    text = page.read_text()
+    assert len(text) < 2_000_000
+    found = Reader(text)
+    assert {"link", "script", "style"} <= set(found.tags)
+    assert found.addresses == ["data:,"]
+    assert not re.search(r"@import|url\(", "".join(found.texts["style"]))
+
+
+def test_an_older_run_leaves_out_what_it_lacks(folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder / "selecting", tmp_path / "old"))
+    for name in ("clients.json", "analysis.jsonl", "analysis.sha256"):
+        (old / name).unlink()
+    environment = json.loads((old / "environment.json").read_text())
+    del environment["full_parameters"]
+    (old / "environment.json").write_text(json.dumps(environment))
+    write_all(old, {name: (old / name).read_bytes() for name in ("environment.json", "config.toml")})
+    state = read_sealed(old / "checkpoint" / "state.json")
+    write_sealed(old / "checkpoint" / "state.json", {**state, "lines": {**state["lines"], "analysis": 0}})
+    text = render(*find_runs([old]))
+    for sentence in (
+        "did not record which labels its clients hold",
+        "did not record its clients&#39; updates",
+        "did not record what averaging lost",
+        "did not record their model&#39;s size",
+    ):
+        assert sentence in text
+    assert "Saved (uploads)" not in text
+    assert len(Reader(text).specs) > 3
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_came(folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
+    state = read_sealed(run / "checkpoint" / "state.json")
+    write_sealed(run / "checkpoint" / "state.json", {**state, "lines": {"rounds": 2, "analysis": 2}})
+    text = render(*find_runs([run]))
+    assert "2 of 3" in text
+    assert "Not finished: run." in text
+
+
+def test_privacy_is_shown_where_rounds_record_it(folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for name in ("rounds.jsonl", "rounds.sha256"):
+        (run / name).unlink()
+    for line in lines:
+        Journal(run / "rounds.jsonl").append({**line, "epsilon": 1.25 * line["server_round"]})
+    assert "ε = 3.750 after 3 rounds." in render(*find_runs([run]))
+
+
+def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out.html"
+    assert main(["report", str(folder / "full"), str(folder / "again"), "--output", str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    assert "<h1>2 runs</h1>" in target.read_text()
+
+
+def test_the_command_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from lora_a2.cli import main; "
+        f"assert main(['report', {str(folder / 'again')!r}, '--output', {str(tmp_path / 'out.html')!r}]) == 0; "
+        "assert not {'torch', 'transformers', 'peft', 'datasets'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_run_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["report", str(empty)]) == 2
+    assert "holds no run" in one_error(capsys)
+    shutil.copytree(folder / "again", tmp_path / "runs" / "damaged")
+    (tmp_path / "runs" / "damaged" / "rounds.jsonl").write_text("{")
+    assert main(["report", str(tmp_path / "runs")]) == 2
+    assert "damaged" in one_error(capsys)
+    shutil.copytree(folder / "again", tmp_path / "new" / "begun")
+    shutil.rmtree(tmp_path / "new" / "begun" / "checkpoint")
+    assert main(["report", str(tmp_path / "new")]) == 2
+    assert "no finished round" in one_error(capsys)
+    monkeypatch.setattr("lora_a2.commands.report.find_spec", lambda name: None)
+    assert main(["report", str(folder)]) == 2
+    assert "pip install 'lora-a2[report]'" in one_error(capsys)
+    assert not Path("report.html").exists()
+
+
+def test_a_sweep_s_tuning_is_left_out_and_empty_runs_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "again", tmp_path / "sweep" / "runs" / "one")
+    shutil.copytree(folder / "again", tmp_path / "sweep" / "tuning" / "two")
+    shutil.copytree(folder / "again", tmp_path / "sweep" / "runs" / "three")
+    shutil.rmtree(tmp_path / "sweep" / "runs" / "three" / "checkpoint")
+    found, not_begun = find_runs([tmp_path / "sweep"])
+    assert [run.name for run in found] == ["one"]
+    assert [path.name for path in not_begun] == ["three"]
+    assert "left out: three." in render(found, not_begun)
+
+
+def test_a_sweep_s_rates_and_failures_are_shown(folder: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    shutil.copytree(folder / "again", sweep / "runs" / "one")
+    tried = [(1e-3, 0.5), (5e-3, 0.625), (1e-2, None)]
+    candidates = [{"learning_rate": rate, "mean_accuracy": mean, "accuracies": [mean]} for rate, mean in tried]
+    group = {"arm": "ours", "alpha": "0.1", "runs": 3, "candidates": candidates, "chosen": 5e-3, "at_edge": False}
+    (sweep / "tuning.json").write_text(json.dumps([group]))
+    failures = sweep / "runs" / "failures"
+    failures.mkdir()
+    (failures / "two.json").write_text(json.dumps({"error": "RunError", "message": HOSTILE, "traceback": "t"}))
+    rates, failed = batch_sections([sweep])
+    assert rates.tables[0][1].header == ("Arm", "alpha", "0.001", "0.005", "0.01", "Chosen", "At the edge", "Runs")
+    assert rates.tables[0][1].rows == (("ours", "0.1", "50.0 %", "62.5 %", None, "0.005", "", 3),)
+    assert failed.tables[0][1].rows == (("runs/two", "RunError", HOSTILE),)
+    assert main(["report", str(sweep), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Learning rates" in page
+    assert "Failed runs" in page
+    assert HOSTILE not in page
+
+
+def test_damaged_tuning_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "again", tmp_path / "sweep" / "runs" / "one")
+    (tmp_path / "sweep" / "tuning.json").write_text('[{"arm": 1}]')
+    assert main(["report", str(tmp_path / "sweep"), "--output", str(tmp_path / "page.html")]) == 2
+    assert "tuning.json is damaged" in one_error(capsys)
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as engine:
+        running = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page in the browser, all runs unfolded; at its end nothing may have been said or asked for."""
+    scheme, width = getattr(request, "param", ("light", 1200))
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: said.append(f"error: {error}"))
+    tab.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else said.append(asked.url))
+    tab.goto(page.as_uri())
+    tab.evaluate("document.querySelectorAll('details.run').forEach((part) => { part.open = true; })")
+    tab.wait_for_function(
+        "![...document.querySelectorAll('.chart')].some(c => !['done', 'failed'].includes(c.dataset.drawn))"
+    )
+    yield tab
+    context.close()
+    assert said == []
+
+
+EVERYWHERE = pytest.mark.parametrize(
+    "opened", [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)], indirect=True, ids=str
+)
+
+
+@EVERYWHERE
+def test_every_chart_is_drawn_and_fits(opened: Any) -> None:
+    states = opened.evaluate("[...document.querySelectorAll('.chart')].map(c => c.dataset.drawn)")
+    assert len(states) > 20
+    assert set(states) == {"done"}
+    marks = opened.evaluate(
+        "[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg [role=graphics-symbol]').length)"
+    )
+    assert min(marks) > 0
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    widths = opened.evaluate("[...document.querySelectorAll('.chart')].map(c => c.scrollWidth - c.clientWidth)")
+    assert max(widths) <= 1
+    assert "broken" not in opened.title()
+
+
+def _luminance(rgb: list[float]) -> float:
+    """Relative luminance of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a: list[float], b: list[float]) -> float:
+    light, dark = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@EVERYWHERE
+def test_text_and_lines_stand_out(opened: Any) -> None:
+    """WCAG 2.1: 4.5 : 1 for text, 3 : 1 for what pictures are made of."""
+    colours = opened.evaluate(
+        """() => {
+            const probe = document.body.appendChild(document.createElement("i"));
+            const names = ["back", "panel", "text", "muted", "accent", ...Array.from({length: 8}, (_, i) => `c${i + 1}`)];
+            const found = names.map((name) => {
+                probe.style.color = `var(--${name})`;
+                return [name, getComputedStyle(probe).color.match(/[0-9.]+/g).map(Number)];
+            });
+            probe.remove();
+            return Object.fromEntries(found);
+        }"""
+    )
+    for ground in ("back", "panel"):
+        for name in ("text", "muted", "accent"):
+            assert _contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        for name in (f"c{i}" for i in range(1, 9)):
+            assert _contrast(colours[name], colours[ground]) >= 3, (name, ground)
+    drawn = opened.evaluate("getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill")
+    assert [float(v) for v in re.findall(r"[0-9.]+", drawn)] == colours["text"]
+
+
+def test_everything_is_reached_by_keyboard(opened: Any) -> None:
+    wanted = opened.evaluate(
+        """() => {
+            const all = [...document.querySelectorAll("summary, .chart, .chart select, .chart input, pre")];
+            window.waiting = new Set(all.filter((element) => element.checkVisibility()));
+            document.addEventListener("focusin", (event) => window.waiting.delete(event.target));
+            return window.waiting.size;
+        }"""
+    )
+    assert wanted > 60
+    for _ in range(2 * wanted):  # there are other stops in between
+        opened.keyboard.press("Tab")
+    assert opened.evaluate("[...window.waiting].map((element) => element.outerHTML)") == []
+
+
+def test_arrow_keys_read_out_the_points_of_a_chart(opened: Any) -> None:
+    chart = opened.locator(".chart").first
+    chart.focus()
+    readout = opened.locator("figure").first.locator(".readout")
+    opened.keyboard.press("ArrowRight")
+    first = readout.text_content()
+    assert "Accuracy" in first and "Server round" in first
+    opened.keyboard.press("ArrowRight")
+    assert readout.text_content() != first
+    opened.keyboard.press("ArrowLeft")
+    assert readout.text_content() == first
+    opened.keyboard.press("Tab")
+    assert readout.text_content() == ""
+
+
+def test_the_round_of_the_ranks_is_chosen_by_keyboard(opened: Any) -> None:
+    figure = opened.locator("figure", has=opened.locator("input[type=range]")).first
+    numbers = "figure => [...figure.querySelectorAll('svg .mark-text.role-mark text')].map(t => t.textContent)"
+    mean = figure.evaluate(numbers)
+    figure.locator("input[type=range]").focus()
+    opened.keyboard.press("ArrowRight")
+    opened.wait_for_timeout(100)
+    assert len(mean) == len(figure.evaluate(numbers)) == 12
+    assert figure.evaluate(numbers) != mean
+
+
+def test_a_table_opens_by_keyboard(opened: Any) -> None:
+    summary = opened.locator("details.numbers > summary").first
+    summary.focus()
+    opened.keyboard.press("Enter")
+    assert opened.locator("details.numbers").first.locator("tbody tr").first.is_visible()

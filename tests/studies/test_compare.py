@@ -1,0 +1,188 @@
+"""Runs on disk with a tiny model: every method resumes byte for byte, comparisons resume, and what is saved predicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_a2.cli import main
+from lora_a2.config.run import RunConfig
+from lora_a2.core.algebra import moved_base
+from lora_a2.federation.loop import Observer
+from lora_a2.federation.probes import PROBES, ProbeName
+from lora_a2.methods import METHODS
+from lora_a2.model.pretrained import load_model
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.predict import load_predictor
+from tiny import LABELS, Stopping
+
+ALL = pytest.mark.parametrize("name", METHODS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run leaves that must not depend on interruptions."""
+    kept = [p for name in ("adapter", "model", "checkpoint", "personal") for p in sorted((folder / name).rglob("*"))]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in kept if p.is_file()}
+
+
+@ALL
+def test_resumed_is_the_same_byte_for_byte(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    budget = (1, 2, 2, 1) if METHODS[name].mixed_ranks else 2
+    whole, broken = (
+        RunConfig(**options, method=name, rank_budget=budget, output_dir=str(tmp_path / x)) for x in ("whole", "broken")
+    )
+    launch(whole, Observer())
+    with pytest.raises(KeyboardInterrupt):
+        launch(broken, Stopping(after=2))
+    resume(tmp_path / "broken", Observer())
+    expected, got = contents(tmp_path / "whole"), contents(tmp_path / "broken")
+    assert len(expected) > 4
+    assert expected == got
+    sizes = []
+    for folder in ("whole", "broken"):
+        records = map(json.loads, (tmp_path / folder / "rounds.jsonl").read_text().splitlines())
+        sizes.append([(r["uploaded_bytes"], r["downloaded_bytes"]) for r in records])
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_resumed_with_each_probe_is_the_same_byte_for_byte(
+    probe: ProbeName, options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**options, "rank_budget": 1, "probe": probe, "cohort_size": 2}
+    whole, broken = (RunConfig(**options, output_dir=str(tmp_path / x)) for x in ("whole", "broken"))
+    launch(whole, Observer())
+    with pytest.raises(KeyboardInterrupt):
+        launch(broken, Stopping(after=1))
+    assert f'probe = "{probe}"' in (tmp_path / "broken" / "config.toml").read_text()
+    resume(tmp_path / "broken", Observer())
+    assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
+
+
+@ALL
+def test_what_is_saved_predicts_as_the_run_did(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**options, method=name, output_dir=str(tmp_path / "run"))
+    summary = launch(config, Observer())
+    assert (summary.personal_accuracy is not None) == bool(METHODS[name].private)
+    model = load_model(config.model, labels=LABELS, dtype="float32", seed=0)
+    layout = model.layout
+    state = RunDirectory(tmp_path / "run").load_state(layout)
+    assert state is not None
+    model.classifier.set_base(moved_base(state.base, state.base_update))
+    texts = ["w1 w2 w3", "w0 w0"]
+    expected = model.classifier.predict(state.adapter, model.tokenize(texts))
+    np.testing.assert_allclose(load_predictor(tmp_path / "run").logits(texts), expected, atol=1e-5)
+    moved = np.abs(
+        expected
+        - load_model(config.model, labels=LABELS, dtype="float32").classifier.predict(None, model.tokenize(texts))
+    )
+    assert (moved.max() > 1e-3) != bool(METHODS[name].private)
+    if METHODS[name].private:
+        ids = sorted(int(p.name) for p in (tmp_path / "run" / "personal").iterdir())
+        own = [load_predictor(tmp_path / "run" / "personal" / str(k)).logits(texts) for k in ids]
+        assert np.abs(own[0] - own[1]).max() > 1e-3
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    return [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def test_compare_resumes_and_prints_one_table(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "both"
+    monkeypatch.setattr("lora_a2.display.live.choose_display", lambda quiet: _Entered(after=2))
+    argv = ["compare", "--methods", "fl-lora, fedsa-lora", "--output-dir", str(folder), *flags(options)]
+    assert main([*argv, "--quiet"]) == 130
+    assert f"lora-a2 compare --resume {folder}" in capsys.readouterr().err
+    monkeypatch.undo()
+    moved = folder.rename(tmp_path / "moved")
+    assert main(["resume", str(moved), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("Personal", "fl-lora", "fedsa-lora", "Uploaded", "Downloaded", "Time"):
+        assert part in printed
+    assert main(["compare", "--resume", str(moved), "--quiet", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["name"] for run in runs] == ["fl-lora", "fedsa-lora"]
+    assert runs[0]["uploaded_bytes"] > runs[1]["uploaded_bytes"]
+
+
+class _Entered(Stopping):
+    output_dir = None
+
+    def __enter__(self) -> _Entered:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_compare_shows_the_best_of_the_learning_rates(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**options, "num_server_rounds": 1}
+    argv = ["compare", "--methods", "ffa-lora", "--learning-rates", "1e-9,0.05", "--output-dir", str(tmp_path / "c")]
+    assert main([*argv, *flags(given), "--quiet"]) == 0
+    assert capsys.readouterr().out.count("ffa-lora") == 1
+    summaries = [
+        json.loads((tmp_path / "c" / f"ffa-lora-lr{x}" / "summary.json").read_text()) for x in ("1e-09", "0.05")
+    ]
+    assert summaries[0]["uploaded_bytes"] == summaries[1]["uploaded_bytes"]
+
+
+def test_compare_runs_multiples_of_each_method_s_rate_and_shows_rounds(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`full` has another default than adapters have; what was planned is what resuming runs."""
+    given = {k: v for k, v in options.items() if k != "learning_rate"} | {"num_server_rounds": 2}
+    folder, rounds = tmp_path / "c", ["--at-rounds", "1,2"]
+    argv = ["compare", "--methods", "ffa-lora,full", "--learning-rate-multiples", "0.5,2", "--output-dir", str(folder)]
+    monkeypatch.setattr("lora_a2.display.live.choose_display", lambda quiet: _Entered(after=1))
+    assert main([*argv, *flags(given), *rounds]) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(["compare", "--resume", str(folder), "--quiet", "--json", *rounds]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    rates = {run["name"]: run["learning_rate"] for run in runs}
+    assert list(rates) == ["ffa-lora-x0.5", "ffa-lora-x2", "full-x0.5", "full-x2"]
+    usual = 5e-4
+    assert rates["ffa-lora-x2"] == pytest.approx(2 * usual)
+    assert rates["full-x0.5"] == pytest.approx(0.5 * usual * METHODS["full"].learning_rate_scale)
+    for run in runs:
+        ledger = map(json.loads, (folder / run["name"] / "rounds.jsonl").read_text().splitlines())
+        expected = {str(r["server_round"]): r["metrics"]["accuracy"] for r in ledger}
+        assert run["at_rounds"] == expected
+        assert len(expected) == 2
+        assert run["accuracy"] == expected["2"]
+    assert main(["compare", "--resume", str(folder), "--quiet", "--at-rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "Round 1" in printed
+    assert "Round 2" not in printed
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--methods", "fl-lora,flora", "--rank-budget", "uniform"], "fl-lora needs the same for every client"),
+        (["--methods", "fl-lora,flrora"], "Did you mean 'flora'?"),
+        (["--methods", "lora-a2,fl-lora", "--criterion", "magnitude"], "criterion: fl-lora has no such switch"),
+        (["--methods", "fl-lora", "--learning-rates", "a"], "is not a list of numbers"),
+        (["--methods", "fl-lora", "--learning-rate-multiples", "x"], "is not a list of numbers such as 0.2,0.5,1"),
+        (["--methods", "fl-lora", "--learning-rate-multiples", "-1"], "learning-rate: -0.005 should be greater than 0"),
+        (["--methods", "fl-lora", "--learning-rates", "1", "--learning-rate-multiples", "1"], "not both"),
+        (["--methods", "fl-lora", "--at-rounds", "1.5"], "is not a list of numbers such as 4,8,12"),
+        (["--methods", "fl-lora", "--at-rounds", "3", "--eval-every", "2"], "at-rounds: round 3 is not evaluated"),
+        (["--methods", "fl-lora", "--at-rounds", "11"], "multiples of 1 up to 10"),
+        ([], "Name the methods"),
+    ],
+)
+def test_compare_refuses_before_anything_runs(
+    extra: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--output-dir", str(tmp_path / "c"), *extra]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
