@@ -36,6 +36,10 @@ class CodecError(LoraA2Error):
     """Bytes that are not a valid message of this federation."""
 
 
+class LostState(CodecError):
+    """A client does not hold what a download builds on; it is sent everything."""
+
+
 class ReplyError(LoraA2Error):
     """A well-formed upload that must not touch the server's state."""
 

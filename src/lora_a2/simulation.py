@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from lora_a2.codec import ValueType
-from lora_a2.core.algebra import moved_base
-from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.core.types import ClientProfile, ClientState, ServerState
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.evaluate import Evaluation, evaluate, predict
 from lora_a2.engine.kernels.attention import compiled
 from lora_a2.engine.pool import Pool, ProcessPool, processes_work, usual_workers
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import make_federation
-from lora_a2.federation.client import ClientMemory, client_round, personal
-from lora_a2.federation.exchange import Train, Watch
-from lora_a2.federation.loop import Observer, Plan, run_rounds
+from lora_a2.federation.client import Answer, client_round
+from lora_a2.federation.exchange import ReplyCallback, Train
+from lora_a2.federation.holdings import personal, simulated
+from lora_a2.federation.loop import Evaluated, Observer, Plan, run_rounds
 from lora_a2.federation.population import Client, make_profiles
 from lora_a2.federation.records import RoundRecord
 from lora_a2.methods import DEFAULT_METHOD, get_method
@@ -28,25 +27,24 @@ from lora_a2.model.pretrained import Model
 from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM
 
 Sent = tuple[ClientProfile, bytes]
-Memories = dict[int, ClientMemory]
-"""Client id → what it keeps from round to round. Base weights are not in it: those who took part in the last round hold
-the server's `base`, bit for bit, and the others are sent all of it."""
+ClientStates = dict[int, ClientState]
+"""Client id → what it keeps of its own from round to round. What it was sent is not in it: see `holdings.simulated`."""
 
 
 def evaluate_clients(pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:
     """The global model on the clients' test shares."""
     sentences = [s for c in clients for s in c.test.input_ids]
-    logits = predict(pool, state.adapter, moved_base(state.base, state.base_update), sentences)
+    logits = predict(pool, state.adapter, state.base, sentences)
     return _evaluate(logits.argmax(1), clients)
 
 
-def evaluate_personal(pool: Pool, state: ServerState, clients: Sequence[Client], memories: Memories) -> Evaluation:
+def evaluate_personal(pool: Pool, state: ServerState, clients: Sequence[Client], kept: ClientStates) -> Evaluation:
     """Each client's own model, with its private factors, on its own test share."""
-    base = moved_base(state.base, state.base_update)
+    base = state.base
 
     def work(classifier: Classifier, client: Client) -> np.ndarray:
         classifier.set_base(base)
-        own = personal(state.adapter, memories.get(client.id, ClientMemory()))
+        own = personal(state.adapter, kept.get(client.id, ClientState()).private)
         predicted: np.ndarray = classifier.predict(own, client.test.input_ids).argmax(1)
         return predicted
 
@@ -61,12 +59,12 @@ def _evaluate(predicted: np.ndarray, clients: Sequence[Client]) -> Evaluation:
 
 
 def evaluate_state(
-    pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], memories: Memories
+    pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], kept: ClientStates
 ) -> dict[str, Any]:
     """A round's metrics: the global model's, and under "personal" those of the clients' own models where they have some."""
     found = evaluate_clients(pool, state, clients).to_json()
     if method.private:
-        found["personal"] = evaluate_personal(pool, state, clients, memories).to_json()
+        found["personal"] = evaluate_personal(pool, state, clients, kept).to_json()
     return found
 
 
@@ -89,7 +87,7 @@ def make_plan(
     laplace_epsilon: float | None = None,
     laplace_clipping_norm: float = DEFAULT_CLIPPING_NORM,
     fraction_train: float = 1.0,
-    wire_dtype: ValueType = "fp32",
+    wire_dtype: str = "fp32",
     eval_every: int = 1,
     cohort_size: int = 1,
     num_workers: int | None = None,
@@ -143,22 +141,22 @@ def simulate(
     plan: Plan,
     *,
     state: ServerState | None = None,
-    memories: Memories | None = None,
+    kept: ClientStates | None = None,
     observer: Observer | None = None,
-    watch: Watch | None = None,
+    callback: ReplyCallback | None = None,
     records: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` (None: from the start) and yields state and record after each.
 
-    `memories` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
-    `watch` hears of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
+    `kept` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
+    `callback` hears of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
     for line in _notes(model.classifier):
         observer.note(line)
     with make_pool(model, plan) as pool:
-        driver = InProcess(pool, plan, clients, {} if memories is None else memories, observer)
-        yield from run_rounds(plan, state or plan.start(), driver, observer, watch, records)
+        driver = InProcess(pool, plan, clients, {} if kept is None else kept, observer)
+        yield from run_rounds(plan, state or plan.start(), driver, observer, callback, records)
 
 
 def _notes(classifier: Classifier) -> Iterator[str]:
@@ -170,13 +168,13 @@ def _notes(classifier: Classifier) -> Iterator[str]:
 
 
 class InProcess:
-    """The driver of a simulation: the clients are computed by the workers of `pool`, and `memories` is theirs."""
+    """The driver of a simulation: the clients are computed by the workers of `pool`, and `kept` is theirs."""
 
     def __init__(
-        self, pool: Pool, plan: Plan, clients: Sequence[Client], memories: Memories, observer: Observer
+        self, pool: Pool, plan: Plan, clients: Sequence[Client], kept: ClientStates, observer: Observer
     ) -> None:
         self.observer = observer
-        self._pool, self._plan, self._clients, self._memories = pool, plan, clients, memories
+        self._pool, self._plan, self._clients, self._memories = pool, plan, clients, kept
         self._by_id = {client.id: client for client in clients}
 
     def profiles(self, server_round: int) -> Sequence[ClientProfile]:
@@ -191,29 +189,32 @@ class InProcess:
         """As they are."""
         return seconds
 
-    def evaluate(self, state: ServerState) -> dict[str, Any]:
+    def evaluate(self, state: ServerState) -> Evaluated:
         """The global model's metrics, and those of the clients' own models."""
-        return evaluate_state(self._pool, self._plan.federation.method, state, self._clients, self._memories)
+        return Evaluated(evaluate_state(self._pool, self._plan.federation.method, state, self._clients, self._memories))
 
     def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
         """Local training in chunks that share a forward and backward."""
-        plan, memories = self._plan, self._memories
+        plan, kept = self._plan, self._memories
 
-        def work(classifier: Classifier, chunk: Sequence[Sent]) -> tuple[list[ClientProfile], list[bytes], list[Any]]:
+        def work(classifier: Classifier, chunk: Sequence[Sent]) -> list[tuple[ClientProfile, Answer]]:
             members = [(profile, self._by_id[profile.id].train) for profile, _ in chunk]
-            held = [_memory(profile, state, memories) for profile, _ in chunk]
-            uploads = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
-            return [profile for profile, _ in chunk], uploads, [memory.private for memory in held]
+            held = [
+                simulated(plan.federation, state, profile, kept.get(profile.id, ClientState())) for profile, _ in chunk
+            ]
+            answers = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
+            own = [(data, ClientState(private=after.private, extra=after.extra)) for data, after in answers]
+            return [(profile, answer) for (profile, _), answer in zip(chunk, own, strict=True)]
 
         def train(downloads: Iterable[Sent]) -> Iterator[Sent]:
             finished = 0
-            for members, uploads, kept in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
-                for profile, private in zip(members, kept, strict=True):
-                    if private:
-                        memories[profile.id] = ClientMemory(private=private)
-                finished += len(members)
+            for answers in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
+                for profile, (_, own) in answers:
+                    if own.private or own.extra:
+                        kept[profile.id] = own
+                finished += len(answers)
                 self.observer.clients_done(state.server_round + 1, finished, len(cohort))
-                yield from zip(members, uploads, strict=True)
+                yield from ((profile, data) for profile, (data, _) in answers)
 
         return train
 
@@ -222,9 +223,3 @@ def _chunks(items: Iterable[Sent], size: int) -> Iterator[list[Sent]]:
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk
-
-
-def _memory(profile: ClientProfile, state: ServerState, memories: Memories) -> ClientMemory:
-    """What a client holds when the round after `state` begins."""
-    private = memories[profile.id].private if profile.id in memories else {}
-    return ClientMemory(state.base if profile.id in state.synced else {}, private)

@@ -20,7 +20,8 @@ from lora_a2.analysis.recording import ProductSum, Recorder, gram_matrix
 from lora_a2.analysis.summary import analyze
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.core.algebra import delta_weight, dense
+from lora_a2.core.algebra import delta_weight
+from lora_a2.core.types import dense
 from lora_a2.core.types import Factors, Reply, ServerState, weight_name
 from lora_a2.federation.loop import Observer
 from lora_a2.methods import METHODS

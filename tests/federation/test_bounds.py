@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from federation import save_data, save_model, tiny_clients, tiny_model
 from lora_a2 import codec
 from lora_a2.config.run import make_config
-from lora_a2.core.algebra import dense
+from lora_a2.core.types import dense
 from lora_a2.core.types import ClientProfile, Factors, ServerState
 from lora_a2.engine.adamw import AdamW
 from lora_a2.errors import ConfigError

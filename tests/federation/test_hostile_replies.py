@@ -16,7 +16,8 @@ from test_conformance import RANK, Cohort, federation, population
 
 from lora_a2 import codec
 from lora_a2.codec import ValueType
-from lora_a2.core.algebra import dense, initial_adapter, moved_base
+from lora_a2.core.algebra import initial_adapter
+from lora_a2.core.types import dense, moved_base
 from lora_a2.core.types import BaseUpdate, ClientProfile, Download, Factors, Layout, ModuleShape, ServerState, Upload
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.federation.agreement import Federation

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_a2.core.algebra import moved_base
-from lora_a2.core.types import ServerState, weight_name
+from lora_a2.core.types import ServerState, moved_base, weight_name
 from lora_a2.federation.probes import DEFAULT_PROBE, PROBES, ProbeName
 from lora_a2.methods import METHODS
 from lora_a2.simulation import Memories, make_plan, simulate

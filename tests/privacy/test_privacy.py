@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from federation import tiny_clients, tiny_model
 from lora_a2.config.run import make_config
-from lora_a2.core.algebra import initial_adapter, moved_base
+from lora_a2.core.algebra import initial_adapter
+from lora_a2.core.types import moved_base
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import FACTORS, Factor, Layout, ModuleShape, ServerState
 from lora_a2.errors import ConfigError

@@ -11,7 +11,7 @@ import pytest
 
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.core.algebra import moved_base
+from lora_a2.core.types import moved_base
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS

@@ -106,14 +106,14 @@ class Recorder:
         """Takes in a reply that counts."""
         began = time.perf_counter()
         upload, start = reply.upload, reply.download.adapter
-        self._rank, self._trained = start.rank, upload.trainable
+        self._rank, self._trained = start.rank, upload.shared
         selects = self._method.select is not None and upload.mask is not None
         mask = pack_mask(upload.mask, self._layout) if selects and upload.mask is not None else None
         if self._whole:
             self._examples += upload.num_examples
             for name, factors in start.factors.items():
-                end = _end(factors, upload.update.factors[name], upload.trainable)
-                self._sums[name].add(upload.num_examples * start.scaling, end, upload.trainable)
+                end = _end(factors, upload.update.factors[name], upload.shared)
+                self._sums[name].add(upload.num_examples * start.scaling, end, upload.shared)
         paired = self._whole and len(self._seen) < MAX_PAIRED
         self._seen.append(_Seen(reply.profile.id, mask, _changes(reply, self._layout) if paired else None))
         self.seconds += time.perf_counter() - began
@@ -174,7 +174,7 @@ def _changes(reply: Reply, layout: Layout) -> list[tuple[FloatArray, FloatArray]
     result = []
     for module in layout.modules:
         old, change = start.factors[module.name], upload.update.factors[module.name]
-        in_b, in_a = _moved(change, "B", upload.trainable), _moved(change, "A", upload.trainable)
+        in_b, in_a = _moved(change, "B", upload.shared), _moved(change, "A", upload.shared)
         left = np.concatenate([change.B[:, in_b], (old.B + change.B)[:, in_a]], axis=1)
         right = np.concatenate([old.A[in_b], change.A[in_a]])
         result.append((np.float32(start.scaling) * left, right))

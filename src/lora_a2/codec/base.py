@@ -4,7 +4,7 @@
     frame     a download or an upload
     forms     a u32 for each weight in the layout's order: 0 not there, 2³²−1 the difference itself, else the rank R of
               its factors
-    values    weight by weight: the difference, or A (R, d_in) and then B (d_out, R); float32 or float16
+    values    weight by weight: the difference, or A (R, d_in) and then B (d_out, R); of the envelope's value type
     checksum  CRC-32 of all that stands before it, the frame included, u32
 
 A message without such a change is the frame alone.
@@ -17,7 +17,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from lora_a2.codec.frame import ValueType, packed, unpacked
+from lora_a2.codec.values import VALUE_TYPES
 from lora_a2.core.types import BaseUpdate, Factors, FloatArray, Layout
 from lora_a2.errors import CodecError
 
@@ -26,7 +26,6 @@ _ENVELOPE = struct.Struct("<4sBBBQ")
 _CHECKSUM = struct.Struct("<I")
 _WHOLE = 1
 _ABSENT, _DENSE = 0, 2**32 - 1
-_TYPES: tuple[ValueType, ...] = ("fp32", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +36,42 @@ class BaseMessage:
     whole: bool = False
 
 
-def attach_base(frame: bytes, message: BaseMessage, layout: Layout, dtype: ValueType) -> bytes:
-    """`frame` with a change of base weights behind it; the frame alone where there is none.
+def pack_base(update: BaseUpdate, layout: Layout, dtype: str) -> bytes:
+    """A change of base weights as it stands behind a frame; empty where there is none.
 
     Raises:
         CodecError: a weight that the layout does not have, or of another shape, or a value that overflows.
     """
-    if not message.update:
-        return frame
+    if not update:
+        return b""
     shapes = dict(layout.base)
-    if not message.update.keys() <= shapes.keys():
-        unknown = sorted(message.update.keys() - shapes.keys())
-        raise CodecError(f"The layout has no weights {unknown} to change.")
+    if not update.keys() <= shapes.keys():
+        raise CodecError(f"The layout has no weights {sorted(update.keys() - shapes.keys())} to change.")
     forms, values = [], []
     for name, shape in layout.base:
-        change = message.update.get(name)
+        change = update.get(name)
         forms.append(_form(name, shape, change))
         if change is not None:
             values += [change.A, change.B] if isinstance(change, Factors) else [change]
-    envelope = _ENVELOPE.pack(_MAGIC, _VERSION, _WHOLE * message.whole, _TYPES.index(dtype), len(frame))
-    body = envelope + frame + struct.pack(f"<{len(forms)}I", *forms) + packed(values, dtype)
+    return struct.pack(f"<{len(forms)}I", *forms) + VALUE_TYPES[dtype].pack(values)
+
+
+def attach(frame: bytes, packed: bytes, whole: bool, dtype: str) -> bytes:
+    """`frame` with what `pack_base` made behind it; the frame alone where that is nothing."""
+    if not packed:
+        return frame
+    envelope = _ENVELOPE.pack(_MAGIC, _VERSION, _WHOLE * whole, VALUE_TYPES[dtype].code, len(frame))
+    body = envelope + frame + packed
     return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def attach_base(frame: bytes, message: BaseMessage, layout: Layout, dtype: str) -> bytes:
+    """`frame` with a change of base weights behind it; the frame alone where there is none.
+
+    Raises:
+        CodecError: as `pack_base`.
+    """
+    return attach(frame, pack_base(message.update, layout, dtype), message.whole, dtype)
 
 
 def detach_frame(data: bytes) -> bytes:
@@ -87,11 +101,17 @@ def read_base(data: bytes, layout: Layout) -> BaseMessage:
     forms = directory.unpack_from(data, start)
     if not any(forms):
         raise CodecError("The change of base weights is empty; expected a frame alone.")
-    count = sum(_size(shape, form) for (_, shape), form in zip(layout.base, forms, strict=True))
+    sizes = [size for (_, shape), form in zip(layout.base, forms, strict=True) for size in _blocks(shape, form)]
+    content = memoryview(data)[start + directory.size : -_CHECKSUM.size]
+    if len(content) != VALUE_TYPES[dtype].size(sizes):
+        raise CodecError(
+            f"The change of base weights has {len(content)} bytes of values; expected "
+            f"{VALUE_TYPES[dtype].size(sizes)}: it was cut or extended."
+        )
     given, found = _CHECKSUM.unpack_from(data, len(data) - 4)[0], zlib.crc32(data[:-4])
     if given != found:
         raise CodecError(f"The message has checksum {given:08x}; its content gives {found:08x}: damaged on the way.")
-    values = unpacked(data[start + directory.size : -4], dtype, count)
+    values = VALUE_TYPES[dtype].unpack(content, sizes)
     update: dict[str, FloatArray | Factors] = {}
     offset = 0
     for (name, shape), form in zip(layout.base, forms, strict=True):
@@ -107,24 +127,25 @@ def base_parameters(update: BaseUpdate) -> int:
     return sum(c.A.size + c.B.size if isinstance(c, Factors) else c.size for c in update.values())
 
 
-def base_size(update_parameters: int, layout: Layout, dtype: ValueType) -> int:
+def base_size(update_parameters: int, layout: Layout, dtype: str) -> int:
     """How many bytes `attach_base` adds for a change of so many values."""
     if not update_parameters:
         return 0
-    return _ENVELOPE.size + 4 * len(layout.base) + update_parameters * (2 if dtype == "fp16" else 4) + _CHECKSUM.size
+    return _ENVELOPE.size + 4 * len(layout.base) + VALUE_TYPES[dtype].size([update_parameters]) + _CHECKSUM.size
 
 
-def _envelope(data: bytes) -> tuple[bool, ValueType, int]:
+def _envelope(data: bytes) -> tuple[bool, str, int]:
     """Whole or not, value type, the frame's length."""
     if len(data) < _ENVELOPE.size:
         raise CodecError(f"The message has {len(data)} bytes; its envelope alone has {_ENVELOPE.size}.")
     _, version, flags, code, length = _ENVELOPE.unpack_from(data)
-    if version != _VERSION or flags & ~_WHOLE or code >= len(_TYPES) or length > len(data):
+    dtype = next((name for name, row in VALUE_TYPES.items() if row.code == code), None)
+    if version != _VERSION or flags & ~_WHOLE or dtype is None or length > len(data):
         raise CodecError(
             f"The envelope has version {version}, flags {flags}, value type {code} and a frame of {length} bytes; "
             f"expected version {_VERSION} and a message that holds it: run the same release of lora-a2 at both ends."
         )
-    return bool(flags), _TYPES[code], length
+    return bool(flags), dtype, length
 
 
 def _form(name: str, shape: tuple[int, ...], change: FloatArray | Factors | None) -> int:
@@ -150,6 +171,12 @@ def _size(shape: tuple[int, ...], form: int) -> int:
     if form > min(shape):
         raise CodecError(f"The factors of a weight of shape {shape} have rank {form}; expected at most {min(shape)}.")
     return form * (shape[0] + shape[1])
+
+
+def _blocks(shape: tuple[int, ...], form: int) -> list[int]:
+    """The sizes of a change's blocks: one of the difference, or of A and of B."""
+    size = _size(shape, form)
+    return [form * shape[1], size - form * shape[1]] if form not in (_ABSENT, _DENSE) else [size]
 
 
 def _shaped(values: FloatArray, shape: tuple[int, ...], form: int) -> FloatArray | Factors:

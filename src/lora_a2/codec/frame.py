@@ -7,31 +7,29 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
-import numpy as np
-
-from lora_a2.core.types import FACTORS, Factor, FloatArray
+from lora_a2.codec.values import VALUE_TYPES
+from lora_a2.core.types import ALL_FACTORS, EVERYTHING, Factor, FloatArray
 from lora_a2.errors import CodecError
 
-ValueType = Literal["fp32", "fp16"]
-VALUE_TYPES: tuple[ValueType, ...] = get_args(ValueType)
 Kind = Literal["download", "upload"]
 
-_DTYPES: dict[ValueType, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
-# These numbers stand on the wire for ever: a new kind or value type takes a new one.
-_VALUE_CODES: dict[ValueType, int] = {"fp32": 0, "fp16": 1}
+# These numbers stand on the wire for ever: a new kind takes a new one.
 _KIND_CODES: dict[Kind, int] = {"download": 0, "upload": 1}
-_FACTOR_BITS: dict[Factor, int] = {"A": 1, "B": 2}
-_HAS_MASK, _SPARSE = 1, 2
+_FACTOR_BITS: dict[Factor, int] = {"A": 1, "B": 2, "R": 4}
+_HAS_MASK, _SPARSE, _CHANGED = 1, 2, 4
 
 _MAGIC, _VERSION = b"LoA2", 1
 _PREFIX = struct.Struct("<4sB")
 _HEADER = struct.Struct("<4sBB16sIIHBBBBdQd")
+_HOLDS = struct.Struct("<i16s")
 _CHECKSUM = struct.Struct("<I")
 HEADER_SIZE = _HEADER.size
 OVERHEAD = _HEADER.size + _CHECKSUM.size
-"""Bytes of every frame besides bitmap and values."""
+"""Bytes of every upload besides bitmap and values."""
+HOLDS_SIZE = _HOLDS.size
+"""Bytes of a download between its header and its bitmap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +43,31 @@ class Header:
     rank: int
     trainable: frozenset[Factor]
     present: frozenset[Factor]
-    value_type: ValueType
+    value_type: str
     has_mask: bool
     lora_alpha: float
     num_examples: int = 0
     train_loss: float = 0.0
     sparse: bool = False
+    changed: bool = False
+    since: int = EVERYTHING
+    digest: bytes = bytes(16)
+
+    @property
+    def size(self) -> int:
+        """Bytes before the bitmap."""
+        return HEADER_SIZE + HOLDS_SIZE * (self.kind == "download")
 
 
-def write_frame(header: Header, bitmap: bytes, values: Sequence[FloatArray]) -> bytes:
-    """One whole frame; `values` are written one after the other, each in C order.
+def write_frame(header: Header, body: bytes) -> bytes:
+    """One whole frame; `body` is the bitmap and the values.
 
     Raises:
-        CodecError: the header does not add up or a finite value overflows the value type.
+        CodecError: the header does not add up.
     """
     _check(header)
-    body = _pack(header) + bitmap + packed(values, header.value_type)
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    data = _pack(header) + body
+    return data + _CHECKSUM.pack(zlib.crc32(data))
 
 
 def read_header(data: bytes, kind: Kind, layout_digest: bytes, server_round: int | None = None) -> Header:
@@ -93,26 +99,20 @@ def read_header(data: bytes, kind: Kind, layout_digest: bytes, server_round: int
     return header
 
 
-def read_values(data: bytes, header: Header, bitmap_size: int, count: int) -> FloatArray:
-    """The frame's `count` values as a new float32 array (count,), once length and checksum are found right.
+def read_values(data: bytes, header: Header, bitmap_size: int, blocks: Sequence[int]) -> FloatArray:
+    """The frame's values as a new float32 array (Σ blocks,), once length and checksum are found right.
 
     Raises:
         CodecError: the frame is short or long, or its checksum is wrong.
     """
-    expected = frame_size(bitmap_size, count, header.value_type)
+    kind = VALUE_TYPES[header.value_type]
+    expected = header.size + bitmap_size + kind.size(blocks) + _CHECKSUM.size
     if len(data) != expected:
         raise CodecError(f"The frame has {len(data)} bytes; its header asks for {expected}: it was cut or extended.")
     given, found = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0], zlib.crc32(data[: -_CHECKSUM.size])
     if given != found:
         raise CodecError(f"The frame has checksum {given:08x}; its content gives {found:08x}: damaged on the way.")
-    packed = np.frombuffer(data, _DTYPES[header.value_type], count, HEADER_SIZE + bitmap_size)
-    # A copy also for fp32: views of `data` would be read-only and unaligned.
-    return packed.astype(np.float32)
-
-
-def frame_size(bitmap_size: int, count: int, value_type: ValueType) -> int:
-    """Bytes of a frame with `count` values."""
-    return OVERHEAD + bitmap_size + count * _DTYPES[value_type].itemsize
+    return kind.unpack(memoryview(data)[header.size + bitmap_size : -_CHECKSUM.size], blocks)
 
 
 def spell(factors: Iterable[Factor]) -> str:
@@ -124,8 +124,8 @@ def _check(header: Header) -> None:
     """What holds in every frame, whoever writes or reads it."""
     if header.server_round < 1:
         raise CodecError(f"The frame is of server round {header.server_round}; they count from 1.")
-    if header.has_mask and header.sparse:
-        raise CodecError("The frame has a mask and is sparse; expected one of the two at most.")
+    if header.has_mask + header.sparse + header.changed > 1:
+        raise CodecError("The frame has several bitmaps (mask, sparse, changed); expected one at most.")
     if header.rank < 1:
         raise CodecError(f"The frame has rank {header.rank}; expected at least 1.")
     if not (math.isfinite(header.lora_alpha) and header.lora_alpha > 0):
@@ -135,7 +135,14 @@ def _check(header: Header) -> None:
             raise CodecError(f"The upload has num_examples {header.num_examples}; expected at least 1.")
         if header.present != header.trainable:
             raise CodecError(f"The upload carries {spell(header.present)}, but trained {spell(header.trainable)}.")
+        if header.changed:
+            raise CodecError("The upload has the bitmap of a download.")
         return
+    if not EVERYTHING <= header.since < header.server_round or (header.since == EVERYTHING) == header.changed:
+        raise CodecError(
+            f"The download of round {header.server_round} builds on round {header.since}, and says of what is "
+            f"changed: {header.changed}; expected an earlier round, or all of it."
+        )
     if header.num_examples or header.train_loss or header.has_mask:
         raise CodecError(
             f"The download has num_examples {header.num_examples}, train_loss {header.train_loss} "
@@ -147,14 +154,16 @@ def _check(header: Header) -> None:
 
 
 def _pack(header: Header) -> bytes:
-    flags = _HAS_MASK * header.has_mask | _SPARSE * header.sparse
-    codes = _KIND_CODES[header.kind], _VALUE_CODES[header.value_type], flags
+    flags = _HAS_MASK * header.has_mask | _SPARSE * header.sparse | _CHANGED * header.changed
+    codes = _KIND_CODES[header.kind], VALUE_TYPES[header.value_type].code, flags
     try:
-        return _HEADER.pack(
+        holds = _HOLDS.pack(header.since, header.digest) if header.kind == "download" else b""
+        fixed = _HEADER.pack(
             *(_MAGIC, _VERSION, codes[0], header.layout_digest, header.server_round, header.client, header.rank),
             *(_bits(header.trainable), _bits(header.present), codes[1], codes[2]),
             *(header.lora_alpha, header.num_examples, header.train_loss),
         )
+        return fixed + holds
     except struct.error as error:
         raise CodecError(f"A number does not fit its field ({error}): {header}.") from None
 
@@ -164,16 +173,23 @@ def _unpack(data: bytes) -> Header:
     fields = _HEADER.unpack_from(data)
     kind_code, digest, server_round, client, rank, trained_bits, present_bits, value_code, flags = fields[2:11]
     kind = next((kind for kind, code in _KIND_CODES.items() if code == kind_code), None)
-    value_type = next((v for v, code in _VALUE_CODES.items() if code == value_code), None)
+    value_type = next((name for name, row in VALUE_TYPES.items() if row.code == value_code), None)
     if kind is None:
         raise CodecError(f"The frame has kind {kind_code}; known are {list(_KIND_CODES.values())}.")
     if value_type is None:
-        raise CodecError(f"The frame has value type {value_code}; known are {list(_VALUE_CODES.values())}.")
-    if flags & ~(_HAS_MASK | _SPARSE):
-        raise CodecError(f"The frame has flags {flags:#04x}; known are {_HAS_MASK:#04x} and {_SPARSE:#04x}.")
+        raise CodecError(
+            f"The frame has value type {value_code}; known are {[row.code for row in VALUE_TYPES.values()]}."
+        )
+    if flags & ~(_HAS_MASK | _SPARSE | _CHANGED):
+        raise CodecError(f"The frame has flags {flags:#04x}; known are {_HAS_MASK | _SPARSE | _CHANGED:#04x}.")
     trained, present = _factors(trained_bits), _factors(present_bits)
     has_mask, sparse = bool(flags & _HAS_MASK), bool(flags & _SPARSE)
     alpha, examples, loss = fields[11:]
+    since, state = EVERYTHING, bytes(16)
+    if kind == "download":
+        if len(data) < OVERHEAD + HOLDS_SIZE:
+            raise CodecError(f"The message has {len(data)} bytes; a download has at least {OVERHEAD + HOLDS_SIZE}.")
+        since, state = _HOLDS.unpack_from(data, HEADER_SIZE)
     return Header(
         kind=kind,
         layout_digest=digest,
@@ -188,6 +204,9 @@ def _unpack(data: bytes) -> Header:
         num_examples=examples,
         train_loss=loss,
         sparse=sparse,
+        changed=bool(flags & _CHANGED),
+        since=since,
+        digest=state,
     )
 
 
@@ -196,47 +215,6 @@ def _bits(factors: Iterable[Factor]) -> int:
 
 
 def _factors(bits: int) -> frozenset[Factor]:
-    if bits & ~_bits(FACTORS):
-        raise CodecError(f"The frame has factor bits {bits:#04x}; known are {_bits(FACTORS):#04x}.")
-    return frozenset(factor for factor in FACTORS if bits & _FACTOR_BITS[factor])
-
-
-def as_sent(values: FloatArray, value_type: ValueType) -> FloatArray:
-    """`values` as the receiver will see them, in float32; what overflows is infinite."""
-    with np.errstate(over="ignore"):
-        return values.astype(_DTYPES[value_type]).astype(np.float32)
-
-
-def fits(values: FloatArray, value_type: ValueType) -> bool:
-    """Whether no finite value overflows the value type."""
-    return bool((np.isfinite(as_sent(values, value_type)) | ~np.isfinite(values)).all())
-
-
-def packed(values: Sequence[FloatArray], value_type: ValueType) -> bytes:
-    """Values one after the other, each in C order.
-
-    Raises:
-        CodecError: a finite value overflows the value type.
-    """
-    flat = np.concatenate([v.ravel() for v in values]) if values else np.empty(0, np.float32)
-    with np.errstate(over="ignore"):  # an overflow is looked for below
-        packed = flat.astype(_DTYPES[value_type])
-    lost = np.isinf(packed) & np.isfinite(flat)
-    if lost.any():
-        worst = float(np.abs(flat[lost]).max())
-        raise CodecError(
-            f"{int(lost.sum())} of {flat.size} values overflow {value_type}, the largest is {worst:g}: use fp32."
-        )
-    return packed.tobytes()
-
-
-def unpacked(data: bytes, value_type: ValueType, count: int) -> FloatArray:
-    """The inverse of `packed`, (count,) float32.
-
-    Raises:
-        CodecError: `data` has not the bytes of `count` values.
-    """
-    expected = count * _DTYPES[value_type].itemsize
-    if len(data) != expected:
-        raise CodecError(f"The message has {len(data)} bytes of values; expected {expected}: it was cut or extended.")
-    return np.frombuffer(data, _DTYPES[value_type]).astype(np.float32)
+    if bits & ~_bits(ALL_FACTORS):
+        raise CodecError(f"The frame has factor bits {bits:#04x}; known are {_bits(ALL_FACTORS):#04x}.")
+    return frozenset(factor for factor in ALL_FACTORS if bits & _FACTOR_BITS[factor])

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lora_a2.codec.frame import ValueType, frame_size
+from lora_a2.codec.frame import HOLDS_SIZE, OVERHEAD
+from lora_a2.codec.values import VALUE_TYPES
 from lora_a2.core.types import Adapter, Factor, Layout, Mask
 
 
-def download_parameters(layout: Layout, rank: int, factors: frozenset[Factor]) -> int:
-    """Number of values in a download of a rank-`rank` adapter's `factors` and the head."""
-    return upload_parameters(layout, rank, None, factors)
+def changed_size(layout: Layout, rank: int, factors: frozenset[Factor], parameters: int, dtype: str) -> int:
+    """Bytes of a download that carries so many values of what changed, of `factors` and the head."""
+    bits = len(factors) * rank * len(layout.modules) + len(layout.head)
+    return OVERHEAD + HOLDS_SIZE + (bits + 7) // 8 + VALUE_TYPES[dtype].size([parameters])
 
 
-def download_size(layout: Layout, rank: int, factors: frozenset[Factor], dtype: ValueType) -> int:
-    """`len(encode_download(...))`, exactly."""
-    return frame_size(0, download_parameters(layout, rank, factors), dtype)
+def whole_size(layout: Layout, rank: int, factors: frozenset[Factor], dtype: str) -> int:
+    """Bytes of a download of all values of `factors` and the head."""
+    return OVERHEAD + HOLDS_SIZE + VALUE_TYPES[dtype].size([upload_parameters(layout, rank, None, factors)])
 
 
 def upload_parameters(
@@ -33,17 +35,17 @@ def upload_parameters(
         trainable: the factors that were trained.
     """
     counts = slice_counts(layout, rank, selected)
-    widths = (sum(module.width(factor) for factor in trainable) for module in layout.modules)
+    widths = (sum(module.width(factor, rank) for factor in trainable) for module in layout.modules)
     head = sum(math.prod(shape) for _, shape in layout.head)
     return sum(count * width for count, width in zip(counts, widths, strict=True)) + head
 
 
 def upload_size(
-    layout: Layout, rank: int, selected: Mask | Sequence[int] | None, trainable: frozenset[Factor], dtype: ValueType
+    layout: Layout, rank: int, selected: Mask | Sequence[int] | None, trainable: frozenset[Factor], dtype: str
 ) -> int:
-    """`len(encode_upload(...))`, exactly; arguments as for `upload_parameters`. Only None goes without a bitmap."""
+    """`len(encode(upload, …))`, exactly; arguments as for `upload_parameters`. Only None goes without a bitmap."""
     bitmap = 0 if selected is None else bitmap_size(layout, rank)
-    return frame_size(bitmap, upload_parameters(layout, rank, selected, trainable), dtype)
+    return OVERHEAD + bitmap + VALUE_TYPES[dtype].size([upload_parameters(layout, rank, selected, trainable)])
 
 
 def zero_entries(adapter: Adapter, factors: frozenset[Factor]) -> int:

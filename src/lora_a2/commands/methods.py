@@ -44,8 +44,8 @@ def command(as_json: bool) -> None:
 
 def _row(method: Method) -> dict[str, object]:
     return {
-        "odd_rounds": sorted(method.trainable(1)),
-        "even_rounds": sorted(method.trainable(2)),
+        "odd_rounds": sorted(method.schedule(1)),
+        "even_rounds": sorted(method.schedule(2)),
         "uploads": method.uploads,
         "downloads": method.downloads,
         "exact": method.exact,

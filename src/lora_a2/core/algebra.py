@@ -5,52 +5,57 @@ Shapes: A (r, d_in), B (d_out, r), ΔW = scaling · B @ A (d_out, d_in).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from lora_a2.core.types import Adapter, Base, BaseUpdate, Factor, Factors, FloatArray, Layout, Mask
+from lora_a2.core.tensors import Key
+from lora_a2.core.types import Adapter, BoolArray, Factor, Factors, FloatArray, Layout, Mask, dense
 
 
-def difference(end: Adapter, start: Adapter, trainable: frozenset[Factor], mask: Mask | None = None) -> Adapter:
-    """`end − start` in the trained factors and the head, zero elsewhere and in rank slices that `mask` leaves out."""
+def difference(end: Adapter, start: Adapter, shared: frozenset[Factor], mask: Mask | None = None) -> Adapter:
+    """`end − start` in the shared factors and the head, zero elsewhere and in rank slices that `mask` leaves out."""
+    old, new = start.tensors, end.tensors
 
-    def moved(name: str, factor: Factor) -> FloatArray:
-        old = start.factors[name].get(factor)
-        if factor not in trainable:
-            return np.zeros_like(old)
-        change = end.factors[name].get(factor) - old
-        if mask is not None:
-            keep = mask[name]
-            change = np.where(keep[:, None] if factor == "A" else keep, change, np.float32(0))
+    def moved(key: Key, values: FloatArray) -> FloatArray:
+        kind, name = key
+        if kind != "head" and kind not in shared:
+            return np.zeros_like(values)
+        change = new[key] - values
+        if mask is not None and kind != "head":
+            change = np.where(rows(mask[name], kind), change, np.float32(0))
         return np.ascontiguousarray(change, np.float32)
 
-    factors = {name: Factors(A=moved(name, "A"), B=moved(name, "B")) for name in start.factors}
-    head = {name: end.head[name] - values for name, values in start.head.items()}
-    return Adapter(factors, start.lora_alpha, head)
+    return start.with_tensors({key: moved(key, values) for key, values in old.items()})
+
+
+def rows(keep: BoolArray, kind: str) -> BoolArray:
+    """Which rank slices (r,), in a shape that goes with the factor's: (r, 1), or (1, r) for B."""
+    return keep[None, :] if kind == "B" else keep[:, None]
 
 
 def add(start: Adapter, update: Adapter) -> Adapter:
     """`start + update`, factor by factor and for the head."""
-    factors = {
-        name: Factors(A=f.A + update.factors[name].A, B=f.B + update.factors[name].B)
-        for name, f in start.factors.items()
-    }
-    return Adapter(factors, start.lora_alpha, {name: v + update.head[name] for name, v in start.head.items()})
+    return start.with_tensors(start.tensors + update.tensors)
 
 
 def delta_weight(adapter: Adapter, name: str) -> FloatArray:
-    """scaling · B @ A of one module, (d_out, d_in)."""
-    f = adapter.factors[name]
+    """scaling · B @ A (or B @ R @ A) of one module, (d_out, d_in)."""
+    f = adapter.factors[name].pair
     product: FloatArray = np.float32(adapter.scaling) * (f.B @ f.A)
     return product
 
 
 def initial_adapter(
-    layout: Layout, rank: int, lora_alpha: float, rng: np.random.Generator, head: dict[str, FloatArray] | None = None
+    layout: Layout,
+    rank: int,
+    lora_alpha: float,
+    rng: np.random.Generator,
+    head: Mapping[str, FloatArray] | None = None,
+    core: bool = False,
 ) -> Adapter:
-    """B = 0 and A Gaussian, the start of every run (paper: Setting).
+    """B = 0 and A Gaussian, the start of every run (paper: Setting); a core R, where there is one, is zero too.
 
     The paper leaves A's standard deviation open; 1/√(3·d_in) is the variance of PEFT's default start.
     Drawn in the layout's order from `rng`.
@@ -59,10 +64,11 @@ def initial_adapter(
         m.name: Factors(
             A=_gaussian((rank, m.d_in), rng),
             B=np.zeros((m.d_out, rank), np.float32),
+            R=np.zeros((rank, rank), np.float32) if core else None,
         )
         for m in layout.modules
     }
-    return Adapter(factors, lora_alpha, head or {})
+    return Adapter(factors, lora_alpha, dict(head or {}))
 
 
 def truncate(adapter: Adapter, rank: int) -> Adapter:
@@ -70,7 +76,10 @@ def truncate(adapter: Adapter, rank: int) -> Adapter:
     if rank == adapter.rank:
         return adapter
     factors = {
-        name: Factors(A=f.A[:rank], B=np.ascontiguousarray(f.B[:, :rank])) for name, f in adapter.factors.items()
+        name: Factors(
+            A=f.A[:rank], B=np.ascontiguousarray(f.B[:, :rank]), R=None if f.R is None else f.R[:rank, :rank].copy()
+        )
+        for name, f in adapter.factors.items()
     }
     return replace(adapter, factors=factors, lora_alpha=adapter.scaling * rank)
 
@@ -106,23 +115,7 @@ def factored_svd(product: Factors) -> tuple[FloatArray, FloatArray, FloatArray]:
     return (qb @ u).astype(np.float32), values.astype(np.float32), (vt @ qa.T).astype(np.float32)
 
 
-def dense(change: FloatArray | Factors) -> FloatArray:
-    """A weight's change (d_out, d_in) from either of its forms."""
-    if not isinstance(change, Factors):
-        return change
-    product: FloatArray = change.B @ change.A
-    return product
-
-
 def smaller(change: Factors) -> FloatArray | Factors:
     """The form of a change that has fewer values: its factors, or their product."""
     rank, (d_out, d_in) = change.rank, (change.B.shape[0], change.A.shape[1])
     return change if rank * (d_out + d_in) < d_out * d_in else dense(change)
-
-
-def moved_base(base: Base, update: BaseUpdate) -> Base:
-    """`base` after `update`. Server and clients compute it from the same values, and so hold the same."""
-    if not update:
-        return base
-    changes = {name: dense(change) for name, change in update.items()}
-    return {**base, **{name: base[name] + c if name in base else c for name, c in changes.items()}}

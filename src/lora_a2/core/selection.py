@@ -6,11 +6,10 @@ LoRA-A², section 3 (see `methods/lora_a2.py`). Shapes: A (r, d_in), B (d_out, r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 
-from lora_a2.core.types import FACTORS, Adapter, Factor, Factors, FloatArray, Mask
+from lora_a2.core.types import Adapter, Factor, FloatArray, Mask
 
 Scores = Mapping[str, FloatArray]
 Criterion = Callable[[Adapter, Adapter, frozenset[Factor], np.random.Generator], Scores]
@@ -112,7 +111,7 @@ def select_top(
 
 def top_entries(adapter: Adapter, density: float) -> Adapter:
     """The ⌈density · n⌉ entries of largest magnitude among all n of A and B; the rest zero. The head stays whole."""
-    parts = {(name, x): f.get(x) for name, f in adapter.factors.items() for x in FACTORS}
+    parts = adapter.tensors.of(*adapter.kinds)
     sizes = np.concatenate([np.abs(v).ravel() for v in parts.values()])
     count = int(np.ceil(density * sizes.size))
     keep = np.zeros(sizes.size, bool)
@@ -122,5 +121,4 @@ def top_entries(adapter: Adapter, density: float) -> Adapter:
         key: np.where(rows.reshape(v.shape), v, np.float32(0))
         for (key, v), rows in zip(parts.items(), np.split(keep, ends), strict=True)
     }
-    factors = {name: Factors(A=kept[name, "A"], B=kept[name, "B"]) for name in adapter.factors}
-    return replace(adapter, factors=factors)
+    return adapter.with_tensors(kept)

@@ -8,18 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_a2.core.tensors import Key, Tensors
+
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 
-Factor = Literal["A", "B"]
+Factor = Literal["A", "B", "R"]
 FACTORS: tuple[Factor, Factor] = ("A", "B")
+"""Those that every adapter has."""
+ALL_FACTORS: tuple[Factor, ...] = ("A", "B", "R")
+"""Those that an adapter may have: R (r, r) stands between B and A for methods that train a core."""
 
 Mask = Mapping[str, BoolArray]
 """Module name → bool (r,): the selected rank slices."""
@@ -33,13 +39,18 @@ class ModuleShape:
     d_out: int
     d_in: int
 
-    def width(self, factor: Factor) -> int:
-        """Number of values in one rank slice of `factor`."""
-        return self.d_in if factor == "A" else self.d_out
+    def width(self, factor: Factor, rank: int) -> int:
+        """Number of values in one rank slice of `factor` of an adapter of this rank."""
+        return {"A": self.d_in, "B": self.d_out, "R": rank}[factor]
+
+    def shape(self, factor: Factor, rank: int) -> tuple[int, int]:
+        """A (r, d_in), B (d_out, r), R (r, r)."""
+        width = self.width(factor, rank)
+        return (width, rank) if factor == "B" else (rank, width)
 
 
 def weight_name(module: str) -> str:
-    """The name of a module's weight in the backbone, by which `Base` and `BaseUpdate` know it."""
+    """The name of a module's weight in the backbone, by which `BaseDelta` and `BaseUpdate` know it."""
     return f"{module}.weight"
 
 
@@ -73,30 +84,52 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The two factors of one module: A (r, d_in), B (d_out, r)."""
+    """The factors of one module: A (r, d_in), B (d_out, r), and for some methods a core R (r, r) between them.
+
+    What is added to the module's weight is scaling · B @ A, or scaling · B @ R @ A.
+    """
 
     A: FloatArray
     B: FloatArray
+    R: FloatArray | None = None
 
     @property
     def rank(self) -> int:
         """Number of rank slices r."""
         return int(self.A.shape[0])
 
+    @property
+    def kinds(self) -> tuple[Factor, ...]:
+        """The factors that there are."""
+        return FACTORS if self.R is None else ALL_FACTORS
+
     def get(self, factor: Factor) -> FloatArray:
-        """A (r, d_in) or B (d_out, r)."""
+        """A (r, d_in), B (d_out, r) or R (r, r).
+
+        Raises:
+            KeyError: there is no core.
+        """
+        if factor == "R":
+            if self.R is None:
+                raise KeyError("R")
+            return self.R
         return self.A if factor == "A" else self.B
 
     def slices(self, factor: Factor) -> FloatArray:
-        """The rank slices as rows: A (r, d_in), or Bᵀ (r, d_out) as a view."""
-        return self.A if factor == "A" else self.B.T
+        """The rank slices as rows: A (r, d_in), Bᵀ (r, d_out) as a view, or R (r, r)."""
+        return self.B.T if factor == "B" else self.get(factor)
+
+    @property
+    def pair(self) -> Factors:
+        """Two factors of the same product: A, and B @ R where there is a core."""
+        return self if self.R is None else Factors(A=self.A, B=self.B @ self.R)
 
 
 @dataclass(frozen=True)
 class Adapter:
     """Module name → `Factors`, all of one rank, with the head where it is trained.
 
-    The effective weight of a module is W + scaling · B @ A with scaling = lora_alpha / r.
+    The effective weight of a module is W + scaling · B @ A (or B @ R @ A) with scaling = lora_alpha / r.
     """
 
     factors: Mapping[str, Factors]
@@ -113,12 +146,39 @@ class Adapter:
         """lora_alpha / r."""
         return self.lora_alpha / self.rank
 
+    @property
+    def kinds(self) -> tuple[Factor, ...]:
+        """The factors that its modules have."""
+        return next(iter(self.factors.values())).kinds
 
-Base = Mapping[str, FloatArray]
+    @property
+    def tensors(self) -> Tensors:
+        """Its arrays by (factor, module), then the head's by ("head", name)."""
+        found: dict[Key, FloatArray] = {(x, name): f.get(x) for name, f in self.factors.items() for x in f.kinds}
+        return Tensors(found | {("head", name): v for name, v in self.head.items()})
+
+    def with_tensors(self, tensors: Mapping[Key, FloatArray]) -> Adapter:
+        """With the arrays of `tensors` in the place of its own of the same name; other names are not looked at."""
+        factors = {
+            name: Factors(*(None if x not in f.kinds else tensors.get((x, name), f.get(x)) for x in ALL_FACTORS))  # type: ignore[arg-type]
+            for name, f in self.factors.items()
+        }
+        head = {name: tensors.get(("head", name), v) for name, v in self.head.items()}
+        return Adapter(factors, self.lora_alpha, head)
+
+    @property
+    def pair(self) -> Adapter:
+        """The same products from A and B alone."""
+        if self.kinds == FACTORS:
+            return self
+        return replace(self, factors={name: f.pair for name, f in self.factors.items()})
+
+
+BaseDelta = Mapping[str, FloatArray]
 """Name of a weight → how far it is from the pre-trained one, (d_out, d_in) for a module's; what is missing has not moved."""
 
 BaseUpdate = Mapping[str, FloatArray | Factors]
-"""A change of `Base`, weight by weight: the difference itself, or factors whose product B @ A (unscaled) it is."""
+"""A change of `BaseDelta`, weight by weight: the difference itself, or factors whose product B @ A (unscaled) it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,33 +194,69 @@ class ClientProfile:
     num_examples: int
 
 
+def dense(change: FloatArray | Factors) -> FloatArray:
+    """A weight's change (d_out, d_in) from either of its forms."""
+    if not isinstance(change, Factors):
+        return change
+    product: FloatArray = change.B @ change.A
+    return product
+
+
+def moved_base(base: BaseDelta, update: BaseUpdate) -> BaseDelta:
+    """`base` after `update`. Server and clients compute it from the same values, and so hold the same."""
+    if not update:
+        return base
+    changes = {name: dense(change) for name, change in update.items()}
+    return {**base, **{name: base[name] + c if name in base else c for name, c in changes.items()}}
+
+
+FROM_SEED, EVERYTHING = 0, -1
+"""In the place of the round that a client holds: what it derives from the seed, and nothing at all."""
+
+
 @dataclass(frozen=True)
 class Download:
-    """What one client receives at the start of a server round (1-based)."""
+    """What one client holds at the start of a server round (1-based), and what of it travels.
+
+    Attributes:
+        adapter: the whole of it, as the client will hold it.
+        since: the round of the last download that the client is known to have decoded; FROM_SEED, EVERYTHING.
+        changed: (factor, module) → bool (r,) and ("head", name) → bool (): what travels; None: all that ever does.
+        base_update: the change of base weights that travels.
+        base_whole: whether that is all that they ever moved, or what they moved since `since`.
+        digest: of what the client holds after it (`federation.holdings.digest`); 16 bytes.
+    """
 
     server_round: int
     client: int
-    trainable: frozenset[Factor]
+    shared: frozenset[Factor]
     adapter: Adapter
+    since: int = EVERYTHING
+    changed: Mapping[Key, BoolArray] | None = None
+    base_update: BaseUpdate = field(default_factory=dict)
+    base_whole: bool = False
+    digest: bytes = bytes(16)
 
 
 @dataclass(frozen=True)
 class Upload:
     """What one client sends back: differences only.
 
-    `update` holds, in every trained factor, the difference to the download in the selected rank slices and zero
-    elsewhere; in a factor that was not trained it is zero. `mask` None stands for all slices. `base_update` holds what
-    full fine-tuning changed.
+    `update` holds, in every shared factor, the difference to the download in the selected rank slices and zero
+    elsewhere; in a factor that is not shared it is zero. `mask` None stands for all slices. `base_update` holds what
+    full fine-tuning changed, or a gradient of the base weights that a method asks for. In a `sparse` one entries that are
+    zero were not sent.
     """
 
     server_round: int
     client: int
-    trainable: frozenset[Factor]
+    shared: frozenset[Factor]
     num_examples: int
     train_loss: float
     mask: Mask | None
     update: Adapter
     base_update: BaseUpdate = field(default_factory=dict)
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +272,50 @@ class Reply:
 class ServerState:
     """All that the server carries from one round to the next; `server_round` rounds are done.
 
-    The effective weight of a module is W + base + base_update + scaling · B @ A. `base` is what the clients in `synced`
-    hold, `base_update` what they have not received yet.
+    The effective weight of a module is W + base_delta + base_update + scaling · B @ A.
 
     Attributes:
         seed: of the run, for methods whose server draws random numbers.
-        base: how far the frozen weights had moved when the last round began; only some methods move them.
+        base_delta: how far the frozen weights had moved when the last round began; only some methods move them.
         base_update: how the last round moved them.
-        synced: ids of the clients that took part in the last round.
+        changed: in which round a value last changed: (factor, module) → int (r,), ("head", name) and ("base", weight) →
+            int (); what is missing never has.
+        held: client → the round of the last download that it is known to have decoded; who is missing holds what follows
+            from the seed.
         client_ranks: ids of clients that changed their rank → the rank they hold now.
+        extra: what else a method or a server optimizer keeps; stored without being understood.
     """
 
     server_round: int
     adapter: Adapter
     seed: int = 0
-    base: Base = field(default_factory=dict)
+    base_delta: BaseDelta = field(default_factory=dict)
     base_update: BaseUpdate = field(default_factory=dict)
-    synced: frozenset[int] = frozenset()
+    changed: Mapping[Key, IntArray] = field(default_factory=dict)
+    held: Mapping[int, int] = field(default_factory=dict)
     client_ranks: Mapping[int, int] = field(default_factory=dict)
+    extra: Tensors = field(default_factory=Tensors)
+
+    @cached_property
+    def base(self) -> BaseDelta:
+        """How far the base weights have moved by now."""
+        return moved_base(self.base_delta, self.base_update)
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps from round to round.
+
+    Attributes:
+        server_round: of the download that it decoded last; FROM_SEED before the first.
+        adapter: as that download left it; None: what follows from the seed.
+        base_delta: how far its base weights have moved.
+        private: private factors, empty before its first round.
+        extra: what else a method or a transform keeps; stored without being understood.
+    """
+
+    server_round: int = FROM_SEED
+    adapter: Adapter | None = None
+    base_delta: BaseDelta = field(default_factory=dict)
+    private: Tensors = field(default_factory=Tensors)
+    extra: Tensors = field(default_factory=Tensors)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from lora_a2.core.types import Adapter, Base, FloatArray, ModuleShape, weight_name
+from lora_a2.core.types import Adapter, BaseDelta, FloatArray, ModuleShape, weight_name
 from lora_a2.engine.fit import find_fit
 from lora_a2.engine.kernels.activations import tabulate
 from lora_a2.engine.kernels.attention import ATTENTION, packed_attention
@@ -88,7 +88,7 @@ class Classifier:
         self._loaded: Adapter | None = None
         lists = block_lists(backbone)
         self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
-        self._base: Base = {}
+        self._base: BaseDelta = {}
         self._pretrained: dict[str, Tensor] = {}
         self._cast_rest(kinds)
         tabulate(backbone)
@@ -190,7 +190,7 @@ class Classifier:
         deltas: dict[int, Tensor] = {}
         for name, layer in self.layers.items():
             if adapter is not None and adapter.factors[name].B.any():
-                f = adapter.factors[name]
+                f = adapter.factors[name].pair
                 b, a = (to_device(v, self.device) for v in (f.B, f.A))
                 deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
             moved = self._base.get(weight_name(name))
@@ -201,7 +201,12 @@ class Classifier:
             group.load([deltas.get(id(member)) for member in group.members], self.dtype)
         self._loaded = adapter
 
-    def set_base(self, base: Base) -> None:
+    @property
+    def base(self) -> BaseDelta:
+        """How far the frozen weights are moved."""
+        return self._base
+
+    def set_base(self, base: BaseDelta) -> None:
         """Moves the frozen weights to pre-trained + `base`; the next `load` merges an adapter into these."""
         if base is self._base or not (base or self._base):
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_a2.core.types import Adapter, Base, FloatArray
+from lora_a2.core.types import Adapter, BaseDelta, FloatArray
 from lora_a2.data.partition import IntArray
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.pool import Pool
@@ -42,7 +42,7 @@ class Evaluation:
         return asdict(self)
 
 
-def predict(pool: Pool, adapter: Adapter | None, base: Base, sentences: Sequence[np.ndarray]) -> FloatArray:
+def predict(pool: Pool, adapter: Adapter | None, base: BaseDelta, sentences: Sequence[np.ndarray]) -> FloatArray:
     """Logits (n, C) float32, for n tokenised sentences in their order, of the adapter on base weights moved by `base`."""
     order = np.argsort([len(s) for s in sentences], kind="stable")
     chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]

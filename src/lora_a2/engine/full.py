@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_a2.core.types import Base, FloatArray
+from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.lora import LoraLinear
 from lora_a2.engine.transfer import to_device
-from lora_a2.engine.work import ClientTask, TrainingSettings
+from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings
 
 
 def weight_shapes(classifier: Classifier) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -47,7 +47,7 @@ def _put(classifier: Classifier, name: str, layer: nn.Module | LoraLinear) -> No
 
 
 def train_full(
-    classifier: Classifier, task: ClientTask, base: Base, settings: TrainingSettings
+    classifier: Classifier, task: ClientTask, base: BaseDelta, settings: TrainingSettings
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], float]:
     """Trains all weights from pre-trained + `base`, with AdamW at η_A, and a trained head with them.
 
@@ -79,6 +79,34 @@ def train_full(
                 seen += len(rows)
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
     return changes, {name: value.detach().cpu().numpy() for name, value in head.items()}, float(loss_sum) / max(seen, 1)
+
+
+def weight_gradients(
+    classifier: Classifier, adapter: Adapter, examples: TokenizedExamples, batch_size: int
+) -> tuple[dict[str, FloatArray], float]:
+    """The gradient of the mean loss by the weights of the target layers, at the loaded base, and that loss.
+
+    `adapter` gives a trained head; its factors are not looked at.
+
+    Returns:
+        Name of a weight → (d_out, d_in) float32; the mean loss.
+    """
+    task = ClientTask(adapter, examples, None, (np.arange(len(examples)),))
+    device = classifier.device
+    with plain_layers(classifier):
+        every = dict(classifier.backbone.named_parameters())
+        names = [weight_name(name) for name in classifier.layers]
+        weights = {n: _moved(every[n], classifier.base.get(n)).requires_grad_() for n in names}
+        head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for i in range(0, len(examples), batch_size):
+            loss = _loss(classifier, weights, head, task, np.arange(i, min(i + batch_size, len(examples))))
+            (loss.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double().sum()
+    gradients = {
+        n: np.zeros(w.shape, np.float32) if w.grad is None else w.grad.cpu().numpy() for n, w in weights.items()
+    }
+    return gradients, float(total) / len(examples)
 
 
 def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:

@@ -18,7 +18,7 @@ from lora_a2.engine.adamw import AdamW
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.packing import PackedBatch
 from lora_a2.engine.parameters import CohortParameters
-from lora_a2.engine.penalty import tail_gradient
+from lora_a2.engine.penalty import add_gradients
 from lora_a2.engine.prefix import Prefix
 from lora_a2.engine.transfer import to_device
 from lora_a2.engine.work import ClientTask, Trained, TrainingSettings
@@ -64,6 +64,7 @@ class CohortTraining:
         self._cohort = cohort
         self._merged = len(self._trainable) == 1 and all(t.start is cohort[0].start for t in cohort)
         self._parameters = CohortParameters(cohort, self._trainable, self._merged, self._classifier)
+        self._start = self._parameters.values.clone() if self._settings.penalties else self._parameters.values
         self._rates = self._parameters.rates(self._settings)
         self._optimizer = AdamW(self._parameters.values, self._rates, self._settings.weight_decay)
 
@@ -119,8 +120,8 @@ class CohortTraining:
             active = sum(len(batches) > step for batches in schedule)
             batches = [client[step] for client in schedule[:active]]
             gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
-            if self._settings.penalty is not None:
-                gradient += tail_gradient(parameters, self._settings.penalty, active)
+            if self._settings.penalties:
+                add_gradients(gradient, parameters, self._start, self._settings.penalties, active)
             if self._settings.clipping_norm is not None:
                 _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
             self._losses[:active] += loss

@@ -6,7 +6,7 @@ client of the cohort holds there, rounded up; a client with fewer is filled up w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_a2.core.types import Adapter, Factor, Factors, FloatArray
+from lora_a2.core.types import FACTORS, Adapter, Factor, FloatArray
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.lora import Slot
 from lora_a2.engine.transfer import to_device
@@ -27,7 +27,10 @@ aligned rows on a GPU."""
 
 @dataclass(frozen=True)
 class _Segment:
-    """A stretch of the flat buffer: a trained factor of a module, or a tensor of the head."""
+    """A stretch of the flat buffer: a trained factor of a module, or a tensor of the head.
+
+    A core is filled up on both sides: its rows as those of other factors, its columns as the rows of A.
+    """
 
     kind: str
     name: str
@@ -37,6 +40,10 @@ class _Segment:
     @property
     def end(self) -> int:
         return self.start + int(np.prod(self.shape))
+
+    def write(self, row: np.ndarray, values: FloatArray) -> None:
+        """Puts values into a client's row (P,); what they leave of the stretch stays."""
+        row[self.start : self.end].reshape(self.shape)[tuple(slice(n) for n in values.shape)] = values
 
     def view(self, flat: Tensor) -> Tensor:
         """(K, *shape) of a flat (K, P) buffer."""
@@ -72,8 +79,7 @@ class CohortParameters:
         values = np.zeros((len(tasks), size), np.float32)
         for k, task in enumerate(tasks):
             for s in self.segments:
-                value = self._start(k, task, s)
-                values[k, s.start : s.start + value.size] = value.ravel()
+                s.write(values[k], self._start(k, task, s))
         self.values = to_device(values, device)
         self.origin = self.values.clone() if merged else None
         self.gradient = torch.zeros_like(self.values)
@@ -81,16 +87,17 @@ class CohortParameters:
         self._slots: dict[int, dict[str, Slot]] = {}
         self.scaling = torch.tensor([[task.start.scaling] for task in tasks], device=device)
         self.frozen = {
-            (factor, name): to_device(self._frozen(factor, name, ranks[name]), device).to(self.dtype)
+            (factor, name): self.frozen_rows(factor, name, ranks[name]).to(self.dtype)
             for name in self.modules
-            for factor in ("A", "B")
+            for factor in FACTORS
             if factor not in trainable
         }
+        self.core = _Core.of(self) if "R" in trainable else None
 
     def _segments(self, ranks: dict[str, int]) -> list[_Segment]:
         start = self.tasks[0].start
         shapes: list[tuple[str, str, tuple[int, ...]]] = [
-            (factor, name, (ranks[name], start.factors[name].slices(factor).shape[1]))
+            (factor, name, (ranks[name], ranks[name] if factor == "R" else start.factors[name].slices(factor).shape[1]))
             for factor in sorted(self.trainable)
             for name in self.modules
         ]
@@ -104,16 +111,16 @@ class CohortParameters:
     def _start(self, k: int, task: ClientTask, s: _Segment) -> FloatArray:
         if s.kind == "head":
             return task.start.head[s.name]
-        factor: Factor = "A" if s.kind == "A" else "B"
-        rows: FloatArray = task.start.factors[s.name].slices(factor)[self.indices[k][s.name]]
+        rows: FloatArray = task.start.factors[s.name].slices(cast(Factor, s.kind))[self.indices[k][s.name]]
         return rows
 
-    def _frozen(self, factor: Factor, name: str, rank: int) -> FloatArray:
+    def frozen_rows(self, factor: Factor, name: str, rank: int) -> Tensor:
+        """(K, R, width) float32 of a factor that is not trained, B with the scaling."""
         rows = [t.start.factors[name].slices(factor)[i[name]] for t, i in zip(self.tasks, self.indices, strict=True)]
         full = np.zeros((len(rows), rank, rows[0].shape[1]), np.float32)
         for k, r in enumerate(rows):
             full[k, : len(r)] = r if factor == "A" else r * self.tasks[k].start.scaling
-        return full
+        return to_device(full, self.values.device)
 
     def rates(self, settings: TrainingSettings) -> FloatArray:
         """Learning rate of each value, (1, P) float32, or (K, P) where it is zero for slices that a mask leaves out."""
@@ -138,6 +145,8 @@ class CohortParameters:
         change = values.clone() if self.origin is None else values - self.origin[:active]
         change[:, self.scaled] *= scaling
         self._compute[:active] = change
+        if self.core is not None:
+            self.core.spread(change, active)
         if active not in self._slots:
             self._slots[active] = self._make_slots(active)
         heads = {s.name: s.view(values).clone().requires_grad_() for s in self.segments if s.kind == "head"}
@@ -147,10 +156,12 @@ class CohortParameters:
         """Views of the buffers, which every step fills anew."""
         compute, gradient = self._compute[:active], self.gradient[:active]
         found = {(s.kind, s.name): (s.view(compute), s.view(gradient)) for s in self.segments if s.kind != "head"}
+        if self.core is not None:
+            found = self.core.effective(active)
         slots = {}
         for name in self.modules:
             (a, da), (b, db) = (
-                found[x, name] if x in self.trainable else (self.frozen[x, name][:active], None) for x in ("A", "B")
+                found[x, name] if (x, name) in found else (self.frozen[x, name][:active], None) for x in FACTORS
             )
             slots[name] = Slot(A=a, Bt=b, dA=da, dBt=db)
         return slots
@@ -159,6 +170,8 @@ class CohortParameters:
         """The gradient (K', P) float32 by the values, after a backward pass through the slots and heads of `leaves`."""
         gradient = self.gradient[:active]
         gradient[:, self.scaled] *= self.scaling[:active]
+        if self.core is not None:
+            self.core.gather(gradient, active)
         for s in self.segments:
             if s.kind == "head":
                 s.view(gradient).copy_(cast(Tensor, heads[s.name].grad))
@@ -187,15 +200,64 @@ class CohortParameters:
             if s.kind == "head":
                 new["head", s.name] = rows.copy()
                 continue
-            factor: Factor = "A" if s.kind == "A" else "B"
             index = self.indices[k][s.name]
-            slices = start.factors[s.name].slices(factor).copy()
-            slices[index] = rows[: len(index)]
-            new[factor, s.name] = slices if factor == "A" else np.ascontiguousarray(slices.T)
-        factors = {
-            name: Factors(A=new.get(("A", name), f.A), B=new.get(("B", name), f.B)) for name, f in start.factors.items()
-        }
-        return Adapter(factors, start.lora_alpha, {name: new["head", name] for name in start.head})
+            slices = start.factors[s.name].slices(cast(Factor, s.kind)).copy()
+            slices[index] = rows[: len(index), : slices.shape[1]]
+            new[s.kind, s.name] = np.ascontiguousarray(slices.T) if s.kind == "B" else slices
+        return start.with_tensors(new)
+
+    def clients(self, values: Tensor, active: int) -> Iterator[tuple[Tensor, dict[tuple[str, str], Tensor]]]:
+        """Of each active client its row of `values` (K, P), and views of it: rank slices as rows, without what fills up."""
+        for k in range(active):
+            views = {}
+            for s in self.segments:
+                view = s.view(values[k : k + 1])[0]
+                if s.kind != "head":
+                    held = len(self.indices[k][s.name])
+                    view = view[:held, : held if s.kind == "R" else view.shape[1]]
+                views[s.kind, s.name] = view
+            yield values[k], views
+
+
+class _Core:
+    """A trained core R between frozen B and A: the forward pass sees B @ R in the place of B.
+
+    Shapes: R (K, R, R), Bᵀ (K, R, d_out) with the scaling in it; (B R)ᵀ = Rᵀ Bᵀ.
+    """
+
+    def __init__(self, segments: Sequence[_Segment], frozen: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._segments, self._frozen = segments, frozen
+        self._compute = {name: torch.zeros_like(b, dtype=dtype) for name, b in frozen.items()}
+        self._gradient = {name: torch.zeros_like(b) for name, b in frozen.items()}
+
+    @classmethod
+    def of(cls, parameters: CohortParameters) -> _Core:
+        """Of the cores among the parameters.
+
+        Raises:
+            ValueError: other factors are trained beside them.
+        """
+        if parameters.trainable != {"R"}:
+            raise ValueError(f"A core is trained alone; given {sorted(parameters.trainable)}.")
+        segments = [s for s in parameters.segments if s.kind == "R"]
+        frozen = {s.name: parameters.frozen_rows("B", s.name, s.shape[0]) for s in segments}
+        return cls(segments, frozen, parameters.dtype)
+
+    def spread(self, values: Tensor, active: int) -> None:
+        """Sets what the forward pass sees, from the cores in `values` (K', P)."""
+        for s in self._segments:
+            self._compute[s.name][:active] = s.view(values).transpose(1, 2) @ self._frozen[s.name][:active]
+            self._gradient[s.name][:active].zero_()
+
+    def effective(self, active: int) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        """("B", module) → what is seen, and where its gradient goes."""
+        return {("B", n): (self._compute[n][:active], self._gradient[n][:active]) for n in self._frozen}
+
+    def gather(self, gradient: Tensor, active: int) -> None:
+        """Writes the gradient by the cores into `gradient` (K', P): ∂/∂R = Bᵀ (∂/∂(B R))."""
+        for s in self._segments:
+            pulled = self._frozen[s.name][:active] @ self._gradient[s.name][:active].transpose(1, 2)
+            s.view(gradient).copy_(pulled)
 
 
 def _rounded(rank: int) -> int:

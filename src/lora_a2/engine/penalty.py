@@ -1,28 +1,42 @@
-"""The gradient of `TailPenalty`, in closed form."""
+"""The gradient of penalties: in closed form where a penalty gives it, else by autograd."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lora_a2.core.tensors import Key
 from lora_a2.engine.parameters import CohortParameters
-from lora_a2.methods.base import TailPenalty
+from lora_a2.methods.base import Penalty
 
 
-def tail_gradient(parameters: CohortParameters, penalty: TailPenalty, active: int) -> Tensor:
-    """(K', P) float32: ∂/∂B = weight · ‖A_t‖ · B_t / ‖B_t‖ in the tail and likewise for A; zero where a norm is zero.
+def add_gradients(
+    gradient: Tensor, parameters: CohortParameters, start: Tensor, penalties: Sequence[Penalty], active: int
+) -> None:
+    """Adds the penalties' gradient to `gradient` (K', P), client by client; `start` (K, P) holds the received values."""
+    rows = zip(
+        parameters.clients(parameters.values, active),
+        parameters.clients(start, active),
+        parameters.clients(gradient, active),
+        strict=True,
+    )
+    for (_, trained), (_, received), (_, target) in rows:
+        for penalty in penalties:
+            for key, value in penalty_gradient(penalty, trained, received).items():
+                target[key] += value
 
-    Expects both factors trained and no masks, so that every client's slices stand in the buffer in their own order.
-    """
-    values = parameters.values[:active]
-    gradient = torch.zeros_like(values)
-    segments = {(s.kind, s.name): s for s in parameters.segments}
-    for k in range(active):
-        kept = penalty.kept(parameters.tasks[k].start.rank)
-        for name in parameters.modules:
-            tails = {x: segments[x, name].view(values)[k, kept:] for x in ("A", "B")}
-            norms = {x: tail.norm() for x, tail in tails.items()}
-            for x, other in (("A", "B"), ("B", "A")):
-                direction = tails[x] / norms[x].clamp_min(torch.finfo(torch.float32).tiny)
-                segments[x, name].view(gradient)[k, kept:] = penalty.weight * norms[other] * direction
-    return gradient
+
+def penalty_gradient(
+    penalty: Penalty, trained: Mapping[Key, Tensor], received: Mapping[Key, Tensor]
+) -> Mapping[Key, Tensor]:
+    """The gradient of one client's penalty by its trained values."""
+    if penalty.gradient is not None:
+        return penalty.gradient(trained, received)
+    leaves = {key: value.detach().clone().requires_grad_() for key, value in trained.items()}
+    value = penalty.value(leaves, received)
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return {}  # nothing of what is trained is in it
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return {key: g for key, g in zip(leaves, found, strict=True) if g is not None}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lora_a2.core.types import Adapter, Mask
-from lora_a2.methods.base import TailPenalty
+from lora_a2.methods.base import Penalty
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def _go_on() -> None:
 class TrainingSettings:
     """Hyperparameters of local training.
 
-    η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalty` is added to the loss, and
+    η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
     for itself, over all that it trains; None leaves it as it is. `between_steps` is called before every step, and may raise
     to end the training.
@@ -44,7 +44,7 @@ class TrainingSettings:
     learning_rate: float
     learning_rate_ratio: float
     weight_decay: float = 0.01
-    penalty: TailPenalty | None = None
+    penalties: tuple[Penalty, ...] = ()
     clipping_norm: float | None = None
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
 

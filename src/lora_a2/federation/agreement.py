@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lora_a2.codec import ValueType
 from lora_a2.core.algebra import initial_adapter
+from lora_a2.core.optimizers import PLAIN, ServerOptimizer
 from lora_a2.core.randomness import generator
+from lora_a2.core.transforms import Transform
 from lora_a2.core.types import Adapter, Layout
 from lora_a2.engine.full import weight_shapes
 from lora_a2.engine.work import TrainingSettings
@@ -14,7 +15,7 @@ from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.methods.base import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
-from lora_a2.privacy.laplace import LaplaceNoise, make_noise
+from lora_a2.privacy.laplace import make_noise
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Federation:
         training: hyperparameters of local training.
         wire_dtype: value type of payloads.
         probe: how clients choose rank slices, where the method selects them.
-        noise: what is added to uploads; drawn from the seed, so that it hides nothing from who knows that.
+        server_optimizer: how the mean of a round's updates moves the server's values.
+        transforms: what becomes of an update on its way: the run's own, then the method's.
     """
 
     method: Method
@@ -39,9 +41,25 @@ class Federation:
     seed: int
     local_epochs: int
     training: TrainingSettings
-    wire_dtype: ValueType
+    wire_dtype: str
     probe: Probe = epoch
-    noise: LaplaceNoise | None = None
+    server_optimizer: ServerOptimizer = PLAIN
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def sparse(self) -> bool:
+        """Whether entries that are zero do not travel."""
+        return any(transform.sparse for transform in self.transforms)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether replies are in proportion to what clients train."""
+        return all(transform.bounded for transform in self.transforms)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the new effective weights are the weighted mean of the clients'."""
+        return self.method.exact and self.server_optimizer.plain and all(t.exact for t in self.transforms)
 
 
 def make_federation(
@@ -55,7 +73,7 @@ def make_federation(
     learning_rate: float | None,
     learning_rate_ratio: float | None,
     weight_decay: float,
-    wire_dtype: ValueType,
+    wire_dtype: str,
     probe: str | None,
     probe_batches: int | None,
     laplace_epsilon: float | None,
@@ -71,7 +89,9 @@ def make_federation(
     return Federation(
         method=method,
         layout=federation_layout(model, method),
-        initial=initial_adapter(model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model)),
+        initial=initial_adapter(
+            model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model), method.core
+        ),
         seed=seed,
         local_epochs=local_epochs,
         training=TrainingSettings(
@@ -79,12 +99,12 @@ def make_federation(
             learning_rate=usual_learning_rate(model.name, method) if learning_rate is None else learning_rate,
             learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
             weight_decay=weight_decay,
-            penalty=method.penalty,
-            clipping_norm=noise.clipping_norm if noise is not None else None,
+            penalties=method.penalties,
+            clipping_norm=next((t.l1_clipping_norm for t in noise if t.l1_clipping_norm is not None), None),
         ),
         wire_dtype=wire_dtype,
         probe=get_probe(method, probe, probe_batches),
-        noise=noise,
+        transforms=(*noise, *method.transforms),
     )
 
 

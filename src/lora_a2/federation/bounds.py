@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from lora_a2 import codec
-from lora_a2.core.algebra import dense
-from lora_a2.core.types import FACTORS, Adapter, Download, FloatArray, ServerState, Upload
+from lora_a2.core.types import Adapter, Download, FloatArray, ServerState, Upload, dense
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.records import RoundRecord
@@ -46,7 +45,7 @@ def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
     total, count = 0.0, 0
     for values, rate, _ in _travelled(federation, upload, upload.update):
         total += float(np.sum(np.square(values, dtype=np.float64))) / rate**2
-        count += values.size if federation.method.compress is None else int(np.count_nonzero(values))
+        count += int(np.count_nonzero(values)) if upload.sparse else values.size
     return float(f"{math.sqrt(total / max(count, 1) / steps):.6g}")
 
 
@@ -84,7 +83,7 @@ def check_size(federation: Federation, download: Download, upload: Upload, steps
     Raises:
         ReplyError: a value moved by more than LARGEST_GROWTH times the largest one.
     """
-    if federation.noise is not None:  # which has no bound
+    if not federation.bounded:
         return
     update, start = upload.update, download.adapter
     pairs = (
@@ -129,16 +128,16 @@ def check_state(federation: Federation, old: ServerState, new: ServerState, move
         ReplyError: it is not finite, does not fit the wire's value type, or is out of all proportion to the old one.
     """
     adapter, method = new.adapter, federation.method
-    sent = [f.get(x) for f in adapter.factors.values() for x in sorted(method.travels)] + [*adapter.head.values()]
+    sent = adapter.tensors.of(*method.travels, "head").values()
     held = _factors(adapter)
     weights = [dense(change) for change in new.base_update.values()]
-    if not all(np.isfinite(values).all() for values in [*sent, *held, *weights]):
+    if not (adapter.tensors.finite() and new.extra.finite() and all(np.isfinite(values).all() for values in weights)):
         raise ReplyError("The new state is not finite.")
     if not all(codec.fits(values, federation.wire_dtype) for values in sent):
         raise ReplyError(f"The new state has values that overflow {federation.wire_dtype}; use fp32 on the wire.")
     size = _largest([*held, *weights, *adapter.head.values()])
     before = max(_largest([*_factors(known), *known.head.values()]) for known in (old.adapter, federation.initial))
-    if federation.noise is None and size > LARGEST_GROWTH * max(before, moved, _LEAST_START):
+    if federation.bounded and size > LARGEST_GROWTH * max(before, moved, _LEAST_START):
         raise ReplyError(
             f"The new state has a value of {size:.3g}; the largest of the old one is {before:.3g}, that of the replies {moved:.3g}."
         )
@@ -164,8 +163,8 @@ def _travelled(
 ) -> Iterator[tuple[FloatArray, float, FloatArray | None]]:
     """Each block of values that travelled, its learning rate, and the values of `start` in its place (None: not known)."""
     rate = federation.training.learning_rate
-    rates = {"A": rate, "B": rate * federation.training.learning_rate_ratio}
-    for factor in sorted(upload.trainable):
+    rates = {"A": rate, "B": rate * federation.training.learning_rate_ratio, "R": rate}
+    for factor in sorted(upload.shared):
         for name, change in upload.update.factors.items():
             values, held = change.slices(factor), start.factors[name].slices(factor)
             yield values if upload.mask is None else values[upload.mask[name]], rates[factor], held
@@ -176,7 +175,7 @@ def _travelled(
 
 
 def _factors(adapter: Adapter) -> list[FloatArray]:
-    return [f.get(x) for f in adapter.factors.values() for x in FACTORS]
+    return list(adapter.tensors.of(*adapter.kinds).values())
 
 
 def _largest(arrays: Iterable[FloatArray]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lora_a2 import codec
-from lora_a2.core.algebra import moved_base
+from lora_a2.core.transforms import received
 from lora_a2.core.types import ClientProfile, Download, Reply, ServerState, Upload
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.federation.agreement import Federation
@@ -23,7 +23,8 @@ from lora_a2.federation.bounds import (
     update_norm,
     usual_norm,
 )
-from lora_a2.federation.client import receive
+from lora_a2.federation.client import sending
+from lora_a2.federation.holdings import Outbox, schema
 from lora_a2.federation.records import ClientRecord, RoundRecord
 from lora_a2.federation.screening import screen
 from lora_a2.system.text import plain
@@ -32,29 +33,16 @@ UNDECLARED = ArithmeticError, ValueError, LookupError, MemoryError
 """What arithmetic on values that nobody foresaw may raise; np.linalg.LinAlgError is a ValueError."""
 
 
-def dispatch(federation: Federation, state: ServerState, profile: ClientProfile) -> bytes:
-    """The encoded download of one client for the round after `state`.
-
-    Base weights that moved travel in float32 whatever the value type, since rounding errors would add up in them: the
-    last round's change to clients that took part in it, all that changed to the others.
-    """
-    server_round = state.server_round + 1
-    method, layout = federation.method, federation.layout
-    download = Download(server_round, profile.id, method.shared(server_round), method.dispatch(state, profile))
-    frame = codec.encode_download(
-        download, layout, federation.wire_dtype, method.travels, sparse=method.compress is not None
-    )
-    whole = profile.id not in state.synced
-    update = moved_base(state.base, state.base_update) if whole else state.base_update
-    return codec.attach_base(frame, codec.BaseMessage(update, whole), layout, "fp32")
-
-
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """What came of a client instead of an upload: an error, or nothing in time. `received_bytes` crossed the wire."""
+class Rejected:
+    """What came of a client instead of an upload: an error, or nothing in time. `received_bytes` crossed the wire.
+
+    `lost`: the client says that it does not hold what its download builds on.
+    """
 
     reason: str
     received_bytes: int = 0
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +76,13 @@ class RoundRules:
         return rules
 
 
-Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Refusal]]]
+Train = Callable[[Iterable[tuple[ClientProfile, bytes]]], Iterable[tuple[ClientProfile, bytes | Rejected]]]
 """Takes each client's download, as many at a time as it likes, and yields what comes back, in any number: encoded uploads,
 and refusals that the driver knows of."""
 
 
-class Watch(Protocol):
-    """Hears of a round what the server sees of it."""
+class ReplyCallback(Protocol):
+    """Is told what the server sees of a round."""
 
     def begin(self) -> None:
         """A round begins, or begins again after too few usable replies."""
@@ -120,11 +108,12 @@ class Exchange:
     ) -> None:
         self._federation, self._state, self._cohort, self._rules = federation, state, cohort, rules
         self._usual = usual_norm(history)
-        self._open: dict[int, tuple[Download, bytes]] = {}
+        self._open: dict[int, tuple[Download, int, int]] = {}
         self.records: list[ClientRecord] = []
         self.refused: dict[int, str] = {}
         self.downloaded_bytes = self.downloaded_parameters = self.uploaded_bytes = 0
-        self.waited = self.moved = 0.0
+        self.lost: set[int] = set()
+        self.waited = self.encoding = self.moved = 0.0
         self.broken: Exception | None = None
 
     def downloads(self) -> Iterator[tuple[ClientProfile, bytes]]:
@@ -133,29 +122,34 @@ class Exchange:
         Raises:
             ReplyError: the state makes none.
         """
+        outbox = Outbox(self._federation, self._state)
         for profile in self._cohort:
+            mark = time.perf_counter()
             try:
-                data = dispatch(self._federation, self._state, profile)
-                download = receive(self._federation, data)
+                download, data = outbox.download(profile)
             except (CodecError, *UNDECLARED) as error:
                 raise ReplyError(
                     f"Round {self._state.server_round + 1}: the state makes no download for client {profile.id}: "
                     f"{type(error).__name__}: {plain(error)}"
                 ) from error
-            self._open[profile.id] = download, data
+            parameters = downloaded_parameters(self._federation, download)
+            self._open[profile.id] = download, len(data), parameters
             self.downloaded_bytes += len(data)
-            self.downloaded_parameters += _downloaded_parameters(self._federation, download, data)
+            self.downloaded_parameters += parameters
+            self.encoding += time.perf_counter() - mark
             yield profile, data
 
     def replies(
-        self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]], watch: Watch | None
+        self, incoming: Iterator[tuple[ClientProfile, bytes | Rejected]], callback: ReplyCallback | None
     ) -> Iterator[Reply]:
         """The uploads that may touch the state, one at a time; the others are recorded with the reason."""
         while (item := self._next(incoming)) is not None:
             profile, data = item
-            if isinstance(data, Refusal):
+            if isinstance(data, Rejected):
                 self.uploaded_bytes += data.received_bytes
                 self._refuse(profile, data.reason)
+                if data.lost:
+                    self.lost.add(profile.id)
                 continue
             self.uploaded_bytes += len(data)
             try:
@@ -166,13 +160,13 @@ class Exchange:
             except UNDECLARED as error:
                 self._refuse(profile, f"{type(error).__name__}: {error}")
                 continue
-            if watch is not None:
-                watch.reply(reply)
+            if callback is not None:
+                callback.reply(reply)
             yield reply
 
     def _next(
-        self, incoming: Iterator[tuple[ClientProfile, bytes | Refusal]]
-    ) -> tuple[ClientProfile, bytes | Refusal] | None:
+        self, incoming: Iterator[tuple[ClientProfile, bytes | Rejected]]
+    ) -> tuple[ClientProfile, bytes | Rejected] | None:
         mark = time.perf_counter()
         try:
             return next(incoming, None)
@@ -190,49 +184,67 @@ class Exchange:
         federation, rules = self._federation, self._rules
         if profile.id not in self._open:
             raise ReplyError(f"Client {profile.id} sent a reply that nobody waits for: a second one, or unasked.")
-        download, sent = self._open.pop(profile.id)
+        download, sent_bytes, parameters = self._open.pop(profile.id)
         upload = screen(federation, profile, download, data)
         steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
-        check_size(federation, download, upload, steps)
-        norm = update_norm(federation, upload, steps)
-        if rules.max_update_ratio is not None:
-            check_reach(federation, download, upload, steps)
-            check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
-        upload = replace(upload, num_examples=_at_most(upload.num_examples, rules.max_examples))
-        record = _client_record(federation, profile, download, upload, sent, data)
-        self.records.append(replace(record, update_norm=norm))
+        norm = 0.0
+        if not federation.method.asks_gradients(download.server_round):
+            check_size(federation, download, upload, steps)
+            norm = update_norm(federation, upload, steps)
+            if rules.max_update_ratio is not None:
+                check_reach(federation, download, upload, steps)
+                check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
+        counted = _at_most(upload.num_examples, rules.max_examples)
+        record = client_record(federation, profile, replace(upload, num_examples=counted), download.adapter.rank)
+        self.records.append(
+            replace(
+                record,
+                uploaded_bytes=len(data),
+                downloaded_bytes=sent_bytes,
+                downloaded_parameters=parameters,
+                update_norm=norm,
+            )
+        )
         self.moved = max(self.moved, largest_move(upload))
-        return Reply(profile, download, upload)
+        ways = sending(federation, download, upload.shared, upload.mask)
+        update = received(federation.transforms, upload.update, ways)
+        return Reply(profile, download, replace(upload, num_examples=counted, update=update))
 
 
 def _at_most(number: int, most: int | None) -> int:
     return number if most is None else min(number, most)
 
 
-def _downloaded_parameters(federation: Federation, download: Download, data: bytes) -> int:
-    layout, method = federation.layout, federation.method
-    received = codec.download_parameters(layout, download.adapter.rank, method.travels)
-    if method.compress is not None:
-        received -= codec.zero_entries(download.adapter, method.travels)
-    return received + codec.base_parameters(codec.read_base(data, layout).update)
+def downloaded_parameters(federation: Federation, download: Download) -> int:
+    """Values that a download carries."""
+    method, tensors = federation.method, download.adapter.tensors
+    base = codec.base_parameters(download.base_update)
+    if download.changed is None:
+        kinds = schema(federation, download.since).kinds
+        received = codec.upload_parameters(federation.layout, download.adapter.rank, None, kinds)
+        return base + received - (codec.zero_entries(download.adapter, kinds) if method.sparse else 0)
+    carried = 0
+    for (kind, name), keep in download.changed.items():
+        size = tensors[kind, name].size
+        carried += int(keep) * size if kind == "head" else int(keep.sum()) * size // len(keep)
+    return base + carried
 
 
-def _client_record(
-    federation: Federation, profile: ClientProfile, download: Download, upload: Upload, down: bytes, up: bytes
-) -> ClientRecord:
-    layout, rank, method = federation.layout, download.adapter.rank, federation.method
+def client_record(federation: Federation, profile: ClientProfile, upload: Upload, rank: int) -> ClientRecord:
+    """What is recorded of an upload; bytes, and what was downloaded, are not in it."""
+    layout = federation.layout
     counts = {m.name: rank if upload.mask is None else int(upload.mask[m.name].sum()) for m in layout.modules}
-    sent = codec.upload_parameters(layout, rank, list(counts.values()), upload.trainable)
-    if method.compress is not None:
-        sent -= codec.zero_entries(upload.update, upload.trainable)
+    sent = codec.upload_parameters(layout, rank, list(counts.values()), upload.shared)
+    if upload.sparse:
+        sent -= codec.zero_entries(upload.update, upload.shared)
     return ClientRecord(
         id=profile.id,
         num_examples=upload.num_examples,
         rank_budget=profile.rank_budget,
-        uploaded_bytes=len(up),
+        uploaded_bytes=0,
         uploaded_parameters=sent + codec.base_parameters(upload.base_update),
-        downloaded_bytes=len(down),
-        downloaded_parameters=_downloaded_parameters(federation, download, down),
+        downloaded_bytes=0,
+        downloaded_parameters=0,
         train_loss=upload.train_loss,
-        selected={name: n for name, n in counts.items() if n},
+        selected={name: n for name, n in counts.items() if n and upload.shared},
     )

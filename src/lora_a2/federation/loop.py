@@ -6,7 +6,7 @@ A driver says who is there, carries bytes between server and clients, and evalua
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from lora_a2.core.types import ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
-from lora_a2.federation.exchange import RoundRules, Train, Watch
+from lora_a2.federation.exchange import ReplyCallback, RoundRules, Train
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
 
@@ -76,6 +76,14 @@ class Plan:
         return ServerState(0, self.federation.initial, self.federation.seed)
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A round's metrics, and the bytes that were downloaded for them alone."""
+
+    metrics: Mapping[str, Any]
+    downloaded_bytes: int = 0
+
+
 class Driver(Protocol):
     """How one kind of run reaches its clients."""
 
@@ -91,7 +99,7 @@ class Driver(Protocol):
     def phases(self, seconds: dict[str, float]) -> dict[str, float]:
         """The times of a round's phases, "train" among them, with that one divided further where the driver can."""
 
-    def evaluate(self, state: ServerState) -> dict[str, Any]:
+    def evaluate(self, state: ServerState) -> Evaluated:
         """A round's metrics."""
 
 
@@ -100,10 +108,10 @@ def run_rounds(
     state: ServerState,
     driver: Driver,
     observer: Observer,
-    watch: Watch | None = None,
+    callback: ReplyCallback | None = None,
     records: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """Runs the rounds after `state` and yields state and record after each; `watch` hears of every reply that counts.
+    """Runs the rounds after `state` and yields state and record after each; `callback` hears of every reply that counts.
 
     `records` are those of the rounds before.
 
@@ -118,16 +126,20 @@ def run_rounds(
         train = driver.train(state, cohort)
         try:
             rules = plan.rules.among(profiles)
-            state, record = server_round(plan.federation, state, cohort, train, rules, watch, recent)
+            state, record = server_round(plan.federation, state, cohort, train, rules, callback, recent)
         except ReplyError as error:
             driver.failed(number, error)
             continue
         record = replace(record, seconds=driver.phases(record.seconds))
         if number % plan.eval_every == 0 or number == plan.num_server_rounds:
             began = time.perf_counter()
-            metrics = driver.evaluate(state)
-            seconds = {**record.seconds, "evaluate": time.perf_counter() - began}
-            record = replace(record, metrics=metrics, seconds=seconds)
+            found = driver.evaluate(state)
+            record = replace(
+                record,
+                metrics=dict(found.metrics),
+                evaluation_bytes=found.downloaded_bytes,
+                seconds={**record.seconds, "evaluate": time.perf_counter() - began},
+            )
         recent = [*recent[1 - WINDOW :], record]
         observer.round_done(record)
         yield state, record

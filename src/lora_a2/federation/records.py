@@ -29,7 +29,7 @@ class ClientRecord:
 class RoundRecord:
     """A line of `rounds.jsonl`. Bytes are as encoded; sums are over the round's cohort.
 
-    `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
+    `evaluation_bytes` were downloaded for evaluation where the clients are. `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
     """
 
     server_round: int
@@ -40,6 +40,7 @@ class RoundRecord:
     downloaded_bytes: int
     downloaded_parameters: int
     train_loss: float
+    evaluation_bytes: int = 0
     refused: dict[int, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lora_a2.core.algebra import moved_base
-from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.core.types import EVERYTHING, ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import check_state
-from lora_a2.federation.exchange import UNDECLARED, Exchange, Refusal, RoundRules, Train, Watch
+from lora_a2.federation.exchange import UNDECLARED, Exchange, Rejected, ReplyCallback, RoundRules, Train
+from lora_a2.federation.holdings import stamped
 from lora_a2.federation.records import RoundRecord
 from lora_a2.system.text import few, plain
 
@@ -22,7 +22,7 @@ def server_round(
     cohort: Sequence[ClientProfile],
     train: Train,
     rules: RoundRules | None = None,
-    watch: Watch | None = None,
+    callback: ReplyCallback | None = None,
     history: Sequence[RoundRecord] = (),
 ) -> tuple[ServerState, RoundRecord]:
     """The server half of a round: a new state and its record. A reply that fails `screen` is left out and recorded.
@@ -37,12 +37,12 @@ def server_round(
     """
     began = time.perf_counter()
     rules = rules or RoundRules()
-    if watch is not None:
-        watch.begin()
+    if callback is not None:
+        callback.begin()
     exchange = Exchange(federation, state, cohort, rules, history)
     incoming = iter(train(exchange.downloads()))
     try:
-        new = _aggregated(federation, state, exchange, incoming, watch)
+        new = _aggregated(federation, state, exchange, incoming, callback)
     except ReplyError as error:
         if exchange.records or not exchange.refused:
             raise
@@ -62,13 +62,19 @@ def server_round(
     new = replace(
         new,
         server_round=state.server_round + 1,
-        base=moved_base(state.base, state.base_update),
-        synced=frozenset(r.id for r in records),
+        base_delta=state.base,
+        held={
+            **state.held,
+            **dict.fromkeys(exchange.lost, EVERYTHING),
+            **{record.id: state.server_round + 1 for record in records},
+        },
     )
+    new = replace(new, changed=stamped(state, new))
     total = sum(r.num_examples for r in records)
+    training = exchange.waited - exchange.encoding  # downloads are made while the driver waits for what trains
     record = RoundRecord(
         server_round=new.server_round,
-        trainable=sorted(federation.method.trainable(new.server_round)),
+        trainable=sorted(federation.method.schedule(new.server_round)),
         clients=sorted(records, key=lambda r: r.id),
         uploaded_bytes=exchange.uploaded_bytes,
         uploaded_parameters=sum(r.uploaded_parameters for r in records),
@@ -76,7 +82,7 @@ def server_round(
         downloaded_parameters=exchange.downloaded_parameters,
         train_loss=sum(r.train_loss * r.num_examples for r in records) / total,
         refused=exchange.refused,
-        seconds={"train": exchange.waited, "server": time.perf_counter() - began - exchange.waited},
+        seconds={"train": training, "server": time.perf_counter() - began - training},
     )
     return new, record
 
@@ -85,12 +91,14 @@ def _aggregated(
     federation: Federation,
     state: ServerState,
     exchange: Exchange,
-    incoming: Iterator[tuple[ClientProfile, bytes | Refusal]],
-    watch: Watch | None,
+    incoming: Iterator[tuple[ClientProfile, bytes | Rejected]],
+    callback: ReplyCallback | None,
 ) -> ServerState:
     """What the method makes of the replies, once it is found good to start the next round from."""
     try:
-        new = federation.method.aggregate(replace(state, base_update={}), exchange.replies(incoming, watch))
+        before, method = replace(state, base_delta=state.base, base_update={}), federation.method
+        reduced = method.reduce(before, exchange.replies(incoming, callback))
+        new = method.server_step(before, reduced, federation.server_optimizer.step)
     except UNDECLARED as error:
         if error is exchange.broken:
             raise

@@ -11,12 +11,13 @@ from flwr.app import Message
 from lora_a2 import codec
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import profile_of
-from lora_a2.core.types import FACTORS, ClientProfile, Layout, ServerState
+from lora_a2.core.types import ALL_FACTORS, ClientProfile, Layout, ServerState
 from lora_a2.engine.evaluate import client_figures
 from lora_a2.errors import ReplyError
 from lora_a2.federation.bounds import fair_share
-from lora_a2.federation.exchange import Refusal, Train, dispatch
-from lora_a2.federation.loop import Observer, Plan
+from lora_a2.federation.exchange import Rejected, Train
+from lora_a2.federation.holdings import Outbox
+from lora_a2.federation.loop import Evaluated, Observer, Plan
 from lora_a2.federation.records import RoundRecord
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import NO_ANSWER, Courier, Late, log
@@ -24,9 +25,10 @@ from lora_a2.flower.messages import number, read_answer, received_bytes, request
 from lora_a2.flower.options import ServerOptions, sent_config
 from lora_a2.flower.roster import Roster
 from lora_a2.node.protocol import Kind, Request
+from lora_a2.node.refusals import Reason
 
 Sent = tuple[ClientProfile, bytes]
-Received = tuple[ClientProfile, bytes | Refusal]
+Received = tuple[ClientProfile, bytes | Rejected]
 
 
 class FlowerDriver(Observer):
@@ -118,7 +120,7 @@ class FlowerDriver(Observer):
         by_id = {profile.id: profile for profile in cohort}
 
         def train(downloads: Iterable[Sent]) -> Iterator[Received]:
-            waiting: dict[int, bytes | Refusal] = {}
+            waiting: dict[int, bytes | Rejected] = {}
             due = iter(cohort)
             head = next(due, None)
             for client, reply in self._replies("train", downloads, state.server_round + 1):
@@ -127,30 +129,31 @@ class FlowerDriver(Observer):
                     yield by_id[head.id], waiting.pop(head.id)
                     head = next(due, None)
             yield from ((by_id[c], reply) for c, reply in waiting.items())
-            yield from ((self._profile(c), Refusal(reason)) for c, reason in self._left_out.items())
+            yield from ((self._profile(c), Rejected(reason)) for c, reason in self._left_out.items())
             yield from self._latecomers(by_id, state.server_round + 1)
 
         return train
 
-    def evaluate(self, state: ServerState) -> dict[str, Any]:
+    def evaluate(self, state: ServerState) -> Evaluated:
         """The global model's metrics, from the server if it can; the clients' own models are evaluated where they are."""
         found = {} if self._evaluate is None else self._evaluate(state)
         if self._options.evaluation == "none" or (found and not self._plan.federation.method.private):
-            return found
-        return {**self._on_nodes(state), **found}
+            return Evaluated(found)
+        metrics, downloaded = self._on_nodes(state)
+        return Evaluated({**metrics, **found}, downloaded)
 
     def _replies(
         self, kind: Kind, downloads: Iterable[Sent], server_round: int
-    ) -> Iterator[tuple[int, bytes | Refusal]]:
+    ) -> Iterator[tuple[int, bytes | Rejected]]:
         limit = upload_limit(self._plan.federation.layout, self._plan.federation.initial.rank)
         for client, reply in self._converse(kind, downloads, server_round):
             if isinstance(reply, str):
-                yield client, Refusal(reply)
+                yield client, Rejected(reply)
                 continue
             try:
                 answer = read_answer(reply, limit)
             except ReplyError as error:
-                yield client, Refusal(str(error), received_bytes(reply))
+                yield client, Rejected(str(error), received_bytes(reply), Reason.LOST in str(error))
                 continue
             seconds = answer.metrics.get("train_seconds", 0.0)
             self._slowest = max(self._slowest, seconds if isinstance(seconds, int | float) else 0.0)
@@ -200,15 +203,24 @@ class FlowerDriver(Observer):
             if client is not None and client in by_id:
                 yield by_id[client], _too_late(late)
 
-    def _on_nodes(self, state: ServerState) -> dict[str, Any]:
-        """Each node's accuracy on its own test examples: of the model that it would start from next, and of its own."""
+    def _on_nodes(self, state: ServerState) -> tuple[dict[str, Any], int]:
+        """Each node's accuracy on its own test examples: of the model that it would start from next, and of its own; and the
+        bytes sent for it."""
         clients = [c for c in sorted(self._nodes) if self._roster.profile(c).num_test_examples]
         clients = [c for c in clients if not self._is_silent(c, state.server_round)]
         counts = {c: self._roster.profile(c).num_test_examples for c in clients}
         profiles = [self._profile(c) for c in clients]
-        downloads = ((p, dispatch(self._plan.federation, state, p)) for p in profiles)
+        outbox, sent = Outbox(self._plan.federation, state), 0
+
+        def downloads() -> Iterator[Sent]:
+            nonlocal sent
+            for profile in profiles:
+                _, data = outbox.download(profile)
+                sent += len(data)
+                yield profile, data
+
         right: dict[str, dict[int, int]] = {"num_correct": {}, "num_correct_personal": {}}
-        for client, reply in self._converse("evaluate", downloads, state.server_round):
+        for client, reply in self._converse("evaluate", downloads(), state.server_round):
             try:
                 if isinstance(reply, str):
                     raise ReplyError(reply)
@@ -223,7 +235,7 @@ class FlowerDriver(Observer):
         found = evaluation(right["num_correct"], counts, most)
         if found and right["num_correct_personal"]:
             found["personal"] = evaluation(right["num_correct_personal"], counts, most)
-        return found
+        return found, sent
 
     def _is_silent(self, client: int, server_round: int) -> bool:
         """Whether there is no use in asking it for an evaluation."""
@@ -242,12 +254,12 @@ def evaluation(right: Mapping[int, int], counts: Mapping[int, int], most: int | 
     return {"accuracy": sum(sums) / examples, "num_examples": examples, **figures}
 
 
-def _too_late(late: Late) -> Refusal:
-    return Refusal("A reply to an earlier message came too late.", received_bytes(late.message))
+def _too_late(late: Late) -> Rejected:
+    return Rejected("A reply to an earlier message came too late.", received_bytes(late.message))
 
 
 def upload_limit(layout: Layout, rank: int) -> int:
     """No upload of a run has more bytes than this."""
-    values = codec.upload_parameters(layout, rank, None, frozenset(FACTORS))
-    dense = sum(math.prod(shape) for _, shape in layout.dense)
+    values = codec.upload_parameters(layout, rank, None, frozenset(ALL_FACTORS))
+    dense = sum(math.prod(shape) for _, shape in layout.base)
     return 4 * (values + dense) + values // 8 + 4 * len(layout.base) + 4096

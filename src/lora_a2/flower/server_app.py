@@ -15,7 +15,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from lora_a2.config.run import RunConfig, dump_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
-from lora_a2.core.algebra import moved_base
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.sources import load_examples
@@ -23,7 +22,7 @@ from lora_a2.engine.evaluate import evaluate, predict
 from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.agreement import federation_layout
-from lora_a2.federation.exchange import Watch
+from lora_a2.federation.exchange import ReplyCallback
 from lora_a2.federation.loop import Observer, run_rounds
 from lora_a2.flower.courier import Courier, log
 from lora_a2.flower.driver import FlowerDriver
@@ -108,8 +107,8 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
             evaluate=_server_evaluation(start, config, courier, pool),
         )
 
-        def rounds(progress: Progress, watch: Watch | None, observer: Observer) -> Rounds:
-            return run_rounds(plan, progress.state, driver, observer, watch, progress.records)
+        def rounds(progress: Progress, callback: ReplyCallback | None, observer: Observer) -> Rounds:
+            return run_rounds(plan, progress.state, driver, observer, callback, progress.records)
 
         records, seconds = finish(run, config, model, plan, rounds, driver, options.from_round or None)
     log.info("Finished %d rounds in %.0f s; the result is in %s.", len(records), seconds, run.result())
@@ -196,8 +195,7 @@ def _server_evaluation(
     sentences = start.model.tokenize(test.texts)
 
     def central(state: ServerState) -> dict[str, Any]:
-        base = moved_base(state.base, state.base_update)
-        return evaluate(predict(pool, state.adapter, base, sentences).argmax(1), test.labels).to_json()
+        return evaluate(predict(pool, state.adapter, state.base, sentences).argmax(1), test.labels).to_json()
 
     return central
 

@@ -1,107 +1,244 @@
 """The method record: what a federated-LoRA algorithm is, as functions at the points where bytes cross the wire.
 
 A method is a frozen record; the combinators below make a new one a few lines long. Whoever drives a round
-(`rounds.py`) never asks which method it is.
+(`federation/server.py`, `federation/client.py`) never asks which method it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lora_a2.core.algebra import add, truncate
+from lora_a2.core.reduce import example_weights, mean
+from lora_a2.core.tensors import Key
+from lora_a2.core.transforms import Transform
 from lora_a2.core.types import (
+    ALL_FACTORS,
     FACTORS,
     Adapter,
-    ClientProfile,
     Factor,
     Factors,
     FloatArray,
     Mask,
     Reply,
     ServerState,
+    Upload,
 )
 from lora_a2.errors import ReplyError
 
-Schedule = Callable[[int], frozenset[Factor]]
 Select = Callable[[Adapter, Adapter, frozenset[Factor], int, np.random.Generator], Mask]
-Prune = Callable[[Adapter, Adapter], "Mask | None"]
-Compress = Callable[[Adapter], Adapter]
-Dispatch = Callable[[ServerState, ClientProfile], Adapter]
-Aggregate = Callable[[ServerState, Iterable[Reply]], ServerState]
+Dispatch = Callable[[ServerState, int], Adapter]
+Reduce = Callable[[ServerState, Iterable[Reply]], Any]
+Step = Callable[[ServerState, Any], ServerState]
+ServerStep = Callable[[ServerState, Any, Step], ServerState]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which factors clients train: those of `opening` in the first server rounds, then those of `period` over and over.
+
+    Raises:
+        ValueError: the period is empty, or names something that is no factor.
+    """
+
+    period: tuple[frozenset[Factor], ...]
+    opening: tuple[frozenset[Factor], ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = self.ever - set(ALL_FACTORS)
+        if not self.period or unknown:
+            raise ValueError(f"A schedule needs a period of factors {ALL_FACTORS}; given {self.period}.")
+
+    def __call__(self, server_round: int) -> frozenset[Factor]:
+        """The factors of a server round (1-based)."""
+        if server_round <= len(self.opening):
+            return self.opening[server_round - 1]
+        return self.period[(server_round - len(self.opening) - 1) % len(self.period)]
+
+    @property
+    def ever(self) -> frozenset[Factor]:
+        """The factors of all rounds together."""
+        return frozenset[Factor]().union(*self.opening, *self.period)
 
 
 def always(*factors: Factor) -> Schedule:
     """The same factors in every server round."""
-    chosen = frozenset(factors)
-    return lambda server_round: chosen
+    return Schedule((frozenset(factors),))
 
 
-def alternate(first: Factor, second: Factor) -> Schedule:
-    """`first` alone in odd server rounds (1-based), `second` alone in even ones."""
-    odd, even = frozenset({first}), frozenset({second})
-    return lambda server_round: odd if server_round % 2 else even
+def alternate(*factors: Factor) -> Schedule:
+    """One factor alone in each server round, in this order, over and over."""
+    return Schedule(tuple(frozenset({factor}) for factor in factors))
 
 
-def broadcast(state: ServerState, profile: ClientProfile) -> Adapter:
-    """Every client receives the server's adapter."""
+@dataclass(frozen=True)
+class Finished:
+    """What a client sends and keeps of its training: an adapter, and the rank slices of it (None: all)."""
+
+    adapter: Adapter
+    mask: Mask | None = None
+
+
+Finish = Callable[[Adapter, Adapter, int], Finished]
+
+Values = Mapping[Key, Any]
+"""(factor, module) → its rank slices as rows, A (r, d_in), Bᵀ (r, d_out), R (r, r), and ("head", name) → its tensor."""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term of a client's local loss.
+
+    Attributes:
+        value: (trained values, received values) → the term, from operations that tensors of PyTorch have too.
+        gradient: (trained values, received values) → its gradient by the trained ones; None: by autograd.
+    """
+
+    value: Callable[[Values, Values], Any]
+    gradient: Callable[[Values, Values], Values] | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Rounds in which clients do not train: they send the gradient of the target weights at the start.
+
+    It is the mean over `examples` of a client's examples, drawn from the run's seed.
+    """
+
+    rounds: frozenset[int]
+    examples: int
+
+
+def broadcast(state: ServerState, rank: int) -> Adapter:
+    """Every client starts from the server's adapter."""
     return state.adapter
 
 
-def truncate_ranks(state: ServerState, profile: ClientProfile) -> Adapter:
-    """Every client receives the first rank slices, as many as it holds, at the server's scaling.
+def truncate_ranks(state: ServerState, rank: int) -> Adapter:
+    """A client of rank r_k starts from the first r_k rank slices, at the server's scaling.
 
-    A client of rank r_k then has lora_alpha_k = lora_alpha · r_k / r. With one lora_alpha for all, the scaling
-    lora_alpha / r_k would change what the same slices mean from client to client.
+    It then has lora_alpha_k = lora_alpha · r_k / r. With one lora_alpha for all, the scaling lora_alpha / r_k would change
+    what the same slices mean from client to client.
     """
-    return truncate(state.adapter, min(state.client_ranks.get(profile.id, profile.rank), state.adapter.rank))
+    return truncate(state.adapter, min(rank, state.adapter.rank))
 
 
-def weighted_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
-    """Adds Σ_k w_k · update_k with w_k = n_k / Σ n_j, factor by factor and for the head.
+def optimized(state: ServerState, reduced: Any, step: Step) -> ServerState:
+    """The server optimizer's step, and nothing else."""
+    return step(state, reduced)
 
-    A rank slice that a client did not send counts as zero from that client. Accumulates in float64, one reply at a
-    time, so memory does not grow with the cohort. With one factor trained and the other shared and frozen this is
-    the exact weighted mean of the clients' B·A; with both it is not (discordance).
 
-    Raises:
-        ReplyError: there is no reply, or the examples add up to zero.
+def replies_accepted(upload: Upload) -> None:
+    """Asks nothing beyond what must hold of every upload."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One federated-LoRA algorithm.
+
+    Attributes:
+        name: as typed on the command line.
+        reference: authors, title, venue, link.
+        uploads, downloads: what travels, in a few words.
+
+        schedule: server round → the factors that clients train in it; the others are frozen.
+        core: adapters have a core R (r, r) between B and A.
+        private: trained factors that stay on the client, which keeps them from round to round.
+        server_moves: factors that the server changes in rounds in which no client trains them.
+        restarts: trained factors that the server puts back to the start of the run after each round.
+        moves_base: the server moves frozen weights of the target modules.
+        full: clients train every weight of the backbone instead of an adapter.
+        mixed_ranks: clients may hold adapters of, or upload, different ranks.
+
+        select: (start, probed, trained factors, rank budget, rng) → Mask, after a probe; None: all ranks are trained.
+        finish: (start, trained, server round) → what is sent and kept: pruned or rotated, say; None: as trained.
+        penalties: terms of the local loss.
+        transforms: what becomes of an update on its way.
+        gradients: rounds in which clients send gradients of the target weights; None: none.
+
+        dispatch: (state, rank) → the adapter from which clients of that rank start: rank slices of the server's adapter, or,
+            with a sparse transform, anything.
+        accepts: raises ReplyError for an upload that this method's clients do not make.
+        reduce: (state, replies) → what the replies come to; by default their weighted mean, streaming.
+        server_step: (state, reduced, step) → the new state, where `step` is that of the server optimizer; by default it alone.
+
+        linear: `reduce` is linear in the updates, and `server_step` uses `step`.
+        exact: with plain SGD at rate 1 on the server, the new effective weights are the weighted mean of the clients'.
+        learning_rate_ratio: default η_B / η_A.
+        learning_rate_scale: default η over the model's default for adapters.
+        update_rank: (sum of the ranks of a round's clients, the server's rank) → the rank of the round's change of base
+            weights; for estimates of cost.
+        variant: builds the method with other switches, given by keyword; None: it has none.
     """
-    sums: dict[tuple[str, str], np.ndarray] = {}
-    total = 0
-    for reply in replies:
-        update, examples = reply.upload.update, reply.upload.num_examples
-        total += examples
-        for factor in sorted(reply.upload.trainable):
-            for name, change in update.factors.items():
-                _accumulate(sums, (factor, name), change.get(factor), examples)
-        for name, values in update.head.items():
-            _accumulate(sums, ("head", name), values, examples)
-    if total <= 0:
-        raise ReplyError("No examples to weigh the replies by: the round had no usable reply.")
 
-    def moved(kind: str, name: str, old: np.ndarray) -> np.ndarray:
-        added = sums.get((kind, name))
-        return old if added is None else (old + added / total).astype(np.float32)
+    name: str
+    reference: str
+    uploads: str
+    downloads: str
+    schedule: Schedule
+    core: bool = False
+    private: frozenset[Factor] = frozenset()
+    server_moves: frozenset[Factor] = frozenset()
+    restarts: frozenset[Factor] = frozenset()
+    moves_base: bool = False
+    full: bool = False
+    mixed_ranks: bool = False
+    select: Select | None = None
+    finish: Finish | None = None
+    penalties: tuple[Penalty, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+    gradients: Gradients | None = None
+    dispatch: Dispatch = broadcast
+    accepts: Callable[[Upload], None] = replies_accepted
+    reduce: Reduce = mean
+    server_step: ServerStep = optimized
+    linear: bool = True
+    exact: bool = False
+    learning_rate_ratio: float = 1.0
+    learning_rate_scale: float = 1.0
+    update_rank: Callable[[int, int], int] | None = None
+    variant: Callable[..., Method] | None = None
 
-    adapter = state.adapter
-    factors = {name: Factors(A=moved("A", name, f.A), B=moved("B", name, f.B)) for name, f in adapter.factors.items()}
-    head = {name: moved("head", name, values) for name, values in adapter.head.items()}
-    return replace(state, adapter=replace(adapter, factors=factors, head=head))
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors that its adapters have."""
+        return ALL_FACTORS if self.core else FACTORS
 
+    @property
+    def frozen(self) -> frozenset[Factor]:
+        """The factors that nobody changes; a client derives them from the seed."""
+        return frozenset(self.factors) - self.schedule.ever - self.server_moves
 
-def example_weights(replies: Sequence[Reply]) -> list[float]:
-    """w_k = n_k / Σ n_j.
+    @property
+    def travels(self) -> frozenset[Factor]:
+        """The factors that downloads carry; a client derives a frozen one from the seed and keeps a private one."""
+        return (self.schedule.ever | self.server_moves) - self.private
 
-    Raises:
-        ReplyError: there is no reply, or the examples add up to zero.
-    """
-    total = sum(reply.upload.num_examples for reply in replies)
-    if total <= 0:
-        raise ReplyError("No examples to weigh the replies by: the round had no usable reply.")
-    return [reply.upload.num_examples / total for reply in replies]
+    @property
+    def sparse(self) -> bool:
+        """Whether entries that are zero do not travel."""
+        return any(transform.sparse for transform in self.transforms)
+
+    @property
+    def density(self) -> float:
+        """The share of the entries that travel."""
+        return min((transform.density for transform in self.transforms), default=1.0)
+
+    def asks_gradients(self, server_round: int) -> bool:
+        """Whether clients send gradients in that round."""
+        return self.gradients is not None and server_round in self.gradients.rounds
+
+    def changes(self, server_round: int) -> frozenset[Factor]:
+        """The factors that a server round may change on the server; where it has a choice, some of their rank slices."""
+        return (self.shared(server_round) | self.server_moves) - self.restarts
+
+    def shared(self, server_round: int) -> frozenset[Factor]:
+        """The factors in an upload of that round."""
+        return self.schedule(server_round) - self.private
 
 
 def trained_adapter(reply: Reply) -> Adapter:
@@ -131,91 +268,14 @@ def scaled_products(replies: Sequence[Reply]) -> dict[str, list[tuple[float, Fac
     return terms
 
 
-def _accumulate(sums: dict[tuple[str, str], np.ndarray], key: tuple[str, str], values: np.ndarray, n: int) -> None:
-    if key not in sums:
-        sums[key] = np.zeros(values.shape, np.float64)
-    sums[key] += np.float64(n) * values
+def require_prefix(upload: Upload) -> None:
+    """Refuses a mask that is not the same first rank slices of every module.
 
-
-@dataclass(frozen=True, slots=True)
-class TailPenalty:
-    """A term of the local loss that lets the last rank slices shrink: weight · Σ_modules ‖B[:, t:]‖ · ‖A[t:]‖, t = ⌊decay · r⌋."""
-
-    weight: float
-    decay: float
-
-    def kept(self, rank: int) -> int:
-        """How many of `rank` slices come before the tail; at least one."""
-        return max(1, int(self.decay * rank))
-
-
-@dataclass(frozen=True)
-class Method:
-    """One federated-LoRA algorithm.
-
-    Attributes:
-        name: as typed on the command line.
-        reference: authors, title, venue, link.
-        uploads, downloads: what travels, in a few words.
-        trainable: server round (1-based) → the factors that clients train in it; the other factor is frozen.
-        select: (start, probed, trainable, rank budget, rng) → Mask, on the client after a probe epoch; None: all ranks.
-        prune: (start, trained) → Mask of the rank slices that a client keeps after training, or None; on the client.
-        compress: (update) → what is sent of it, on the client; entries that are zero do not travel, up or down.
-        penalty: a term of the local loss.
-        dispatch: (state, profile) → the adapter that this client starts from.
-        aggregate: (state, replies) → the new state. `server_round` and `base` are advanced by the caller.
-        density: the share of the entries that `compress` leaves, up and down; for estimates of cost.
-        base_rank: (sum of the ranks in a cohort, the server's rank) → the rank of the round's `base_update`; None: the
-            method moves no base weights. For estimates of cost.
-        private: trained factors that stay on the client; it keeps them from round to round.
-        server_moves: factors that the server changes though no client trains them.
-        full: clients train every weight of the backbone instead of an adapter.
-        learning_rate_ratio: default η_B / η_A.
-        learning_rate_scale: default η over the model's default for adapters.
-        linear: the new state is linear in the updates.
-        exact: the new effective weights are the weighted mean of the clients' effective weights.
-        mixed_ranks: clients may hold adapters of, or upload, different ranks.
-        variant: builds the method with other switches, given by keyword; None: it has none.
+    Raises:
+        ReplyError: it is not.
     """
-
-    name: str
-    reference: str
-    uploads: str
-    downloads: str
-    trainable: Schedule
-    select: Select | None = None
-    prune: Prune | None = None
-    compress: Compress | None = None
-    penalty: TailPenalty | None = None
-    dispatch: Dispatch = broadcast
-    aggregate: Aggregate = weighted_mean
-    density: float = 1.0
-    base_rank: Callable[[int, int], int] | None = None
-    private: frozenset[Factor] = frozenset()
-    server_moves: frozenset[Factor] = frozenset()
-    full: bool = False
-    learning_rate_ratio: float = 1.0
-    learning_rate_scale: float = 1.0
-    linear: bool = True
-    exact: bool = False
-    mixed_ranks: bool = False
-    variant: Callable[..., Method] | None = None
-
-    @property
-    def ever_trained(self) -> frozenset[Factor]:
-        """The factors trained in some round; the others keep their seeded start for ever and never travel."""
-        return self.trainable(1) | self.trainable(2)
-
-    @property
-    def frozen(self) -> frozenset[Factor]:
-        """The factors that nobody changes."""
-        return frozenset(FACTORS) - self.ever_trained - self.server_moves
-
-    @property
-    def travels(self) -> frozenset[Factor]:
-        """The factors in a download; a client derives a frozen one from the seed and keeps a private one."""
-        return (self.ever_trained | self.server_moves) - self.private
-
-    def shared(self, server_round: int) -> frozenset[Factor]:
-        """The factors in an upload of that round."""
-        return self.trainable(server_round) - self.private
+    if upload.mask is None:
+        return
+    kept = {tuple(keep.tolist()) for keep in upload.mask.values()}
+    if len(kept) > 1 or not (first := np.array(kept.pop()))[0] or (np.diff(first.astype(int)) > 0).any():
+        raise ReplyError(f"Client {upload.client} pruned otherwise than to the same first rank slices everywhere.")

@@ -10,21 +10,21 @@ Our choices: the residual, of rank (K+1)·r at most, travels as factors where th
 a client that missed the last round receives all residuals so far, dense.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_a2.core.algebra import smaller, stacked
+from lora_a2.core.reduce import collect, mean
 from lora_a2.core.types import Reply, ServerState, weight_name
-from lora_a2.methods.base import Method, always, scaled_products, weighted_mean
+from lora_a2.methods.base import Method, Step, always, scaled_products
 
 
-def mean_and_residual(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+def mean_and_residual(state: ServerState, replies: Sequence[Reply], step: Step) -> ServerState:
     """The means of A and of B, and in `base_update` what their product lacks."""
-    kept = list(replies)
-    new = weighted_mean(state, kept)
+    new = step(state, mean(state, replies))
     update = {
         weight_name(name): smaller(stacked([*terms, (-new.adapter.scaling, new.adapter.factors[name])]))
-        for name, terms in scaled_products(kept).items()
+        for name, terms in scaled_products(replies).items()
     }
     return replace(new, base_update=update)
 
@@ -35,9 +35,11 @@ METHOD = Method(
     "Large Language Models. ACL 2025. https://arxiv.org/abs/2410.09432",
     uploads="A and B",
     downloads="A, B and the residual",
-    trainable=always("A", "B"),
-    aggregate=mean_and_residual,
-    base_rank=lambda clients, server: clients + server,
+    schedule=always("A", "B"),
+    moves_base=True,
+    reduce=collect,
+    server_step=mean_and_residual,
+    update_rank=lambda clients, server: clients + server,
     linear=False,
     exact=True,
 )

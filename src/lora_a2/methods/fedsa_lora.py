@@ -16,6 +16,6 @@ METHOD = Method(
     "https://arxiv.org/abs/2410.01463",
     uploads="A",
     downloads="A",
-    trainable=always("A", "B"),
+    schedule=always("A", "B"),
     private=frozenset({"B"}),
 )

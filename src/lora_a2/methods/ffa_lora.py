@@ -14,6 +14,6 @@ METHOD = Method(
     "https://arxiv.org/abs/2403.12313",
     uploads="B",
     downloads="B",
-    trainable=always("B"),
+    schedule=always("B"),
     exact=True,
 )

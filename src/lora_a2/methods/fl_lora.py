@@ -14,5 +14,5 @@ METHOD = Method(
     "https://arxiv.org/abs/2305.05644",
     uploads="A and B",
     downloads="A and B",
-    trainable=always("A", "B"),
+    schedule=always("A", "B"),
 )

@@ -7,24 +7,26 @@ all entries; uploads the entries of the change that are largest, a quarter again
 keeps a dense adapter and adds the weighted mean. Not exact, as A and B are averaged separately; linear in what is sent.
 
 As in the paper: top-k by magnitude over the whole adapter, separately for both ways. Our choices: density 1/4 (the paper
-goes from 1 to 1/64), FedAvg on the server where the paper uses FedAdam; a trained head is always sent whole.
+goes from 1 to 1/64), plain FedAvg on the server unless told otherwise (the paper's FedAdam: `--server-optimizer adam`); a trained
+head is always sent whole.
 """
 
 from lora_a2.core.selection import top_entries
-from lora_a2.core.types import Adapter, ClientProfile, ServerState
+from lora_a2.core.transforms import Sending, Transform
+from lora_a2.core.types import Adapter, ServerState
 from lora_a2.methods.base import Method, always
 
 DENSITY = 0.25
 
 
-def largest(adapter: Adapter) -> Adapter:
+def largest(update: Adapter, sending: Sending) -> Adapter:
     """A quarter of the entries, by magnitude."""
-    return top_entries(adapter, DENSITY)
+    return top_entries(update, DENSITY)
 
 
-def dispatch(state: ServerState, profile: ClientProfile) -> Adapter:
+def dispatch(state: ServerState, rank: int) -> Adapter:
     """The largest entries of the server's adapter."""
-    return largest(state.adapter)
+    return top_entries(state.adapter, DENSITY)
 
 
 METHOD = Method(
@@ -33,8 +35,7 @@ METHOD = Method(
     "https://arxiv.org/abs/2406.05233",
     uploads="a quarter of A and B",
     downloads="a quarter of A and B",
-    trainable=always("A", "B"),
-    compress=largest,
-    density=DENSITY,
+    schedule=always("A", "B"),
+    transforms=(Transform("top-k", largest, density=DENSITY, exact=False),),
     dispatch=dispatch,
 )

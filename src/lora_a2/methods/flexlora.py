@@ -13,31 +13,31 @@ the clients together have fewer ranks than the server, new slices start as LoRA 
 that is zero in both factors would never learn.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lora_a2.core.algebra import factored_svd, restarted, stacked
 from lora_a2.core.randomness import generator
+from lora_a2.core.reduce import collect
 from lora_a2.core.types import Factors, Reply, ServerState
-from lora_a2.methods.base import Method, always, mean_head, scaled_products, truncate_ranks
+from lora_a2.methods.base import Method, Step, always, mean_head, scaled_products, truncate_ranks
 
 
-def split_mean(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+def split_mean(state: ServerState, replies: Sequence[Reply], step: Step) -> ServerState:
     """The best factors of the server's rank for Σ w_k s_k B_k A_k."""
-    kept = list(replies)
     old = state.adapter
     spare = restarted(old, generator(state.seed, "spare ranks", state.server_round + 1))
     factors = {}
-    for name, terms in scaled_products(kept).items():
+    for name, terms in scaled_products(replies).items():
         u, values, vt = factored_svd(stacked(terms))
         held = min(len(values), old.rank)
         A, B = spare.factors[name].A.copy(), spare.factors[name].B.copy()
         A[:held] = vt[:held]
         B[:, :held] = u[:, :held] * (values[:held] / np.float32(old.scaling))
         factors[name] = Factors(A=A, B=B)
-    return replace(state, adapter=replace(old, factors=factors, head=mean_head(state, kept)))
+    return replace(state, adapter=replace(old, factors=factors, head=mean_head(state, replies)))
 
 
 METHOD = Method(
@@ -46,9 +46,10 @@ METHOD = Method(
     "Resources. NeurIPS 2024. https://arxiv.org/abs/2402.11505",
     uploads="A and B",
     downloads="A and B",
-    trainable=always("A", "B"),
+    schedule=always("A", "B"),
     dispatch=truncate_ranks,
-    aggregate=split_mean,
+    reduce=collect,
+    server_step=split_mean,
     linear=False,
     mixed_ranks=True,
 )

@@ -12,21 +12,21 @@ receives all that changed since the pre-trained model, dense; the new adapter is
 K-th of the stack). The released code aggregates only the first client on its non-stacking path; here there is no such path.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_a2.core.algebra import restarted, smaller, stacked
 from lora_a2.core.randomness import generator
+from lora_a2.core.reduce import collect
 from lora_a2.core.types import Reply, ServerState, weight_name
-from lora_a2.methods.base import Method, always, mean_head, scaled_products, truncate_ranks
+from lora_a2.methods.base import Method, Step, always, mean_head, scaled_products, truncate_ranks
 
 
-def stack(state: ServerState, replies: Iterable[Reply]) -> ServerState:
+def stack(state: ServerState, replies: Sequence[Reply], step: Step) -> ServerState:
     """Σ w_k s_k B_k A_k into the base weights (every client's B was zero at its start), and a new adapter."""
-    kept = list(replies)
-    update = {weight_name(name): smaller(stacked(terms)) for name, terms in scaled_products(kept).items()}
+    update = {weight_name(name): smaller(stacked(terms)) for name, terms in scaled_products(replies).items()}
     new = restarted(state.adapter, generator(state.seed, "restart", state.server_round + 1))
-    return replace(state, adapter=replace(new, head=mean_head(state, kept)), base_update=update)
+    return replace(state, adapter=replace(new, head=mean_head(state, replies)), base_update=update)
 
 
 METHOD = Method(
@@ -35,10 +35,13 @@ METHOD = Method(
     "NeurIPS 2024. https://arxiv.org/abs/2409.05976",
     uploads="A and B",
     downloads="all clients' A and B",
-    trainable=always("A", "B"),
+    schedule=always("A", "B"),
     dispatch=truncate_ranks,
-    aggregate=stack,
-    base_rank=lambda clients, server: clients,
+    restarts=frozenset({"B"}),
+    moves_base=True,
+    reduce=collect,
+    server_step=stack,
+    update_rank=lambda clients, server: clients,
     linear=False,
     exact=True,
     mixed_ranks=True,

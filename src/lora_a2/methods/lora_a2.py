@@ -23,7 +23,7 @@ def lora_a2(criterion: str = "contribution", alternating: bool = True) -> Method
         "Clients. ACL 2025. https://arxiv.org/abs/2410.22815",
         uploads="selected slices of B, then A" if alternating else "selected slices of B",
         downloads="A and B" if alternating else "B",
-        trainable=alternate("B", "A") if alternating else always("B"),
+        schedule=alternate("B", "A") if alternating else always("B"),
         select=select_top(CRITERIA[criterion]),
         learning_rate_ratio=5.0,
         exact=True,

@@ -15,6 +15,6 @@ METHOD = Method(
     "https://arxiv.org/abs/2502.01755",
     uploads="B, then A",
     downloads="A and B",
-    trainable=alternate("B", "A"),
+    schedule=alternate("B", "A"),
     exact=True,
 )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from lora_a2.core.types import Adapter, Base, FloatArray, weight_name
+from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.errors import RunError
 from lora_a2.model.adapter_schema import ClassifierConfig
 from lora_a2.model.backbone import load_backbone
@@ -24,7 +24,7 @@ from lora_a2.model.pretrained import Model
 from lora_a2.system.files import seal, write_atomic
 
 
-def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: Base) -> None:
+def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDelta) -> None:
     """Writes the pre-trained weights + `base` + scaling · B A, in float32 and in the model's own layout.
 
     The pre-trained weights are read again, since those in use may be in bfloat16. The folder appears once it is complete.
@@ -50,7 +50,7 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: Base) 
 
 
 @torch.no_grad()
-def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter, base: Base) -> None:
+def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter, base: BaseDelta) -> None:
     """Changes weights in place; those of layers that keep theirs as (d_in, d_out), as GPT-2's do, transposed."""
     changes = {name: np.asarray(change, np.float32) for name, change in base.items()}
     for name, f in adapter.factors.items():

@@ -14,11 +14,11 @@ import torch
 from lora_a2 import codec
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.config.setup import federation_of, open_model, profile_of
-from lora_a2.core.types import Adapter, Download
+from lora_a2.core.types import Adapter, ClientState
 from lora_a2.federation.agreement import Federation
-from lora_a2.federation.client import ClientMemory, client_round, personal, receive, received_base
+from lora_a2.federation.client import client_round
+from lora_a2.federation.holdings import personal, receive
 from lora_a2.federation.population import Client
-from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.node.logs import log
 from lora_a2.node.policy import NO_LIMITS, Policy
@@ -149,44 +149,40 @@ def _profile(seat: _Seat, request: Request) -> Answer:
 
 
 def _train(seat: _Seat, request: Request) -> Answer:
-    download = _received(seat, request)
-    number = download.server_round
-    memory, notes = _recall(seat, request, number)
+    kept, notes = _kept(seat, request)
     profile = profile_of(seat.config, request.partition, seat.policy.stated(len(seat.client.train)))
     began = time.perf_counter()
     members = [(profile, seat.client.train)]
-    uploads = client_round(seat.federation, seat.model.classifier, members, [request.payload], [memory])
+    [(upload, state)] = client_round(seat.federation, seat.model.classifier, members, [request.payload], [kept])
     seconds = time.perf_counter() - began
-    if _remembers(seat.federation.method):
-        seat.store.keep(number, memory)
-    return Answer({"train_seconds": seconds}, uploads[0], notes)
+    seat.store.keep(state)
+    return Answer({"train_seconds": seconds}, upload, notes)
 
 
-def _recall(seat: _Seat, request: Request, server_round: int) -> tuple[ClientMemory, tuple[str, ...]]:
-    """What the client held before the round. A notice where something that the server counts on is lost.
+def _kept(seat: _Seat, request: Request) -> tuple[ClientState, tuple[str, ...]]:
+    """What the client held before the round of its download, and a notice where private factors are lost.
 
     Raises:
-        Refused: only the last change of base weights came, and the weights that it changes are not here.
+        Refused: the round is not allowed, or the download is another client's.
     """
-    if not _remembers(seat.federation.method):
-        return ClientMemory(), ()
-    kept, memory = seat.store.before(server_round)
-    message = codec.read_base(request.payload, seat.federation.layout)
-    if message.update and not message.whole and kept != server_round - 1:
-        raise Refused(Reason.LOST, f"the base weights of round {server_round - 1} are lost.")
-    lost = bool(seat.federation.method.private) and request.last_round > 0 and not memory.private
-    return memory, (Note.PRIVATE_LOST,) * lost
+    address = codec.read_address(request.payload, seat.federation.layout)
+    seat.policy.check_round(address.server_round)
+    if address.client != request.partition:
+        raise Refused(Reason.DOWNLOAD, f"the download is for client {address.client}; this is {request.partition}.")
+    kept = seat.store.before(address.server_round)
+    lost = bool(seat.federation.method.private) and request.last_round > 0 and not kept.private
+    return kept, (Note.PRIVATE_LOST,) * lost
 
 
 def _evaluate(seat: _Seat, request: Request) -> Answer:
     seat.policy.check_evaluation()
-    download = _received(seat, request)
-    memory, _ = _recall(seat, request, download.server_round)
-    seat.model.classifier.set_base(received_base(seat.federation, request.payload, memory))
+    kept, _ = _kept(seat, request)
+    download, state = receive(seat.federation, request.payload, kept)
+    seat.model.classifier.set_base(state.base_delta)
     stated = seat.policy.stated(len(seat.client.test))
     metrics = {"num_examples": stated, "num_correct": _correct(seat, download.adapter, stated)}
     if seat.federation.method.private:
-        metrics["num_correct_personal"] = _correct(seat, personal(download.adapter, memory), stated)
+        metrics["num_correct_personal"] = _correct(seat, personal(download.adapter, kept.private), stated)
     return Answer(metrics)
 
 
@@ -200,19 +196,6 @@ def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
         logits = seat.model.classifier.predict(adapter, [test.input_ids[i] for i in rows])
         right += int((logits.argmax(1) == test.labels[rows]).sum())
     return round(right * stated / max(len(test), 1))
-
-
-def _received(seat: _Seat, request: Request) -> Download:
-    download = receive(seat.federation, request.payload)
-    seat.policy.check_round(download.server_round)
-    if download.client != request.partition:
-        raise Refused(Reason.DOWNLOAD, f"the download is for client {download.client}; this is {request.partition}.")
-    return download
-
-
-def _remembers(method: Method) -> bool:
-    """Whether clients of a method keep anything from round to round."""
-    return bool(method.private) or method.base_rank is not None or method.full
 
 
 def threads(count: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from lora_a2.errors import CodecError, ConfigError, DataError, ModelError, NodeError, ReplyError
+from lora_a2.errors import CodecError, ConfigError, DataError, LostState, ModelError, NodeError, ReplyError
 
 
 class Reason(StrEnum):
@@ -47,6 +47,7 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
     (ConfigError, Reason.CONFIG),
     (DataError, Reason.DATA),
     (ModelError, Reason.MODEL),
+    (LostState, Reason.LOST),
     (CodecError, Reason.DOWNLOAD),
     (ReplyError, Reason.RELEASE),  # records of another shape
 )

@@ -17,40 +17,43 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from lora_a2.core.types import Factor, FloatArray
+from lora_a2.core.types import ClientState
 from lora_a2.errors import NodeError
-from lora_a2.federation.client import ClientMemory
+from lora_a2.federation.state_tensors import client_of, client_tensors
 from lora_a2.node.logs import log
 from lora_a2.system.files import write_atomic
 
+_LORA_ALPHA = "lora_alpha"
 _NAME = re.compile(r"round-(\d+)\.kept")
 
 
 class ClientStore:
-    """The memories of one client in one run."""
+    """The states of one client in one run."""
 
     def __init__(self, folder: Path, run_id: str, partition: int) -> None:
         self.folder = folder / run_id / str(partition)
         self._owner = f"{run_id}/{partition}"
 
-    def before(self, server_round: int) -> tuple[int, ClientMemory]:
-        """The last round before `server_round` that was kept, and its memory; 0 and nothing where there is none.
+    def before(self, server_round: int) -> ClientState:
+        """What was kept last before `server_round`; nothing where there is none.
 
-        Nor is there one where its file is damaged: what is older is not what the client held. The log tells of it.
+        Nor is there any where its file is damaged: what is older is not what the client held. The log tells of it.
         """
         number = max((n for n in self._rounds() if n < server_round), default=0)
         if not number:
-            return 0, ClientMemory()
+            return ClientState()
         try:
-            return number, _memory(self._content(number))
+            return _state(self._content(number), number)
         except (OSError, NodeError) as error:
             log.error("What was kept after round %d is lost: %s", number, error)
-            return 0, ClientMemory()
+            return ClientState()
 
-    def keep(self, server_round: int, memory: ClientMemory) -> None:
-        """Replaces what was kept for this round; only it and the one before stay."""
-        tensors = {f"base/{name}": np.ascontiguousarray(values) for name, values in memory.base.items()}
-        tensors |= {f"{factor}/{name}": np.ascontiguousarray(v) for (factor, name), v in memory.private.items()}
+    def keep(self, state: ClientState) -> None:
+        """Replaces what was kept for this state's round; only it and the one before stay."""
+        server_round = state.server_round
+        tensors = client_tensors(state)
+        if state.adapter is not None:
+            tensors[_LORA_ALPHA] = np.array(state.adapter.lora_alpha)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         content = save_tensors(tensors)
         write_atomic(self._path(server_round), self._digest(server_round, content) + content)
@@ -78,13 +81,7 @@ class ClientStore:
         return digest.digest()
 
 
-def _memory(data: bytes) -> ClientMemory:
-    base: dict[str, FloatArray] = {}
-    private: dict[tuple[Factor, str], FloatArray] = {}
-    for key, values in sorted(load_tensors(data).items()):
-        kind, _, name = key.partition("/")
-        if kind == "base":
-            base[name] = values
-        else:
-            private["A" if kind == "A" else "B", name] = values
-    return ClientMemory(base, private)
+def _state(data: bytes, server_round: int) -> ClientState:
+    tensors = load_tensors(data)
+    lora_alpha = tensors.pop(_LORA_ALPHA, None)
+    return client_of(tensors, server_round, None if lora_alpha is None else float(lora_alpha))

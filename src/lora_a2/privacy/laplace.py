@@ -11,11 +11,14 @@ with the gradient, nor of the choice of rank slices. It is here to reproduce the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from lora_a2.core.types import Adapter, Factor, Factors, FloatArray, Mask
+from lora_a2.core.algebra import rows
+from lora_a2.core.tensors import Key
+from lora_a2.core.transforms import Sending, Transform
+from lora_a2.core.types import Adapter, FloatArray
 from lora_a2.errors import ConfigError
 
 DEFAULT_CLIPPING_NORM = 2.0
@@ -33,47 +36,41 @@ class LaplaceNoise:
         """2·C·η / ε, the scale of the noise (mean of its absolute value) on what is trained at the rate η."""
         return 2 * self.clipping_norm * learning_rate / self.epsilon
 
-    def add(
-        self,
-        update: Adapter,
-        uploaded: frozenset[Factor],
-        mask: Mask | None,
-        learning_rate: float,
-        learning_rate_ratio: float,
-        rng: np.random.Generator,
-    ) -> Adapter:
-        """`update` with noise on every value that travels: the `uploaded` factors in the rank slices of `mask` (None: all),
-        and a trained head. η is `learning_rate` for A and the head, that times the ratio for B. Drawn in the adapter's order."""
+    def add(self, update: Adapter, sending: Sending) -> Adapter:
+        """`update` with noise on every value that travels. η is the learning rate of A and the head, that times the ratio for B.
+        Drawn in the adapter's order."""
+        rng = sending.rng("noise")
 
-        def noisy(values: FloatArray, rate: float) -> FloatArray:
-            noise = rng.laplace(0.0, self.scale(rate), values.shape)
-            return (values + noise).astype(np.float32)
-
-        def factor(name: str, which: Factor) -> FloatArray:
-            values = update.factors[name].get(which)
-            if which not in uploaded:
+        def noisy(key: Key, values: FloatArray) -> FloatArray:
+            kind, name = key
+            if kind != "head" and kind not in sending.shared:
                 return values
-            changed = noisy(values, learning_rate * (learning_rate_ratio if which == "B" else 1.0))
-            if mask is None:
+            ratio = sending.learning_rate_ratio if kind == "B" else 1.0
+            noise = rng.laplace(0.0, self.scale(sending.learning_rate * ratio), values.shape)
+            changed: FloatArray = (values + noise).astype(np.float32)
+            if sending.mask is None or kind == "head":
                 return changed
-            return np.where(mask[name][:, None] if which == "A" else mask[name], changed, values)
+            return np.where(rows(sending.mask[name], kind), changed, values)
 
-        factors = {name: Factors(A=factor(name, "A"), B=factor(name, "B")) for name in update.factors}
-        head = {name: noisy(values, learning_rate) for name, values in update.head.items()}
-        return replace(update, factors=factors, head=head)
+        return update.with_tensors({key: noisy(key, values) for key, values in update.tensors.items()})
+
+    @property
+    def transform(self) -> Transform:
+        """The mechanism among a run's transforms."""
+        return Transform("laplace", self.add, bounded=False, exact=False, l1_clipping_norm=self.clipping_norm)
 
 
-def make_noise(epsilon: float | None, clipping_norm: float, *, full: bool) -> LaplaceNoise | None:
-    """The noise of a run; None where `epsilon` is.
+def make_noise(epsilon: float | None, clipping_norm: float, *, full: bool) -> tuple[Transform, ...]:
+    """The noise of a run; none where `epsilon` is None.
 
     Raises:
         ConfigError: for a method that trains whole backbones (`full`).
     """
     if epsilon is None:
-        return None
+        return ()
     if full:
         raise ConfigError("laplace-epsilon: it is for methods that train an adapter; leave it out.")
-    return LaplaceNoise(epsilon, clipping_norm)
+    return (LaplaceNoise(epsilon, clipping_norm).transform,)
 
 
 def refuse_noise(epsilon: float | None) -> None:

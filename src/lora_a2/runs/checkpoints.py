@@ -11,89 +11,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from lora_a2.core.types import Adapter, Factor, Factors, FloatArray, Layout, ServerState
+from lora_a2.core.tensors import Array
+from lora_a2.core.types import FROM_SEED, Adapter, ClientState, Layout, ServerState
 from lora_a2.errors import RunError
-from lora_a2.federation.client import ClientMemory
+from lora_a2.federation.state_tensors import client_of, client_tensors, server_numbers, server_of, server_tensors
 from lora_a2.system.files import read_sealed, sha256, write_atomic, write_sealed
 
 
-def state_tensors(state: ServerState) -> dict[str, FloatArray]:
-    """A state's arrays by name: `factors/MODULE/A`, `factors/MODULE/B`, `head/NAME`, `base/WEIGHT`, `update/WEIGHT` (a
-    difference), `update_A/WEIGHT` and `update_B/WEIGHT` (its factors)."""
-    tensors = {}
-    for name, f in state.adapter.factors.items():
-        tensors[f"factors/{name}/A"] = np.ascontiguousarray(f.A)
-        tensors[f"factors/{name}/B"] = np.ascontiguousarray(f.B)
-    for name, value in state.adapter.head.items():
-        tensors[f"head/{name}"] = np.ascontiguousarray(value)
-    for name, value in state.base.items():
-        tensors[f"base/{name}"] = np.ascontiguousarray(value)
-    for name, change in state.base_update.items():
-        if isinstance(change, Factors):
-            tensors[f"update_A/{name}"] = np.ascontiguousarray(change.A)
-            tensors[f"update_B/{name}"] = np.ascontiguousarray(change.B)
-        else:
-            tensors[f"update/{name}"] = np.ascontiguousarray(change)
-    return tensors
-
-
-def memory_tensors(memories: Mapping[int, ClientMemory]) -> dict[str, FloatArray]:
-    """What clients keep, by name: `private/CLIENT/FACTOR/MODULE`."""
+def client_arrays(clients: Mapping[int, ClientState]) -> dict[str, Array]:
+    """What clients keep, by name: `client/NUMBER/…`."""
     return {
-        f"private/{client}/{factor}/{name}": np.ascontiguousarray(value)
-        for client, memory in sorted(memories.items())
-        for (factor, name), value in sorted(memory.private.items())
+        f"client/{client}/{key}": values
+        for client, state in sorted(clients.items())
+        for key, values in client_tensors(state).items()
     }
 
 
-def memories_of(tensors: Mapping[str, FloatArray]) -> dict[int, ClientMemory]:
-    """The inverse of `memory_tensors`; other tensors are passed over."""
-    found: dict[int, dict[tuple[Factor, str], FloatArray]] = {}
-    for key in sorted(tensors):
-        kind, _, rest = key.partition("/")
-        if kind == "private":
-            client, factor, name = rest.split("/", 2)
-            found.setdefault(int(client), {})["A" if factor == "A" else "B", name] = tensors[key]
-    return {client: ClientMemory(private=private) for client, private in found.items()}
+def clients_of(arrays: Mapping[str, Array]) -> dict[int, ClientState]:
+    """The inverse of `client_arrays`; other tensors are passed over."""
+    found: dict[int, dict[str, Array]] = {}
+    for key, values in sorted(arrays.items()):
+        if key.startswith("client/"):
+            _, client, rest = key.split("/", 2)
+            found.setdefault(int(client), {})[rest] = values
+    return {client: client_of(held, FROM_SEED, None) for client, held in found.items()}
 
 
-# Checkpoints of before there were methods that need more hold only round, scaling and tensors: hence the defaults.
-def state_of(tensors: Mapping[str, FloatArray], layout: Layout, summary: Mapping[str, Any]) -> ServerState:
-    """The inverse of `state_tensors`; `summary` is what `state.json` says besides.
+def require_fit(adapter: Adapter, layout: Layout) -> None:
+    """Refuses an adapter of another model.
 
     Raises:
-        KeyError, ValueError: something is missing, or its shapes are not those of `layout`.
+        ValueError: it is.
     """
-
-    def named(kind: str) -> dict[str, FloatArray]:
-        return {key.partition("/")[2]: v for key, v in sorted(tensors.items()) if key.partition("/")[0] == kind}
-
-    rows, columns = named("update_A"), named("update_B")
-    update: dict[str, FloatArray | Factors] = {**named("update")}
-    update |= {name: Factors(A=rows[name], B=columns[name]) for name in rows}
-    return ServerState(
-        server_round=int(summary["server_round"]),
-        adapter=_adapter(tensors, layout, float(summary["lora_alpha"])),
-        seed=int(summary.get("seed", 0)),
-        base=named("base"),
-        base_update=update,
-        synced=frozenset(int(client) for client in summary.get("synced", [])),
-        client_ranks={int(client): int(rank) for client, rank in summary.get("client_ranks", {}).items()},
-    )
-
-
-def _adapter(tensors: Mapping[str, FloatArray], layout: Layout, lora_alpha: float) -> Adapter:
-    factors = {m.name: Factors(tensors[f"factors/{m.name}/A"], tensors[f"factors/{m.name}/B"]) for m in layout.modules}
-    ranks = {f.rank for f in factors.values()} | {f.B.shape[1] for f in factors.values()}
-    shapes = [(factors[m.name].A.shape[1], factors[m.name].B.shape[0]) for m in layout.modules]
-    if len(ranks) != 1 or shapes != [(m.d_in, m.d_out) for m in layout.modules]:
+    shapes = {m.name: {x: m.shape(x, adapter.rank) for x in adapter.kinds} for m in layout.modules}
+    if {n: {x: f.get(x).shape for x in f.kinds} for n, f in adapter.factors.items()} != shapes:
         raise ValueError("its shapes are not those of the model")
-    return Adapter(factors, lora_alpha, {name: tensors[f"head/{name}"] for name, _ in layout.head})
+    if {n: v.shape for n, v in adapter.head.items()} != dict(layout.head):
+        raise ValueError("its head is not that of the model")
 
 
 class Checkpoints:
@@ -103,26 +61,18 @@ class Checkpoints:
         self.folder = folder
         self._last, self._previous = folder / "state.json", folder / "previous.json"
 
-    def commit(self, state: ServerState, memories: Mapping[int, ClientMemory], beside: Mapping[str, Any]) -> None:
+    def commit(self, state: ServerState, clients: Mapping[int, ClientState], beside: Mapping[str, Any]) -> None:
         """Replaces the last commit, which becomes the one before; `beside` is kept in the summary too.
 
         Raises:
             OSError: a file cannot be written.
         """
-        data = save_tensors({**state_tensors(state), **memory_tensors(memories)})
+        data = save_tensors({**server_tensors(state), **client_arrays(clients)})
         name = _tensor_file(state.server_round)
         write_atomic(self.folder / name, data)
         if self._last.exists():
             write_atomic(self._previous, self._last.read_bytes())
-        summary = {
-            "server_round": state.server_round,
-            "lora_alpha": state.adapter.lora_alpha,
-            "tensors": name,
-            "sha256": sha256(data),
-            "seed": state.seed,
-            "synced": sorted(state.synced),
-            "client_ranks": {str(client): rank for client, rank in sorted(state.client_ranks.items())},
-        }
+        summary = {**server_numbers(state), "tensors": name, "sha256": sha256(data)}
         write_sealed(self._last, {**summary, **beside})
         self.tidy(state.server_round)
 
@@ -155,11 +105,13 @@ class Checkpoints:
             RunError: it is damaged, or belongs to another model.
         """
         try:
-            return state_of(self.tensors(summary), layout, summary)
+            state = server_of(self.tensors(summary), summary)
+            require_fit(state.adapter, layout)
+            return state
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"The checkpoint in {self.folder} is damaged: {error}.") from error
 
-    def tensors(self, summary: Mapping[str, Any]) -> dict[str, FloatArray]:
+    def tensors(self, summary: Mapping[str, Any]) -> dict[str, Array]:
         """The tensors of a summary.
 
         Raises:

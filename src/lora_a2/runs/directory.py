@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
-from lora_a2.core.types import Layout, ServerState
+from lora_a2.core.types import ClientState, Layout, ServerState
 from lora_a2.errors import RunError
-from lora_a2.federation.client import ClientMemory
 from lora_a2.federation.records import RoundRecord
-from lora_a2.runs.checkpoints import Checkpoints, memories_of
+from lora_a2.runs.checkpoints import Checkpoints, clients_of
 from lora_a2.system.files import SUMS, check, read_json_object, write_all
 from lora_a2.system.journal import Journal
 from lora_a2.system.locks import LOCK, Lock, claimed
@@ -170,7 +169,7 @@ class RunDirectory:
         self,
         state: ServerState,
         record: RoundRecord,
-        memories: Mapping[int, ClientMemory] | None = None,
+        clients: Mapping[int, ClientState] | None = None,
         analysis: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count.
@@ -183,7 +182,7 @@ class RunDirectory:
                 self._journals[_ANALYSIS].append(analysis)
             self._journals[_LEDGER].append(record.to_json())
             lines = {_LEDGER: state.server_round, _ANALYSIS: 0 if analysis is None else state.server_round}
-            self._checkpoints.commit(state, memories or {}, {"lines": lines})
+            self._checkpoints.commit(state, clients or {}, {"lines": lines})
 
     def load_state(self, layout: Layout) -> ServerState | None:
         """The last committed state; None where no round was finished.
@@ -198,7 +197,7 @@ class RunDirectory:
             self._checkpoints.tensors(summary)
         return self._checkpoints.state(summary, layout)
 
-    def load_memories(self) -> dict[int, ClientMemory]:
+    def load_clients(self) -> dict[int, ClientState]:
         """What the clients kept at the last committed round.
 
         Raises:
@@ -206,7 +205,7 @@ class RunDirectory:
         """
         with self._offering_earlier():
             summary = self._checkpoints.last()
-            return {} if summary is None else memories_of(self._checkpoints.tensors(summary))
+            return {} if summary is None else clients_of(self._checkpoints.tensors(summary))
 
     def load_records(self, server_round: int) -> list[RoundRecord]:
         """The records of the first `server_round` rounds, of those that are committed.

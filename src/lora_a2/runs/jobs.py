@@ -15,7 +15,6 @@ from lora_a2.analysis.record import clients_json
 from lora_a2.analysis.recording import Recorder
 from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
-from lora_a2.core.algebra import moved_base
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import LabelledData
@@ -23,8 +22,8 @@ from lora_a2.data.sources import load_examples
 from lora_a2.engine.evaluate import Evaluation, evaluate
 from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
-from lora_a2.federation.client import personal
-from lora_a2.federation.exchange import Watch
+from lora_a2.federation.exchange import ReplyCallback
+from lora_a2.federation.holdings import personal
 from lora_a2.federation.loop import Observer, Plan, RunStart
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
@@ -35,7 +34,7 @@ from lora_a2.model.pretrained import Model
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.predict import load_predictor
-from lora_a2.simulation import Memories, evaluate_clients, make_pool, simulate
+from lora_a2.simulation import ClientStates, evaluate_clients, make_pool, simulate
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
 
@@ -188,13 +187,13 @@ def _differences(recorded: object, data: LabelledData) -> str:
 
 
 def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
-    def rounds(progress: Progress, watch: Watch | None, watched: Observer) -> Rounds:
+    def rounds(progress: Progress, callback: ReplyCallback | None, watched: Observer) -> Rounds:
         return simulate(
             *(setup.model, setup.clients, setup.plan),
             state=progress.state,
-            memories=progress.memories,
+            kept=progress.kept,
             observer=watched,
-            watch=watch,
+            callback=callback,
             records=progress.records,
         )
 
@@ -210,7 +209,7 @@ class Progress:
     """Where a run is when this process takes it up: its state, what the clients keep, the records of the rounds before."""
 
     state: ServerState
-    memories: Memories
+    kept: ClientStates
     records: Sequence[RoundRecord]
 
 
@@ -229,13 +228,13 @@ def finish(
     config: RunConfig,
     model: Model,
     plan: Plan,
-    rounds: Callable[[Progress, Watch | None, Observer], Rounds],
+    rounds: Callable[[Progress, ReplyCallback | None, Observer], Rounds],
     observer: Observer,
     from_round: int | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
-    `rounds` continues from where the run is; it brings the memories up to date where the clients' are this process's own, and
+    `rounds` continues from where the run is; it brings the kept up to date where the clients' are this process's own, and
     has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
@@ -251,18 +250,18 @@ def finish(
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
             watched.round_done(record)
-        memories = run.load_memories()
+        kept = run.load_clients()
         recorder = Recorder(model.layout, plan.federation.method) if config.record_analysis else None
-        for new, record in rounds(Progress(state, memories, tuple(records)), recorder, watched):
+        for new, record in rounds(Progress(state, kept, tuple(records)), recorder, watched):
             analysis = None
             if recorder is not None:
                 analysis = recorder.finish(state, new).to_json()
                 record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
             state = new
-            run.commit(state, record, memories, analysis)
+            run.commit(state, record, kept, analysis)
             records.append(record)
         with run.writing():
-            _save(run, model, state, memories)
+            _save(run, model, state, kept)
         seconds = earlier + time.perf_counter() - began
         if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
             watched.finished(_summary(run, config, model, records, seconds).to_json())
@@ -285,12 +284,12 @@ def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, f
     )
 
 
-def _save(run: RunDirectory, model: Model, state: ServerState, memories: Memories) -> None:
+def _save(run: RunDirectory, model: Model, state: ServerState, kept: ClientStates) -> None:
     """The global model, and the clients' own ones where they have some."""
-    base = moved_base(state.base, state.base_update)
+    base = state.base
     save_result(run.model if base else run.adapter, model, state)
-    for client, memory in memories.items():
-        own = replace(state, adapter=personal(state.adapter, memory))
+    for client, own_state in kept.items():
+        own = replace(state, adapter=personal(state.adapter, own_state.private))
         save_result(run.personal / str(client), model, own)
 
 
@@ -299,7 +298,7 @@ def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
 
     Both hold head and labels, and `load_predictor` reads both.
     """
-    base = moved_base(state.base, state.base_update)
+    base = state.base
     if base:
         save_merged(folder, model, state.adapter, base)
     else:
