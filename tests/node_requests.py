@@ -12,7 +12,7 @@ from federation import LABELS
 from lora_a2.config.run import make_config
 from lora_a2.config.setup import federation_of, open_model, profile_of, resolved
 from lora_a2.core.types import ServerState
-from lora_a2.federation.exchange import dispatch
+from lora_a2.federation.holdings import Outbox
 from lora_a2.node.door import MESSAGE_SECONDS, Door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant, own_fields
@@ -47,7 +47,7 @@ class Server:
 
     def asks(self, kind: str, **changes: Any) -> Request:
         """A request of client 0 with the download of the round after `state`."""
-        payload = dispatch(self.federation, self.state, profile_of(self.config, 0, 20))
+        _, payload = Outbox(self.federation, self.state).download(profile_of(self.config, 0, 20))
         return request(**{"kind": kind, "run": self.run, "payload": payload, **changes})
 
 

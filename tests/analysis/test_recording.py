@@ -21,8 +21,7 @@ from lora_a2.analysis.summary import analyze
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.core.algebra import delta_weight
-from lora_a2.core.types import dense
-from lora_a2.core.types import Factors, Reply, ServerState, weight_name
+from lora_a2.core.types import Factors, Reply, ServerState, dense, weight_name
 from lora_a2.federation.loop import Observer
 from lora_a2.methods import METHODS
 from lora_a2.methods.base import trained_adapter
@@ -55,7 +54,7 @@ def rounds_of(name: str, rounds: int = 3) -> list[tuple[list[Reply], ServerState
     )
     recorder = Hearing(model.layout, plan.federation.method)
     result, state = [], plan.start()
-    for new, _ in simulate(model, clients, plan, watch=recorder):
+    for new, _ in simulate(model, clients, plan, callback=recorder):
         result.append((recorder.heard, state, new, recorder.finish(state, new)))
         state = new
     return result
@@ -89,7 +88,7 @@ def test_exact_methods_lose_nothing_and_averaging_both_factors_does(name: str) -
     relative = [found.discordance / found.change for *_, found in rounds_of(name)]
     if METHODS[name].exact:
         assert max(relative) < 1e-4
-    elif len(METHODS[name].trainable(1)) == 2:
+    elif len(METHODS[name].schedule(1)) == 2:
         assert max(relative) > 1e-3
 
 

@@ -14,17 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_a2 import codec
 from lora_a2.codec import (
     VALUE_TYPES,
-    ValueType,
-    decode_download,
-    decode_upload,
-    download_parameters,
-    download_size,
-    encode_download,
-    encode_upload,
+    DownloadSchema,
+    UploadSchema,
+    changed_size,
     upload_parameters,
     upload_size,
+    whole_size,
 )
 from lora_a2.core.types import Adapter, BoolArray, Download, Factor, Factors, FloatArray, Layout, ModuleShape, Upload
 from lora_a2.errors import CodecError
@@ -34,7 +32,26 @@ A: frozenset[Factor] = frozenset({"A"})
 B: frozenset[Factor] = frozenset({"B"})
 SUBSETS = st.sampled_from([frozenset[Factor](), A, B, BOTH])
 OVERHEAD = 64
+HOLDS = 20
 LAYOUT = Layout((ModuleShape("x", 3, 5), ModuleShape("y", 7, 2)), (("w", (2, 3)), ("b", (2,))))
+
+
+def encode_download(sent: Download, layout: Layout, dtype: str, factors: frozenset[Factor]) -> bytes:
+    return codec.encode(sent, DownloadSchema(layout, dtype, factors))
+
+
+def decode_download(
+    data: bytes, layout: Layout, held: Adapter | None, factors: frozenset[Factor], dtype: str, **given: Any
+) -> Download:
+    return codec.decode_download(data, DownloadSchema(layout, dtype, factors), held, **given)
+
+
+def encode_upload(sent: Upload, layout: Layout, dtype: str) -> bytes:
+    return codec.encode(sent, UploadSchema(layout, dtype))
+
+
+def decode_upload(data: bytes, layout: Layout, rank: int, lora_alpha: float, dtype: str, **given: Any) -> Upload:
+    return codec.decode_upload(data, UploadSchema(layout, dtype), rank, lora_alpha, **given)
 
 
 @st.composite
@@ -74,7 +91,7 @@ def random_mask(layout: Layout, rank: int, seed: int) -> dict[str, BoolArray]:
     return {m.name: rng.random(rank) < rng.random() for m in layout.modules}
 
 
-def assert_same(given: Adapter, expected: Adapter, dtype: ValueType) -> None:
+def assert_same(given: Adapter, expected: Adapter, dtype: str) -> None:
     assert given.lora_alpha == expected.lora_alpha
     assert given.factors.keys() == expected.factors.keys()
     assert given.head.keys() == expected.head.keys()
@@ -86,33 +103,35 @@ def assert_same(given: Adapter, expected: Adapter, dtype: ValueType) -> None:
         assert np.array_equal(ours, theirs.astype(np.float16) if dtype == "fp16" else theirs)
 
 
-@given(layouts(), st.integers(1, 9), SUBSETS, SUBSETS, st.sampled_from(VALUE_TYPES), st.integers(0, 99))
+@given(layouts(), st.integers(1, 9), SUBSETS, SUBSETS, st.sampled_from(sorted(VALUE_TYPES)), st.integers(0, 99))
 @settings(deadline=None)
 def test_downloads_come_back(
-    layout: Layout, rank: int, trainable: frozenset[Factor], more: frozenset[Factor], dtype: ValueType, seed: int
+    layout: Layout, rank: int, trainable: frozenset[Factor], more: frozenset[Factor], dtype: str, seed: int
 ) -> None:
     factors = trainable | more
     sent = Download(seed + 1, seed, trainable, adapter(layout, rank, seed))
     data = encode_download(sent, layout, dtype, factors)
     assert data == encode_download(sent, layout, dtype, factors)
-    assert len(data) == download_size(layout, rank, factors, dtype)
-    assert len(data) == OVERHEAD + download_parameters(layout, rank, factors) * (4 if dtype == "fp32" else 2)
+    assert len(data) == whole_size(layout, rank, factors, dtype)
+    values = upload_parameters(layout, rank, None, factors)
+    assert len(data) == OVERHEAD + HOLDS + values * (4 if dtype == "fp32" else 2)
     # The receiver's own copy of what does not travel: what a lossless wire would have carried.
     half = {n: Factors(f.A.astype(np.float16), f.B.astype(np.float16)) for n, f in sent.adapter.factors.items()}
     own = sent.adapter if dtype == "fp32" else replace(sent.adapter, factors=half)
     own = replace(
         own, factors={n: Factors(*(v.astype(np.float32) for v in (f.A, f.B))) for n, f in own.factors.items()}
     )
-    got = decode_download(data, layout, None if factors == BOTH else own, max_rank=rank, server_round=seed + 1)
-    assert (got.server_round, got.client, got.trainable) == (seed + 1, seed, trainable)
+    held = None if factors == BOTH else own
+    got = decode_download(data, layout, held, factors, dtype, server_round=seed + 1)
+    assert (got.server_round, got.client, got.shared) == (seed + 1, seed, trainable)
     assert list(got.adapter.factors) == [m.name for m in layout.modules]
     assert_same(got.adapter, sent.adapter, dtype)
 
 
-@given(layouts(), st.integers(1, 9), SUBSETS, st.booleans(), st.sampled_from(VALUE_TYPES), st.integers(0, 99))
+@given(layouts(), st.integers(1, 9), SUBSETS, st.booleans(), st.sampled_from(sorted(VALUE_TYPES)), st.integers(0, 99))
 @settings(deadline=None)
 def test_uploads_come_back(
-    layout: Layout, rank: int, trainable: frozenset[Factor], selects: bool, dtype: ValueType, seed: int
+    layout: Layout, rank: int, trainable: frozenset[Factor], selects: bool, dtype: str, seed: int
 ) -> None:
     mask = random_mask(layout, rank, seed) if selects else None
     update = masked(adapter(layout, rank, seed), trainable, mask)
@@ -125,7 +144,7 @@ def test_uploads_come_back(
     bitmap = (len(layout.modules) * rank + 7) // 8 if selects else 0
     values = upload_parameters(layout, rank, counts, trainable)
     assert len(data) == OVERHEAD + bitmap + values * (4 if dtype == "fp32" else 2)
-    got = decode_upload(data, layout, rank, 16.5, server_round=seed + 1)
+    got = decode_upload(data, layout, rank, 16.5, dtype, server_round=seed + 1)
     assert replace(got, mask=None, update=update) == replace(sent, mask=None)
     assert (got.mask is None) == (mask is None)
     if got.mask is not None and mask is not None:
@@ -156,19 +175,30 @@ def download(**changes: Any) -> Download:
     return replace(Download(5, 2, B, adapter(LAYOUT, 3)), **changes)
 
 
-def decode(data: bytes) -> Upload:
-    return decode_upload(data, LAYOUT, 3, 16.5)
+def decode(data: bytes, dtype: str = "fp32") -> Upload:
+    return decode_upload(data, LAYOUT, 3, 16.5, dtype)
 
 
 def decode_down(data: bytes) -> Download:
-    return decode_download(data, LAYOUT, adapter(LAYOUT, 3))
+    return decode_download(data, LAYOUT, adapter(LAYOUT, 3), B, "fp32")
+
+
+def changes(seed: int = 3) -> dict[tuple[str, str], BoolArray]:
+    rng = np.random.default_rng(seed)
+    rows = {(x, m.name): rng.random(3) < 0.5 for m in LAYOUT.modules for x in ("A", "B")}
+    return {**rows, ("head", "w"): np.array(True), ("head", "b"): np.array(False)}
+
+
+def reading(factors: frozenset[Factor], dtype: str) -> Callable[[bytes], object]:
+    return lambda data: decode_download(data, LAYOUT, adapter(LAYOUT, 3), factors, dtype)
 
 
 FRAMES: list[tuple[bytes, Callable[[bytes], object]]] = [
-    (encode_upload(upload(), LAYOUT, "fp16"), decode),
+    (encode_upload(upload(), LAYOUT, "fp16"), lambda data: decode(data, "fp16")),
     (encode_upload(upload(selects=False), LAYOUT, "fp32"), decode),
-    (encode_download(download(), LAYOUT, "fp16", B), decode_down),
-    (encode_download(download(), LAYOUT, "fp32", BOTH), decode_down),
+    (encode_download(download(), LAYOUT, "fp16", B), reading(B, "fp16")),
+    (encode_download(download(), LAYOUT, "fp32", BOTH), reading(BOTH, "fp32")),
+    (encode_download(download(since=2, changed=changes()), LAYOUT, "fp32", BOTH), reading(BOTH, "fp32")),
 ]
 
 
@@ -206,13 +236,14 @@ def test_a_forged_header_with_a_right_checksum_is_refused_or_means_what_it_says(
     except CodecError:
         return
     # What was accepted is encoded alike; values are left out, since a signalling NaN may come back quiet.
-    dtype = VALUE_TYPES[forged[34]]
+    dtype = sorted(VALUE_TYPES, key=lambda name: VALUE_TYPES[name].code)[forged[34]]
     if isinstance(got, Upload):
         again = encode_upload(got, LAYOUT, dtype)
     else:
         assert isinstance(got, Download)
         again = encode_download(got, LAYOUT, dtype, B if forged[33] == 2 else BOTH)
-    assert again[:60] == forged[:60]
+    size = 60 if isinstance(got, Upload) else 80
+    assert again[:size] == forged[:size]
     assert len(again) == len(forged)
 
 
@@ -229,13 +260,14 @@ def test_random_bytes_are_codec_errors(data: bytes, dressed: bool) -> None:
 def test_a_claimed_rank_allocates_nothing() -> None:
     layout = Layout(tuple(ModuleShape(f"m{i}", 4096, 1024) for i in range(64)))
     header = struct.pack("<4sBB16sIIHBBBBdQd", b"LoA2", 1, 0, layout.digest, 1, 1, 65535, 3, 3, 0, 0, 16.0, 0, 0.0)
+    header += struct.pack("<i16s", -1, bytes(16))
     masked_header = struct.pack("<4sBB16sIIHBBBBdQd", b"LoA2", 1, 1, layout.digest, 1, 1, 60000, 3, 3, 0, 1, 16.0, 1, 0)
     tracemalloc.start()
     try:
         with pytest.raises(CodecError, match="header asks for"):
-            decode_download(sealed(header), layout, None)
+            decode_download(sealed(header), layout, None, BOTH, "fp32")
         with pytest.raises(CodecError, match="ends inside its bitmap"):
-            decode_upload(sealed(masked_header), layout, 60000, 16.0)
+            decode_upload(sealed(masked_header), layout, 60000, 16.0, "fp32")
         assert tracemalloc.get_traced_memory()[1] < 200_000
     finally:
         tracemalloc.stop()
@@ -254,9 +286,11 @@ def test_a_claimed_rank_allocates_nothing() -> None:
         (30, "H", 0, "rank 0"),
         (30, "H", 4, "rank 4; expected 3"),
         (32, "B", 1, "carries {B}, but trained {A}"),
-        (32, "B", 6, "factor bits 0x06"),
+        (32, "B", 10, "factor bits 0x0a"),
         (34, "B", 7, "value type 7"),
-        (35, "B", 4, "flags 0x04"),
+        (35, "B", 8, "flags 0x08"),
+        (35, "B", 5, "several bitmaps"),
+        (35, "B", 4, "bitmap of a download"),
         (36, "d", float("nan"), "lora_alpha nan"),
         (36, "d", float("inf"), "lora_alpha inf"),
         (36, "d", -1.0, "lora_alpha -1"),
@@ -269,7 +303,7 @@ def test_wrong_fields_are_named(offset: int, fmt: str, value: Any, said: str) ->
     body = bytearray(encode_upload(upload(), LAYOUT, "fp32")[:-4])
     struct.pack_into(f"<{fmt}", body, offset, value)
     with pytest.raises(CodecError, match=said):
-        decode_upload(sealed(bytes(body)), LAYOUT, 3, 16.5, server_round=5)
+        decode_upload(sealed(bytes(body)), LAYOUT, 3, 16.5, "fp32", server_round=5)
 
 
 def test_downloads_that_do_not_add_up_are_refused() -> None:
@@ -280,13 +314,52 @@ def test_downloads_that_do_not_add_up_are_refused() -> None:
         with pytest.raises(CodecError, match="The download"):
             decode_down(sealed(bytes(body)))
     with pytest.raises(CodecError, match="rank 3; expected at most 2"):
-        decode_download(data, LAYOUT, adapter(LAYOUT, 3), max_rank=2)
-    with pytest.raises(CodecError, match="no frozen one"):
-        decode_download(data, LAYOUT, None)
-    with pytest.raises(CodecError, match=r"frozen factor A .* expected \(3, 5\)"):
-        decode_download(data, LAYOUT, adapter(LAYOUT, 4))
+        codec.read_address(data, LAYOUT, 2)
+    with pytest.raises(CodecError, match="none is held here"):
+        decode_download(data, LAYOUT, None, B, "fp32")
+    with pytest.raises(CodecError, match=r"held of A .* expected \(3, 5\)"):
+        decode_download(data, LAYOUT, adapter(LAYOUT, 2), B, "fp32")
     with pytest.raises(CodecError, match="what is trained must travel"):
-        encode_download(download(trainable=BOTH), LAYOUT, "fp32", B)
+        encode_download(download(shared=BOTH), LAYOUT, "fp32", B)
+    for factors, dtype in ((BOTH, "fp32"), (B, "fp16")):
+        with pytest.raises(CodecError, match="The download carries"):
+            decode_download(data, LAYOUT, adapter(LAYOUT, 3), factors, dtype)
+    for since in (-2, 5, 6):
+        with pytest.raises(CodecError, match="builds on round"):
+            encode_download(download(since=since, changed=changes()), LAYOUT, "fp32", BOTH)
+    with pytest.raises(CodecError, match="builds on round 3, and says of what is changed: False"):
+        encode_download(download(since=3), LAYOUT, "fp32", BOTH)
+
+
+@given(layouts(), st.integers(1, 9), SUBSETS, st.sampled_from(sorted(VALUE_TYPES)), st.integers(0, 99))
+@settings(deadline=None)
+def test_what_changed_is_put_into_what_is_held(
+    layout: Layout, rank: int, factors: frozenset[Factor], dtype: str, seed: int
+) -> None:
+    """The changed rank slices and head tensors are the sender's, all others the receiver's, who may hold more ranks."""
+    rng = np.random.default_rng(seed)
+    changed: dict[tuple[str, str], BoolArray] = {
+        (x, m.name): rng.random(rank) < 0.5 for m in layout.modules for x in sorted(factors)
+    }
+    changed |= {("head", name): np.array(rng.random() < 0.5) for name, _ in layout.head}
+    new, held = adapter(layout, rank, seed), adapter(layout, rank + 2, seed + 1)
+    sent = Download(9, 1, frozenset(), new, 4, changed, digest=bytes(range(16)))
+    data = encode_download(sent, layout, dtype, factors)
+    got = decode_download(data, layout, held, factors, dtype)
+    carried = 0
+    for (kind, name), values in new.tensors.items():
+        keep = changed.get((kind, name), np.zeros((), np.bool_))
+        keep = np.broadcast_to(
+            keep[None, :] if kind == "B" and keep.ndim else keep[:, None] if keep.ndim else keep, values.shape
+        )
+        own = held.tensors[kind, name]
+        own = own if kind == "head" else own[:, :rank] if kind == "B" else own[:rank]
+        wire = values.astype(np.float16).astype(np.float32) if dtype == "fp16" else values
+        np.testing.assert_array_equal(got.adapter.tensors[kind, name], np.where(keep, wire, own))
+        carried += int(keep.sum())
+    assert len(data) == changed_size(layout, rank, factors, carried, dtype)
+    assert (got.since, got.digest) == (4, bytes(range(16)))
+    assert codec.read_address(data, layout) == (9, 1, 4, rank)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +403,7 @@ def test_fp16_keeps_the_relative_error_and_never_overflows() -> None:
     values = np.float32(10) ** np.random.default_rng(0).uniform(-4, 4.8, (4000, 2)).astype(np.float32)
     update = Adapter({"x": Factors(np.zeros((2, 3), np.float32), values)}, 16.0)
     sent = Upload(1, 0, B, 1, 0.0, None, update)
-    got = decode_upload(encode_upload(sent, layout, "fp16"), layout, 2, 16.0).update.factors["x"].B
+    got = decode_upload(encode_upload(sent, layout, "fp16"), layout, 2, 16.0, "fp16").update.factors["x"].B
     assert np.all(np.abs(got - values) <= 2.0**-11 * values)
     values[7, 1] = 65520.0
     with pytest.raises(CodecError, match=r"1 of 8000 values overflow fp16, the largest is 65520: use fp32"):
@@ -338,10 +411,10 @@ def test_fp16_keeps_the_relative_error_and_never_overflows() -> None:
     encode_upload(sent, layout, "fp32")
 
 
-@pytest.mark.parametrize("dtype", VALUE_TYPES)
-def test_non_finite_values_travel_for_the_screening_to_see(dtype: ValueType) -> None:
+@pytest.mark.parametrize("dtype", sorted(VALUE_TYPES))
+def test_non_finite_values_travel_for_the_screening_to_see(dtype: str) -> None:
     sent = upload(selects=False, train_loss=float("nan"))
     sent.update.factors["x"].B[0] = [np.nan, np.inf, -np.inf]
-    got = decode(encode_upload(sent, LAYOUT, dtype))
+    got = decode(encode_upload(sent, LAYOUT, dtype), dtype)
     assert np.array_equal(got.update.factors["x"].B[0], [np.nan, np.inf, -np.inf], equal_nan=True)
     assert np.isnan(got.train_loss)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_a2 import codec
-from lora_a2.codec import ValueType
+from lora_a2.codec import DownloadSchema, UploadSchema
+from lora_a2.codec.base import BaseMessage, attach_base, detach_frame, read_base
 from lora_a2.core.algebra import initial_adapter
 from lora_a2.core.types import Adapter, BaseUpdate, Download, Factors, Layout, ModuleShape, Upload
 from lora_a2.errors import CodecError
@@ -48,29 +49,31 @@ def same(one: Adapter, other: Adapter) -> bool:
 def test_sparse_frames_come_back(share: float, seed: int) -> None:
     adapter = sparse_adapter(share, seed)
     upload = Upload(1, 2, BOTH, 3, 0.5, None, adapter)
-    data = codec.encode_upload(upload, LAYOUT, "fp32", sparse=True)
-    assert same(codec.decode_upload(data, LAYOUT, 2, 16.0).update, adapter)
+    data = codec.encode(upload, UploadSchema(LAYOUT, "fp32", sparse=True))
+    assert same(codec.decode_upload(data, UploadSchema(LAYOUT, "fp32", sparse=True), 2, 16.0).update, adapter)
     left_out = codec.zero_entries(adapter, BOTH)
     assert len(data) == codec.upload_size(LAYOUT, 2, None, BOTH, "fp32") - 4 * left_out + 5
-    down = codec.encode_download(Download(1, 2, BOTH, adapter), LAYOUT, "fp32", BOTH, sparse=True)
-    assert same(codec.decode_download(down, LAYOUT, None).adapter, adapter)
+    schema = DownloadSchema(LAYOUT, "fp32", BOTH, sparse=True)
+    down = codec.encode(Download(1, 2, BOTH, adapter), schema)
+    assert same(codec.decode_download(down, schema, None).adapter, adapter)
 
 
 def test_a_value_that_vanishes_in_fp16_does_not_travel() -> None:
     adapter = sparse_adapter(0, 0)
     adapter.factors["x"].A[0, 0] = 1e-12
-    data = codec.encode_upload(Upload(1, 2, BOTH, 3, 0.5, None, adapter), LAYOUT, "fp16", sparse=True)
-    assert not codec.decode_upload(data, LAYOUT, 2, 16.0).update.factors["x"].A.any()
+    schema = UploadSchema(LAYOUT, "fp16", sparse=True)
+    data = codec.encode(Upload(1, 2, BOTH, 3, 0.5, None, adapter), schema)
+    assert not codec.decode_upload(data, UploadSchema(LAYOUT, "fp32", sparse=True), 2, 16.0).update.factors["x"].A.any()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_change_of_base_weights_comes_back(dtype: ValueType, whole: bool) -> None:
+def test_a_change_of_base_weights_comes_back(dtype: str, whole: bool) -> None:
     update = change(0)
-    data = codec.attach_base(FRAME, codec.BaseMessage(update, whole), LAYOUT, dtype)
-    assert codec.detach_frame(data) == FRAME
+    data = attach_base(FRAME, BaseMessage(update, whole), LAYOUT, dtype)
+    assert detach_frame(data) == FRAME
     assert len(data) == len(FRAME) + codec.base_size(codec.base_parameters(update), LAYOUT, dtype)
-    found = codec.read_base(data, LAYOUT)
+    found = read_base(data, LAYOUT)
     assert found.whole == whole
     tolerance = 1e-6 if dtype == "fp32" else 1e-2
     for name, value in update.items():
@@ -84,9 +87,9 @@ def test_a_change_of_base_weights_comes_back(dtype: ValueType, whole: bool) -> N
 
 
 def test_a_frame_alone_changes_nothing() -> None:
-    assert codec.attach_base(FRAME, codec.BaseMessage({}), LAYOUT, "fp32") == FRAME
-    assert codec.detach_frame(FRAME) == FRAME
-    assert not codec.read_base(FRAME, LAYOUT).update
+    assert attach_base(FRAME, BaseMessage({}), LAYOUT, "fp32") == FRAME
+    assert detach_frame(FRAME) == FRAME
+    assert not read_base(FRAME, LAYOUT).update
 
 
 @pytest.mark.parametrize(
@@ -99,20 +102,19 @@ def test_a_frame_alone_changes_nothing() -> None:
 )
 def test_a_change_that_does_not_fit_is_refused(update: BaseUpdate) -> None:
     with pytest.raises(CodecError):
-        codec.attach_base(FRAME, codec.BaseMessage(update), LAYOUT, "fp32")
+        attach_base(FRAME, BaseMessage(update), LAYOUT, "fp32")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damage_is_a_codec_error(data: st.DataObject) -> None:
     """Any byte changed, or the message cut anywhere."""
-    upload = Upload(1, 2, BOTH, 3, 0.5, None, sparse_adapter(0.5, 0))
-    frame = codec.encode_upload(upload, LAYOUT, "fp32", sparse=True)
-    message = codec.attach_base(frame, codec.BaseMessage(change(0)), LAYOUT, "fp32")
+    upload = Upload(1, 2, BOTH, 3, 0.5, None, sparse_adapter(0.5, 0), change(0))
+    schema = UploadSchema(LAYOUT, "fp32", sparse=True)
+    message = codec.encode(upload, schema)
     place = data.draw(st.integers(0, len(message) - 1))
     flipped = bytearray(message)
     flipped[place] ^= data.draw(st.integers(1, 255))
     for damaged in (bytes(flipped), message[:place]):
-        with pytest.raises(CodecError):  # noqa: PT012, the two halves of reading a message
-            codec.read_base(damaged, LAYOUT)
-            codec.decode_upload(codec.detach_frame(damaged), LAYOUT, 2, 16.0)
+        with pytest.raises(CodecError):
+            codec.decode_upload(damaged, schema, 2, 16.0)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from federation import save_data, save_model, tiny_clients, tiny_model
 from lora_a2 import codec
 from lora_a2.config.run import make_config
-from lora_a2.core.types import dense
-from lora_a2.core.types import ClientProfile, Factors, ServerState
+from lora_a2.core.types import ClientProfile, Factors, ServerState, dense
 from lora_a2.engine.adamw import AdamW
 from lora_a2.errors import ConfigError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import FARTHEST_STEP, credible_examples, fair_share, local_steps, usual_norm
+from lora_a2.federation.client import upload_schema
 from lora_a2.federation.exchange import RoundRules, Train
 from lora_a2.federation.loop import Observer, Plan
 from lora_a2.federation.records import RoundRecord
@@ -89,15 +89,12 @@ def test_it_never_fires_whatever_the_settings(options: dict[str, Any]) -> None:
 
 def scaled(federation: Federation, data: bytes, by: float, rank: int) -> bytes:
     """An upload times a number."""
-    layout = federation.layout
-    upload = codec.decode_upload(codec.detach_frame(data), layout, rank, federation.initial.scaling * rank)
+    upload = codec.decode_upload(data, upload_schema(federation), rank, federation.initial.scaling * rank)
     factors = {n: Factors(np.float32(by) * f.A, np.float32(by) * f.B) for n, f in upload.update.factors.items()}
     head = {n: np.float32(by) * v for n, v in upload.update.head.items()}
     update = dataclasses.replace(upload.update, factors=factors, head=head)
-    sparse = federation.method.compress is not None
-    frame = codec.encode_upload(dataclasses.replace(upload, update=update), layout, "fp32", sparse=sparse)
-    base = {n: np.float32(by) * dense(c) for n, c in codec.read_base(data, layout).update.items()}
-    return codec.attach_base(frame, codec.BaseMessage(base), layout, "fp32")
+    base = {n: np.float32(by) * dense(c) for n, c in upload.base_update.items()}
+    return codec.encode(dataclasses.replace(upload, update=update, base_update=base), upload_schema(federation))
 
 
 def attacked(name: str, by: float, victim: int, bad_rounds: Sequence[int]) -> list[RoundRecord]:

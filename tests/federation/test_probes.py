@@ -18,8 +18,8 @@ from lora_a2.core.types import Adapter, Factor, ServerState, Upload
 from lora_a2.engine.local import CohortTraining
 from lora_a2.engine.work import ClientTask, TrainingSettings, epoch_orders
 from lora_a2.errors import ConfigError
-from lora_a2.federation.client import client_round, receive
-from lora_a2.federation.exchange import dispatch
+from lora_a2.federation.client import client_round, upload_schema
+from lora_a2.federation.holdings import Outbox
 from lora_a2.federation.loop import Plan
 from lora_a2.federation.population import Client
 from lora_a2.federation.probes import PROBES, ProbeName, get_probe
@@ -44,12 +44,14 @@ def plan_of(members: tuple[Client, ...], method: Any = "lora-a2", **options: Any
 def one_round(plan: Plan, members: tuple[Client, ...], state: ServerState) -> list[bytes]:
     """The uploads of all clients, in one cohort."""
     work = [(p, c.train) for p, c in zip(plan.profiles, members, strict=True)]
-    return client_round(plan.federation, MODEL.classifier, work, [dispatch(plan.federation, state, w[0]) for w in work])
+    outbox = Outbox(plan.federation, state)
+    answers = client_round(plan.federation, MODEL.classifier, work, [outbox.download(w[0])[1] for w in work])
+    return [data for data, _ in answers]
 
 
 def decoded(plan: Plan, state: ServerState, data: bytes) -> Upload:
-    start = receive(plan.federation, dispatch(plan.federation, state, plan.profiles[0])).adapter
-    return codec.decode_upload(codec.detach_frame(data), plan.federation.layout, start.rank, start.lora_alpha)
+    start = plan.federation.initial
+    return codec.decode_upload(data, upload_schema(plan.federation), start.rank, start.lora_alpha)
 
 
 def begun(plan: Plan, rounds: int) -> ServerState:
@@ -73,7 +75,7 @@ def test_reuse_with_a_budget_of_all_slices_is_training_without_selection(
         assert a.mask is None or all(m.all() for m in a.mask.values())
         assert a.train_loss == pytest.approx(b.train_loss, rel=1e-6)
         for name, f in b.update.factors.items():
-            for factor in a.trainable:
+            for factor in a.shared:
                 pair = a.update.factors[name].get(factor), f.get(factor)
                 if len(sizes) == 1:
                     assert np.array_equal(*pair)
@@ -101,7 +103,7 @@ def test_every_probe_and_criterion_sends_a_budget_of_slices_the_same_twice(
         assert upload.mask is not None
         assert sum(m.sum() for m in upload.mask.values()) == budget * len(plan.federation.layout.modules)
         for name, f in upload.update.factors.items():
-            for factor in upload.trainable:
+            for factor in upload.shared:
                 moved = f.slices(factor).any(1)
                 assert not moved[~upload.mask[name]].any()
                 assert moved[upload.mask[name]].all()

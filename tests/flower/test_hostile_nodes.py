@@ -256,9 +256,11 @@ def test_a_reply_that_is_scaled_up_is_refused(method: str, by: float, options: d
 
     def scaled(data: bytes) -> bytes:
         layout, initial = federation.layout, federation.initial
-        upload = codec.decode_upload(data, layout, initial.rank, initial.lora_alpha)
+        upload = codec.decode_upload(data, codec.UploadSchema(layout, "fp32"), initial.rank, initial.lora_alpha)
         factors = {n: Factors(np.float32(by) * f.A, np.float32(by) * f.B) for n, f in upload.update.factors.items()}
-        return codec.encode_upload(replace(upload, update=replace(upload.update, factors=factors)), layout, "fp32")
+        return codec.encode(
+            replace(upload, update=replace(upload.update, factors=factors)), codec.UploadSchema(layout, "fp32")
+        )
 
     def fault(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message:
         return with_payload(reply, message, scaled) if k == 1 else reply

@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from federation import LABELS, tiny_clients, tiny_model
 from lora_a2 import codec
 from lora_a2.core.algebra import add, delta_weight, difference, initial_adapter
+from lora_a2.core.optimizers import PLAIN
 from lora_a2.core.randomness import generator
+from lora_a2.core.reduce import mean
 from lora_a2.core.sampling import choose_cohort, cohort_size
 from lora_a2.core.types import (
     Adapter,
     ClientProfile,
+    ClientState,
     Download,
     Factor,
     Factors,
@@ -33,14 +36,14 @@ from lora_a2.core.types import (
 )
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import usual_learning_rate
-from lora_a2.federation.client import client_round
+from lora_a2.federation.client import client_round, upload_schema
 from lora_a2.federation.exchange import Train
 from lora_a2.federation.loop import Plan
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
 from lora_a2.methods import METHODS, get_method
-from lora_a2.methods.base import Method, weighted_mean
+from lora_a2.methods.base import Method
 from lora_a2.methods.hetlora import counted_norms
 from lora_a2.model.pretrained import random_head
 from lora_a2.simulation import make_plan, simulate
@@ -113,7 +116,8 @@ def test_weighted_mean_is_the_naive_one(
 ) -> None:
     """Slices that a client did not send count as zero from it; the weights are those of all the round's clients."""
     start, replies = random_replies(layout, rank, sizes, trainable, seed, masked)
-    got = weighted_mean(ServerState(0, start), iter(replies)).adapter
+    state = ServerState(0, start)
+    got = PLAIN.step(state, mean(state, iter(replies))).adapter
     for module in layout.modules:
         old, new = start.factors[module.name], got.factors[module.name]
         for factor in ("A", "B"):
@@ -148,9 +152,10 @@ def inexactness(start: Adapter, new: Adapter, replies: Sequence[Reply]) -> float
 @pytest.mark.parametrize("masked", [False, True])
 def test_methods_are_as_exact_as_they_say(method: Method, number: int, masked: bool) -> None:
     layout = Layout((ModuleShape("x", 6, 9), ModuleShape("y", 8, 3)))
-    trainable = method.trainable(number)
+    trainable = method.schedule(number)
     start, replies = random_replies(layout, 4, [3, 10, 1], trainable, number, masked and method.select is not None)
-    new = method.aggregate(ServerState(number - 1, start), iter(replies)).adapter
+    state = ServerState(number - 1, start)
+    new = method.server_step(state, method.reduce(state, iter(replies)), PLAIN.step).adapter
     error = inexactness(start, new, replies)
     assert error < 1e-5 if method.exact else error > 1e-2
 
@@ -159,9 +164,9 @@ def test_what_the_three_methods_declare() -> None:
     assert {m.name for m in METHODS.values() if m.exact} >= {"lora-a2", "ffa-lora"}
     assert not METHODS["fl-lora"].exact
     rounds = range(1, 7)
-    assert ["".join(METHODS["lora-a2"].trainable(t)) for t in rounds] == ["B", "A", "B", "A", "B", "A"]
-    assert all(METHODS["ffa-lora"].trainable(t) == {"B"} for t in rounds)
-    assert all(METHODS["fl-lora"].trainable(t) == {"A", "B"} for t in rounds)
+    assert ["".join(METHODS["lora-a2"].schedule(t)) for t in rounds] == ["B", "A", "B", "A", "B", "A"]
+    assert all(METHODS["ffa-lora"].schedule(t) == {"B"} for t in rounds)
+    assert all(METHODS["fl-lora"].schedule(t) == {"A", "B"} for t in rounds)
     assert METHODS["lora-a2"].learning_rate_ratio == 5
 
 
@@ -282,12 +287,13 @@ def test_a_real_round_is_as_exact_as_its_method_says(name: str) -> None:
     model, clients = tiny_model(), tiny_clients()
     plan = make_plan(model, clients, name, **{**HYPER, "rank_budget": budget_of(name), "learning_rate": 0.02})
     federation, state = plan.federation, plan.start()
+    held: dict[int, ClientState] = {}
     for number in (1, 2, 3):
         kept: list[Reply] = []
-        watched = dataclasses.replace(federation.method, aggregate=keeping(federation.method, kept))
+        watched = dataclasses.replace(federation.method, reduce=keeping(federation.method, kept))
         watching = dataclasses.replace(federation, method=watched)
         before = state.adapter
-        state, _ = server_round(watching, state, plan.profiles, honest(plan, model, clients))
+        state, _ = server_round(watching, state, plan.profiles, honest(plan, model, clients, held))
         assert len(kept) == 3
         assert (error := inexactness(before, state.adapter, kept)) < 1e-5 or not federation.method.exact
         if not federation.method.exact and number > 1:
@@ -295,21 +301,24 @@ def test_a_real_round_is_as_exact_as_its_method_says(name: str) -> None:
 
 
 def keeping(method: Method, kept: list[Reply]) -> Any:
-    def aggregate(state: ServerState, replies: Any) -> ServerState:
+    def reduce(state: ServerState, replies: Any) -> Any:
         kept.extend(replies)
-        return method.aggregate(state, iter(kept))
+        return method.reduce(state, iter(kept))
 
-    return aggregate
+    return reduce
 
 
-def honest(plan: Plan, model: Any, clients: Sequence[Client]) -> Train:
-    """Local training of all clients at once, without the simulator."""
+def honest(plan: Plan, model: Any, clients: Sequence[Client], kept: dict[int, ClientState] | None = None) -> Train:
+    """Local training of all clients at once, without the simulator; `kept` is what each holds from round to round."""
+    kept = {} if kept is None else kept
 
     def train(given: Iterable[tuple[ClientProfile, bytes]]) -> list[tuple[ClientProfile, bytes]]:
         downloads = list(given)
         members = [(profile, clients[profile.id].train) for profile, _ in downloads]
-        uploads = client_round(plan.federation, model.classifier, members, [data for _, data in downloads])
-        return [(profile, data) for (profile, _), data in zip(downloads, uploads, strict=True)]
+        held = [kept.get(profile.id, ClientState()) for profile, _ in downloads]
+        answers = client_round(plan.federation, model.classifier, members, [data for _, data in downloads], held)
+        kept.update({profile.id: state for (profile, _), (_, state) in zip(downloads, answers, strict=True)})
+        return [(profile, data) for (profile, _), (data, _) in zip(downloads, answers, strict=True)]
 
     return train
 
@@ -447,9 +456,9 @@ class Wire:
         """A change of an upload's fields; a value may be a function of the upload."""
 
         def change(data: bytes) -> bytes:
-            upload = codec.decode_upload(data, self.federation.layout, HYPER["r"], HYPER["lora_alpha"])
+            upload = codec.decode_upload(data, upload_schema(self.federation), HYPER["r"], HYPER["lora_alpha"])
             given = {k: v(upload) if callable(v) else v for k, v in changes.items()}
-            return codec.encode_upload(dataclasses.replace(upload, **given), self.federation.layout, "fp32")
+            return codec.encode(dataclasses.replace(upload, **given), upload_schema(self.federation))
 
         return change
 
@@ -506,8 +515,8 @@ def one_slice_more(upload: Upload) -> Mask:
     [
         ({"server_round": 2}, "reply for round 2"),
         ({"client": 2}, "client 2"),
-        ({"trainable": frozenset({"A"})}, r"factors ['A']"),
-        ({"trainable": frozenset({"A", "B"})}, r"factors ['A', 'B']"),
+        ({"shared": frozenset({"A"})}, r"factors ['A']"),
+        ({"shared": frozenset({"A", "B"})}, r"factors ['A', 'B']"),
         ({"num_examples": 13}, "claims 13 examples; its profile allows 12"),
         ({"mask": None}, "its budget allows"),
         ({"mask": one_slice_more}, "its budget allows"),

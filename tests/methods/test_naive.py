@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_a2.core.types import ServerState, moved_base, weight_name
+from lora_a2.core.types import ServerState, weight_name
 from lora_a2.federation.probes import DEFAULT_PROBE, PROBES, ProbeName
 from lora_a2.methods import METHODS
-from lora_a2.simulation import Memories, make_plan, simulate
+from lora_a2.simulation import ClientStates, make_plan, simulate
 from naive import NAIVE, World
 from naive import PROBES as NAIVE_PROBES
 from reference import ReferenceClassifier
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 def effective(state: ServerState) -> dict[str, np.ndarray]:
     """W − W0 of every target module."""
-    base = moved_base(state.base, state.base_update)
+    base = state.base
     adapter = state.adapter
     return {
         name: base.get(weight_name(name), np.float32(0)) + adapter.scaling * f.B @ f.A
@@ -94,13 +94,13 @@ def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", 
         {n: f.B for n, f in initial.factors.items()},
         scaling=initial.scaling,
     )
-    memories: Memories = {}
-    for state, record in simulate(model, members, plan, memories=memories):
+    kept_states: ClientStates = {}
+    for state, record in simulate(model, members, plan, kept=kept_states):
         world.round = record.server_round
         naive(world)
         close(effective(state), world.effective())
         close({n: f.A for n, f in state.adapter.factors.items()}, world.A) if method.private else None
     for client, kept in world.private.items():
-        close({n: memories[client].private["B", n] for n in kept}, kept)
-    assert world.private.keys() == memories.keys()
+        close({n: kept_states[client].private["B", n] for n in kept}, kept)
+    assert world.private.keys() == kept_states.keys()
     assert max(np.abs(v).max() for v in world.effective().values()) > 1e-3 or method.private

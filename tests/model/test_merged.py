@@ -80,7 +80,7 @@ def test_others_read_what_a_run_leaves(method: str, source: tuple[str, str], tmp
     state = trained(model, method)
     folder = tmp_path / "result"
     save_result(folder, model, state)
-    moved = bool(state.base or state.base_update)
+    moved = bool(state.base)
     assert (folder / "adapter_config.json").exists() is not moved
     elsewhere = folder.rename(tmp_path / "moved")
     by_others = logits_elsewhere(elsewhere, base, POOLING[family])

@@ -24,12 +24,13 @@ from cli_helpers import one_error
 from federation import LABELS, save_data, save_model
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
+from lora_a2.core.tensors import Tensors
+from lora_a2.core.types import Adapter, ClientState, Factors
 from lora_a2.errors import ConfigError, DataError, NodeError
-from lora_a2.federation.client import ClientMemory, receive
 from lora_a2.node import door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant
-from lora_a2.node.protocol import Answer, Request, ask, read_request, send
+from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
@@ -231,37 +232,46 @@ def test_a_socket_left_behind_is_replaced_and_a_live_one_is_not(tmp_path: Path) 
 # --- store
 
 
-def memory(value: float) -> ClientMemory:
-    full = np.full((2, 3), value, np.float32)
-    return ClientMemory({"a.weight": full}, {("B", "a"): full + 1})
+def held(server_round: int, value: float | None = None) -> ClientState:
+    full = np.full((2, 3), server_round if value is None else value, np.float32)
+    adapter = Adapter({"a": Factors(A=full, B=full.T.copy())}, 4.5, {"bias": full[0]})
+    return ClientState(
+        server_round, adapter, {"a.weight": full}, Tensors({("B", "a"): full + 1}), Tensors({("x", "y"): full})
+    )
 
 
 def test_the_store_goes_back_to_the_round_before(tmp_path: Path) -> None:
     store = ClientStore(tmp_path, "run", 4)
-    assert store.before(1) == (0, ClientMemory())
+    assert store.before(1) == ClientState()
     for server_round in (1, 2, 3):
-        store.keep(server_round, memory(server_round))
+        store.keep(held(server_round))
     for asked, expected in ((4, 3), (3, 2)):
-        number, found = ClientStore(tmp_path, "run", 4).before(asked)
-        assert number == expected
-        np.testing.assert_array_equal(found.base["a.weight"], np.full((2, 3), expected))
-        np.testing.assert_array_equal(found.private["B", "a"], np.full((2, 3), expected + 1))
+        assert same(ClientStore(tmp_path, "run", 4).before(asked), held(expected))
     assert len(list(store.folder.iterdir())) == 2
-    assert ClientStore(tmp_path, "run", 5).before(9) == (0, ClientMemory())
-    assert ClientStore(tmp_path, "other", 4).before(9) == (0, ClientMemory())
+    assert ClientStore(tmp_path, "run", 5).before(9) == ClientState()
+    assert ClientStore(tmp_path, "other", 4).before(9) == ClientState()
 
 
 def test_what_a_lost_future_left_is_dropped(tmp_path: Path) -> None:
     store = ClientStore(tmp_path, "run", 0)
     for server_round in (5, 6, 3):
-        store.keep(server_round, memory(server_round))
-    assert store.before(9)[0] == 3
+        store.keep(held(server_round))
+    assert store.before(9).server_round == 3
 
 
-def same(found: ClientMemory, expected: ClientMemory) -> bool:
-    return all(
-        mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)
-        for mine, other in ((found.base, expected.base), (found.private, expected.private))
+def same(found: ClientState, expected: ClientState) -> bool:
+    """All of it, bit for bit."""
+    assert found.adapter is not None and expected.adapter is not None
+    pairs = (
+        (found.adapter.tensors, expected.adapter.tensors),
+        (found.base_delta, expected.base_delta),
+        (found.private, expected.private),
+        (found.extra, expected.extra),
+    )
+    numbers = found.server_round, found.adapter.lora_alpha
+    return numbers == (expected.server_round, expected.adapter.lora_alpha) and all(
+        mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)  # type: ignore[index]
+        for mine, other in pairs
     )
 
 
@@ -270,7 +280,7 @@ def test_a_damaged_file_is_lost_and_never_other_values(drawn: st.DataObject, tmp
     """Any bit flipped, any end cut or grown, any file under another name; then the node goes on where all is sent anew."""
     store = ClientStore(tmp_path_factory.mktemp("store"), "run", 0)
     for number in (1, 2):
-        store.keep(number, memory(number))
+        store.keep(held(number))
     path = sorted(store.folder.iterdir())[1]
     whole = path.read_bytes()
     at = drawn.draw(st.integers(0, 8 * len(whole) - 1))
@@ -279,20 +289,18 @@ def test_a_damaged_file_is_lost_and_never_other_values(drawn: st.DataObject, tmp
     damage = {"flip": bytes(flipped), "cut": whole[: at // 8], "grow": whole + b"\0"}
     damage["earlier"] = sorted(store.folder.iterdir())[0].read_bytes()
     path.write_bytes(damage[drawn.draw(st.sampled_from(sorted(damage)))])
-    assert store.before(3) == (0, ClientMemory())
-    store.keep(3, memory(3))
-    number, found = store.before(4)
-    assert number == 3
-    assert same(found, memory(3))
+    assert store.before(3) == ClientState()
+    store.keep(held(3))
+    assert same(store.before(4), held(3))
 
 
 def test_a_file_of_another_client_or_run_is_lost(tmp_path: Path) -> None:
     mine, others = ClientStore(tmp_path, "run", 0), (ClientStore(tmp_path, "run", 1), ClientStore(tmp_path, "next", 0))
-    mine.keep(1, memory(1))
+    mine.keep(held(1))
     for store in others:
-        store.keep(1, memory(2))
+        store.keep(held(1, 2.0))
         next(iter(mine.folder.iterdir())).write_bytes(next(iter(store.folder.iterdir())).read_bytes())
-        assert mine.before(2) == (0, ClientMemory())
+        assert mine.before(2) == ClientState()
 
 
 # --- the node's own data and what it refuses

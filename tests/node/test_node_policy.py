@@ -20,6 +20,7 @@ from lora_a2.commands import node as command
 from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
+from lora_a2.federation.client import upload_schema
 from lora_a2.methods import METHODS
 from lora_a2.node.participant import _FROM_SERVER, Participant, own_fields
 from lora_a2.node.policy import Policy, load_policy
@@ -133,8 +134,8 @@ def test_no_exact_number_leaves_a_node_that_rounds(method: str, files: tuple[str
     found = node.answer(server.asks("profile")).metrics
     assert (found["num_examples"], found["num_test_examples"]) == (20, 10)
     sent = codec.decode_upload(
-        codec.detach_frame(node.answer(server.asks("train")).payload),
-        server.federation.layout,
+        node.answer(server.asks("train")).payload,
+        upload_schema(server.federation),
         server.federation.initial.rank,
         server.federation.initial.lora_alpha,
     )

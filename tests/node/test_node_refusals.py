@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from federation import LABELS, save_data, save_model
 from lora_a2 import errors
 from lora_a2.errors import DataError
-from lora_a2.federation.client import receive
 from lora_a2.node.logs import PlainFormatter
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant, own_fields
-from lora_a2.node.protocol import Answer, Request, packed
+from lora_a2.node.protocol import Answer, Request, packed, receive
 from lora_a2.node.refusals import Reason, Refused, reason_of
 from lora_a2.node.worker import reply_to
 from node_requests import Server, participant, request, run_of, working
@@ -133,7 +132,7 @@ def lost_base(node: Node) -> Any:
     server = Server(node.model, method="flora")
     name, shape = server.federation.layout.base[0]
     moved = {name: np.ones(shape, np.float32)}
-    server.state = replace(server.state, server_round=1, base=moved, base_update=moved, synced=frozenset({0}))
+    server.state = replace(server.state, server_round=1, base_delta=moved, base_update=moved, held={0: 1})
     return node.participant().answer, server.asks("train", last_round=1)
 
 

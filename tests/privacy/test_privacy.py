@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from federation import tiny_clients, tiny_model
 from lora_a2.config.run import make_config
 from lora_a2.core.algebra import initial_adapter
-from lora_a2.core.types import moved_base
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import FACTORS, Factor, Layout, ModuleShape, ServerState
 from lora_a2.errors import ConfigError
@@ -78,7 +77,7 @@ def _rounds(method: Method, **options: float) -> list[tuple[ServerState, RoundRe
 def _values(state: ServerState) -> dict[str, np.ndarray]:
     """Everything that a run has learnt."""
     factors = {f"{x}.{n}": f.get(x) for n, f in state.adapter.factors.items() for x in FACTORS}
-    return {**factors, **moved_base(state.base, state.base_update)}
+    return {**factors, **state.base}
 
 
 @pytest.mark.parametrize("method", ADAPTERS, ids=lambda m: m.name)

@@ -11,7 +11,6 @@ import pytest
 
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.core.types import moved_base
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS
@@ -73,7 +72,7 @@ def test_what_is_saved_predicts_as_the_run_did(name: str, options: dict[str, Any
     layout = model.layout
     state = RunDirectory(tmp_path / "run").load_state(layout)
     assert state is not None
-    model.classifier.set_base(moved_base(state.base, state.base_update))
+    model.classifier.set_base(state.base)
     texts = ["w1 w2 w3", "w0 w0"]
     expected = model.classifier.predict(state.adapter, model.tokenize(texts))
     np.testing.assert_allclose(load_predictor(tmp_path / "run").logits(texts), expected, atol=1e-5)

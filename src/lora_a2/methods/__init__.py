@@ -7,7 +7,9 @@ from typing import Any
 
 from lora_a2.errors import ConfigError
 from lora_a2.methods import (
+    fed_sb,
     fedex_lora,
+    fedrot_lora,
     fedsa_lora,
     fedsvd,
     ffa_lora,
@@ -36,6 +38,8 @@ METHODS: dict[str, Method] = {
         fedsa_lora,
         fedsvd,
         flasc,
+        fedrot_lora,
+        fed_sb,
         full,
     )
 }

@@ -158,7 +158,7 @@ class Method:
         finish: (start, trained, server round) → what is sent and kept: pruned or rotated, say; None: as trained.
         penalties: terms of the local loss.
         transforms: what becomes of an update on its way.
-        gradients: rounds in which clients send gradients of the target weights; None: none.
+        gradients: rounds in which clients send gradients of the target weights, from which the server makes all factors.
 
         dispatch: (state, rank) → the adapter from which clients of that rank start: rank slices of the server's adapter, or,
             with a sparse transform, anything.
@@ -211,12 +211,13 @@ class Method:
     @property
     def frozen(self) -> frozenset[Factor]:
         """The factors that nobody changes; a client derives them from the seed."""
-        return frozenset(self.factors) - self.schedule.ever - self.server_moves
+        moved = self.schedule.ever | self.server_moves
+        return frozenset() if self.gradients is not None else frozenset(self.factors) - moved
 
     @property
     def travels(self) -> frozenset[Factor]:
         """The factors that downloads carry; a client derives a frozen one from the seed and keeps a private one."""
-        return (self.schedule.ever | self.server_moves) - self.private
+        return frozenset(self.factors) - self.frozen - self.private
 
     @property
     def sparse(self) -> bool:
@@ -234,6 +235,8 @@ class Method:
 
     def changes(self, server_round: int) -> frozenset[Factor]:
         """The factors that a server round may change on the server; where it has a choice, some of their rank slices."""
+        if self.asks_gradients(server_round):
+            return self.travels
         return (self.shared(server_round) | self.server_moves) - self.restarts
 
     def shared(self, server_round: int) -> frozenset[Factor]:
