@@ -17,6 +17,7 @@ PUBLIC = {
     *("load_data", "load_model", "make_clients", "make_plan", "simulate", "save_result"),
     *("launch", "resume", "evaluate_run", "load_predictor", "RunSummary", "Predictor"),
     *("METHODS", "get_method", "Method", "Model", "Client", "Plan", "Observer"),
+    *("DataOptions", "ModelOptions", "history"),
     *("Adapter", "Factors", "ServerState", "RoundRecord"),
     *("LoraA2Error", "ConfigError", "DataError", "ModelError", "CodecError", "ReplyError", "RunError"),
 }
