@@ -17,7 +17,7 @@ from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.history import METRICS, TRAFFIC, history
-from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.jobs import evaluate_run, launch, resume
 from tiny import Stopping
 
 
@@ -94,3 +94,12 @@ def test_what_is_no_run_or_damaged(tmp_path: Path, run: Path) -> None:
     with pytest.raises(RunError, match=r"rounds\.jsonl.*damaged") as caught:
         history(damaged)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_evaluated_on_a_frame_as_on_its_file(run: Path) -> None:
+    file = run.parent / "texts.csv"
+    frame = pd.read_csv(file)
+    found = evaluate_run(run, frame)
+    assert (found, found.num_examples) == (evaluate_run(run, str(file)), len(frame))
+    halves = evaluate_run(run, {"a": frame[:10], "b": frame[10:]})
+    assert (halves.accuracy, list(halves.per_client)) == (found.accuracy, ["a", "b"])
