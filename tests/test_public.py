@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import lora_a2
+from federation import save_data, save_model
 
 README = Path(__file__).parents[1] / "README.md"
 PUBLIC = {
     *("load_data", "load_model", "make_clients", "make_plan", "simulate", "save_result"),
     *("launch", "resume", "evaluate_run", "load_predictor", "RunSummary", "Predictor"),
     *("METHODS", "get_method", "Method", "Model", "Client", "Plan", "Observer"),
+    *("DataOptions", "ModelOptions", "history"),
     *("Adapter", "Factors", "ServerState", "RoundRecord"),
     *("LoraA2Error", "ConfigError", "DataError", "ModelError", "CodecError", "ReplyError", "RunError"),
 }
@@ -68,3 +70,22 @@ def test_the_readme_s_python_example_runs_as_it_stands(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", block[1]], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_the_readme_s_own_objects_run_as_they_stand(tmp_path: Path) -> None:
+    """With a tiny model and two small files under the names that the example gives them."""
+    if not README.is_file():
+        pytest.skip("there is no README.md")
+    found = re.search(
+        r"<!-- example: run by tests/test_public.py -->\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL
+    )
+    assert found is not None, "README.md has no example with own objects"
+    save_model(tmp_path / "my-model")
+    for name, size in (("north", 24), ("south", 36)):
+        save_data(tmp_path / f"{name}.csv", size)
+    result = subprocess.run([sys.executable, "-c", found[1]], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"server_round +accuracy +total_uploaded_bytes\n(\d +\d .*\n){4}\[\[0\.", result.stdout), (
+        result.stdout
+    )
+    assert {path.name for path in (tmp_path / "result").iterdir()} >= {"adapter_config.json", "head.safetensors"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_a2.core.types import Adapter, Factors, ServerState
+    from lora_a2.data.options import DataOptions
     from lora_a2.data.sources import load_data
     from lora_a2.errors import (
         CodecError,
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
     from lora_a2.methods import METHODS, get_method
     from lora_a2.methods.base import Method
+    from lora_a2.model.options import ModelOptions
     from lora_a2.model.pretrained import Model, load_model
+    from lora_a2.runs.history import history
     from lora_a2.runs.jobs import RunSummary, evaluate_run, launch, resume, save_result
     from lora_a2.runs.predict import Predictor, load_predictor
     from lora_a2.simulation import make_plan, simulate
 
 _HOMES = {
+    "lora_a2.data.options": ("DataOptions",),
     "lora_a2.data.sources": ("load_data",),
     "lora_a2.errors": (
         "CodecError",
@@ -46,6 +50,8 @@ _HOMES = {
     "lora_a2.methods.base": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
     "lora_a2.model.pretrained": ("Model", "load_model"),
+    "lora_a2.model.options": ("ModelOptions",),
+    "lora_a2.runs.history": ("history",),
     "lora_a2.runs.predict": ("Predictor", "load_predictor"),
     "lora_a2.federation.records": ("RoundRecord",),
     "lora_a2.federation.population": ("Client", "make_clients"),
@@ -63,11 +69,13 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "DataError",
+    "DataOptions",
     "Factors",
     "LoraA2Error",
     "Method",
     "Model",
     "ModelError",
+    "ModelOptions",
     "Observer",
     "Plan",
     "Predictor",
@@ -78,6 +86,7 @@ __all__ = [
     "ServerState",
     "evaluate_run",
     "get_method",
+    "history",
     "launch",
     "load_data",
     "load_model",

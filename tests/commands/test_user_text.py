@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.data import sources, tables
+from lora_a2.data import finding, tables
 from lora_a2.data.sources import load_data
 from lora_a2.data.tables import read_table
 from lora_a2.display.live import PlainConsole, print_table
@@ -157,7 +157,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, labels: dict[str, list[int | None]]) ->
         return datasets.Dataset.from_dict(rows, features=features)
 
     found = {name: tables.Table(f"'x/y' ({name} split)", split(values)) for name, values in labels.items()}
-    monkeypatch.setattr(sources, "read_hub", lambda *args, **options: found)
+    monkeypatch.setattr(finding, "read_hub", lambda *args, **options: found)
 
 
 def test_a_test_split_without_labels_gives_way_to_the_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:

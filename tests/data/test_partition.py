@@ -187,10 +187,10 @@ def test_label_counts_of_nobody() -> None:
         ("pathological", 3, {}, "give an even number"),
         ("pathological", 10, {}, "give at most 8"),
         ("natural", 2, {}, "--client-column"),
-        ("natural", 3, {"train_clients": ["a", "b"] * 6, "test_clients": []}, "2 of the 2 clients"),
-        ("natural", None, {"train_clients": ["a", "b"] * 6, "test_clients": [], "min_examples": 7}, "0 of the 2"),
-        ("natural", 0, {"train_clients": ["a", "b"] * 6, "test_clients": []}, "num-clients is 0"),
-        ("natural", None, {"train_clients": ["a"] * 12, "test_clients": [], "min_examples": 0}, "min-examples is 0"),
+        ("natural", 3, {"clients": (["a", "b"] * 6, [])}, "2 of the 2 clients"),
+        ("natural", None, {"clients": (["a", "b"] * 6, []), "min_examples": 7}, "0 of the 2"),
+        ("natural", 0, {"clients": (["a", "b"] * 6, [])}, "num-clients is 0"),
+        ("natural", None, {"clients": (["a"] * 12, []), "min_examples": 0}, "min-examples is 0"),
     ],
 )
 def test_arguments_that_do_not_fit(kind: str, num_clients: int | None, options: dict[str, Any], message: str) -> None:

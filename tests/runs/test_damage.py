@@ -20,6 +20,7 @@ from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
+from lora_a2.runs.history import history
 from lora_a2.runs.jobs import evaluate_run, launch, resume
 from lora_a2.runs.predict import load_predictor
 from lora_a2.system.files import SUMS
@@ -62,13 +63,17 @@ def predicted_by_a_client(run: Path) -> Any:
     return predicted(run / "personal" / "0")
 
 
+def tabulated(run: Path) -> Any:
+    return history(run).filter(regex="^(?!seconds)").to_csv()
+
+
 def evaluated(run: Path) -> Any:
     return evaluate_run(run).to_json()
 
 
 COMMANDS: dict[str, tuple[Command, ...]] = {
-    "finished": (evaluated, predicted, predicted_by_a_client, resumed, went_back),
-    "begun": (resumed,),
+    "finished": (tabulated, evaluated, predicted, predicted_by_a_client, resumed, went_back),
+    "begun": (tabulated, resumed),
 }
 
 

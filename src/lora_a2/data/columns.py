@@ -51,12 +51,17 @@ def find_columns(names: Sequence[str], source: str, text: str | None, label: str
     return Columns(text, label, client)
 
 
+def opening(source: str) -> str:
+    """The name of a table as the first words of a sentence."""
+    return source.replace("the ", "The ", 1) if source.startswith("the ") else source
+
+
 def require(name: str, names: Sequence[str], source: str) -> None:
     """Raises DataError, with the nearest match, unless the table has a column `name`."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise DataError(f"{source} has no column '{name}'; its columns are {_listed(names)}.{hint}")
+        raise DataError(f"{opening(source)} has no column '{name}'; its columns are {_listed(names)}.{hint}")
 
 
 def _guess(

@@ -204,8 +204,7 @@ def partition(
     rng: np.random.Generator,
     *,
     alpha: float = 0.5,
-    train_clients: Sequence[str] | None = None,
-    test_clients: Sequence[str] | None = None,
+    clients: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
     min_examples: int = 1,
 ) -> Partition:
     """The split `kind` of `KINDS`; the same arguments and generator state give the same split.
@@ -214,7 +213,8 @@ def partition(
         train_labels, test_labels: (n,) integers, 0..C-1.
         num_clients: K; None only for the natural split, where it stands for all clients.
         alpha: concentration of the Dirichlet and the quantity split.
-        train_clients, test_clients: n client names each, and min_examples: for the natural split.
+        clients: of the training and of the test set, n client names each, for the natural split.
+        min_examples: fewer training examples leave a natural client out.
 
     Raises:
         ConfigError: an unknown kind, or arguments that do not fit it or the data.
@@ -223,9 +223,7 @@ def partition(
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"Unknown split '{kind}': choose one of {', '.join(KINDS)}.{hint}")
-    return KINDS[kind](
-        _Request(train_labels, test_labels, num_clients, rng, alpha, train_clients, test_clients, min_examples)
-    )
+    return KINDS[kind](_Request(train_labels, test_labels, num_clients, rng, alpha, *clients, min_examples))
 
 
 def label_counts(partition_indices: Sequence[IntArray], labels: IntArray, num_classes: int) -> IntArray:

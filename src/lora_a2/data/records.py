@@ -21,6 +21,9 @@ class Records:
         """In the order of their first appearance."""
         return list(self.columns)
 
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
     def __getitem__(self, name: str) -> list[Any]:
         return self.columns[name]
 

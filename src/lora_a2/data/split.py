@@ -28,8 +28,7 @@ def split_data(
         num_clients,
         generator(seed, "partition"),
         alpha=alpha,
-        train_clients=data.train.clients,
-        test_clients=data.test.clients,
+        clients=(data.train.clients, data.test.clients),
         min_examples=min_client_examples,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lora_a2.data.columns import require
 from lora_a2.data.records import read_records
 from lora_a2.errors import DataError
 
@@ -50,6 +51,57 @@ class Table:
         if labels is None:
             return values
         return [labels[v] if isinstance(v, int) and 0 <= v < len(labels) else None for v in values]
+
+    @property
+    def owners(self) -> list[str] | None:
+        """Whose each row is, where the table itself knows: it does not."""
+        return None
+
+    def place(self, row: int) -> str:
+        """Where the row of this number, from 1, is."""
+        return f"Row {row} of {self.source}"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+@dataclass(frozen=True)
+class ClientTables:
+    """Tables of several clients, by name, end to end; used as a `Table` is."""
+
+    source: str
+    parts: Mapping[str, Table]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the first client's columns; the others need those that are used."""
+        return next(iter(self.parts.values())).names
+
+    def column(self, name: str) -> list[Any]:
+        """The values of all clients, one after the other.
+
+        Raises:
+            DataError: a client has no such column.
+        """
+        for part in self.parts.values():
+            require(name, part.names, part.source)
+        return [value for part in self.parts.values() for value in part.column(name)]
+
+    @property
+    def owners(self) -> list[str] | None:
+        """The client's name for each row."""
+        return [client for client, part in self.parts.items() for _ in range(len(part))]
+
+    def place(self, row: int) -> str:
+        """Where the row of this number, from 1, is: its number in its client's own table."""
+        for part in self.parts.values():
+            if row <= len(part):
+                return part.place(row)
+            row -= len(part)
+        raise IndexError(row)
+
+
+AnyTable = Table | ClientTables
 
 
 def split_ending(path: Path) -> tuple[str, str]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_a2.core.types import ClientProfile
 from lora_a2.data.labelled import LabelledData
+from lora_a2.data.objects import DataSource
+from lora_a2.data.options import DataOptions
+from lora_a2.data.sources import load_data
 from lora_a2.data.split import split_data
 from lora_a2.engine.work import TokenizedExamples
+from lora_a2.errors import ConfigError
 from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
+
+DEFAULT_NUM_CLIENTS = 10
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,44 @@ def make_profile(method: Method, client: int, r: int, rank_budget: int, num_exam
 
 
 def make_clients(
-    data: LabelledData,
+    data: LabelledData | DataSource,
     model: Model,
     *,
-    partitioner: str = "dirichlet",
-    num_clients: int | None = 10,
+    partitioner: str | None = None,
+    num_clients: int | None = None,
     alpha: float = 0.5,
     min_client_examples: int = 1,
     seed: int = 0,
+    options: DataOptions | None = None,
 ) -> tuple[Client, ...]:
     """Splits training and test set alike over the clients and tokenises them.
 
+    Args:
+        data: what `load_data` gave for the model's labels, or what it takes.
+        partitioner: None: "natural" where the data say whose each example is, as a mapping does; else "dirichlet".
+        num_clients: None: all that there are of a natural split, 10 of any other.
+        alpha: concentration of the Dirichlet and the quantity split.
+        min_client_examples: natural clients with fewer training examples are left out.
+        seed: of the split, and, where there are no `options`, of what `load_data` draws.
+        options: how `load_data` reads data that it is yet to read; their classes are the model's.
+
     Raises:
-        ConfigError: a split that the data do not allow.
+        ConfigError: a split that the data do not allow, or data with other labels than the model's.
+        DataError: the data cannot be used.
     """
+    if not isinstance(data, LabelledData):
+        data = load_data(data, replace(options or DataOptions(seed=seed), label_names=model.label_names))
+    elif options is not None:
+        raise ConfigError("options say how data are read, and these are read already: give them to load_data.")
+    if data.label_names != model.label_names:
+        raise ConfigError(
+            f"{data.name} has the labels {_some(data.label_names)}, and the model {_some(model.label_names)}: give "
+            "load_model labels=data.label_names."
+        )
+    if partitioner is None:
+        partitioner = "dirichlet" if data.train.clients is None else "natural"
+    if num_clients is None and partitioner != "natural":
+        num_clients = DEFAULT_NUM_CLIENTS
     split = split_data(
         data,
         partitioner=partitioner,
@@ -56,6 +86,10 @@ def make_clients(
         Client(i, name, train.take(rows), test.take(test_rows))
         for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def make_profiles(

@@ -67,24 +67,24 @@ def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) ->
         for key, found, wanted in report["mismatched_keys"]
         if key in held
     }
-    strange = {key for key in report["unexpected_keys"] if _of_backbone(module, key)}
+    strange = {key for key in report["unexpected_keys"] if of_backbone(module, key)}
     if missing:
         raise ModelError(
-            f"Model {name!r}: its file lacks {_some(missing)}"
-            + (f", and has {_some(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
+            f"Model {name!r}: its file lacks {some(missing)}"
+            + (f", and has {some(report['unexpected_keys'])} instead" if report["unexpected_keys"] else "")
             + ". Transformers would fill them with random numbers: give a whole checkpoint whose names are its model's."
         )
     if mismatched:
-        raise ModelError(f"Model {name!r}: weights of other shapes than config.json says: {_some(mismatched)}.")
+        raise ModelError(f"Model {name!r}: weights of other shapes than config.json says: {some(mismatched)}.")
     if strange:
         raise ModelError(
-            f"Model {name!r}: its file has weights that the model of its config.json has no place for: {_some(strange)}."
+            f"Model {name!r}: its file has weights that the model of its config.json has no place for: {some(strange)}."
         )
     if report.get("error_msgs"):
-        raise ModelError(f"Model {name!r} cannot be loaded: {_some(report['error_msgs'])}")
+        raise ModelError(f"Model {name!r} cannot be loaded: {some(report['error_msgs'])}")
 
 
-def _of_backbone(module: PreTrainedModel, key: str) -> bool:
+def of_backbone(module: PreTrainedModel, key: str) -> bool:
     """Whether a weight belongs to the backbone; else it is of a head, or of the pooling layer, which are not used."""
     own = key.removeprefix(f"{module.base_model_prefix}.")
     return own.split(".")[0] in dict(module.named_children()) and not unused(own)
@@ -111,6 +111,15 @@ def load_tokenizer(
             f"Model {name!r} has no tokenizer: none of {', '.join(sorted(files))} is there. Save it into the same folder with "
             "tokenizer.save_pretrained(FOLDER)."
         )
+    return fit_tokenizer(name, tokenizer, module)
+
+
+def fit_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """`tokenizer`, with the end of a text as its padding token where it has none.
+
+    Raises:
+        ModelError: it has tokens that the model does not know.
+    """
     rows = vocabulary_size(module)
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= rows:
@@ -139,7 +148,7 @@ def find_file(where: str, file: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first few, and how many there are."""
     known = sorted(names)
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""

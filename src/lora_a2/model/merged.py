@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.errors import RunError
 from lora_a2.model.adapter_schema import ClassifierConfig
-from lora_a2.model.backbone import load_backbone
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.fingerprint import fingerprint, require_same
 from lora_a2.model.peft_io import CLASSIFIER, HEAD, checked, classifier_files, one_line, read_classifier
@@ -30,11 +29,11 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDe
     The pre-trained weights are read again, since those in use may be in bfloat16. The folder appears once it is complete.
 
     Raises:
-        ModelError: the model cannot be loaded any more.
+        ModelError: the model cannot be loaded, or copied, any more.
         RunError: it is another one by now.
     """
     folder = Path(folder)
-    backbone = load_backbone(model.name, model.classifier.pooling, model.trust_remote_code)
+    backbone = model.pretrained()
     require_same(model.name, backbone.fingerprint, model.fingerprint, "the run")
     _move(dict(backbone.module.named_parameters()), model, adapter, base)
     partial = folder.with_name(f".{folder.name}.partial")

@@ -34,6 +34,11 @@ def usual_pooling(where: str, config: PretrainedConfig) -> Pooling:
     alone = find_file(where, "1_Pooling/config.json")
     if alone is not None:
         return _pooling(alone)
+    return kind_pooling(config)
+
+
+def kind_pooling(config: PretrainedConfig) -> Pooling:
+    """The last token of a decoder, and the mean of an encoder."""
     kind, named = config.model_type, " ".join(getattr(config, "architectures", None) or [])
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return "last" if causal or getattr(config, "is_decoder", False) or "CausalLM" in named else "mean"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Unpack
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import FloatArray, Layout
 from lora_a2.engine.calling import hidden_width
 from lora_a2.engine.classifier import Classifier
-from lora_a2.engine.packing import Pooling
 from lora_a2.engine.precision import pick_device, pick_dtype
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
-from lora_a2.model.backbone import load_backbone
+from lora_a2.model.backbone import Backbone, load_backbone
 from lora_a2.model.catalog import full_parameters
 from lora_a2.model.defaults import model_defaults
+from lora_a2.model.given import Given
+from lora_a2.model.options import ModelKeywords, ModelOptions
 
 LARGEST_UNKNOWN_SHARE = 0.5
 """Of a data set's tokens, special ones apart."""
@@ -29,7 +33,8 @@ class Model:
     """What every participant loads before the first round.
 
     Attributes:
-        name: a hub id or a folder, from which the backbone can be loaded again.
+        name: a hub id or a folder, from which the backbone can be loaded again; of a model that was given loaded, what its
+            configuration says.
         classifier: the frozen model with its LoRA layers.
         tokenizer: the backbone's.
         layout: modules of the adapter, and the head's tensors where it is trained.
@@ -39,6 +44,7 @@ class Model:
         fingerprint: of the pre-trained weights (`model.fingerprint`).
         revision: the commit of the hub that they are of; None for folders.
         trust_remote_code: whether code of the model runs, also where it is loaded again.
+        given: what the backbone is a copy of, where the user had loaded it; None: it was loaded by its name.
     """
 
     name: str
@@ -51,6 +57,17 @@ class Model:
     fingerprint: str
     revision: str | None = None
     trust_remote_code: bool = False
+    given: Given | None = None
+
+    def pretrained(self) -> Backbone:
+        """The backbone as it was before any training, in float32, loaded or copied again.
+
+        Raises:
+            ModelError: it cannot be any more.
+        """
+        if self.given is not None:
+            return self.given.backbone(self.classifier.pooling)
+        return load_backbone(self.name, self.classifier.pooling, self.trust_remote_code)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
@@ -87,81 +104,91 @@ def random_head(num_labels: int, width: int, scale: float, seed: int) -> dict[st
 
 
 def load_model(
-    name: str = "all-MiniLM-L6-v2",
+    model: str | os.PathLike[str] | PreTrainedModel = "all-MiniLM-L6-v2",
     *,
     labels: Sequence[str],
-    target_modules: str | Sequence[str] | None = None,
-    head: str = "frozen",
-    head_scale: float | None = None,
-    head_values: dict[str, FloatArray] | None = None,
-    pooling: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    max_length: int = 128,
-    seed: int = 0,
-    trust_remote_code: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    options: ModelOptions | None = None,
+    **given: Unpack[ModelKeywords],
 ) -> Model:
     """Loads a backbone and puts LoRA layers and a head on it.
 
+    A model that is loaded already is copied, and neither it nor its tokenizer is changed: there are two of it in memory. Its
+    weights may be in any float type and on any device; they are copied in float32.
+
     Args:
-        name: "all-MiniLM-L6-v2" (embedded), a local folder or a hub id.
+        model: "all-MiniLM-L6-v2" (embedded), a local folder or a hub id; or a loaded model of Transformers: a bare backbone, as
+            `AutoModel` gives, or one for sequence classification whose head is one linear layer. That head is used, its rows
+            brought into the order of `labels`, which have to be those of its `config.id2label`.
         labels: the class names.
-        target_modules: as in PEFT; None: all linear layers of the transformer blocks.
-        head: "frozen" keeps the seeded head for ever (as the paper does), "trained" lets clients train it too.
-        head_scale: standard deviation of the head's weights times √H; None: the model's default.
-        head_values: a head to use instead of the seeded one.
-        pooling: "mean", "cls", "last", or "auto": the model's usual one.
-        dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
-        device: "cpu", "cuda", "cuda:1", … or "auto".
-        max_length: tokens after which a text is cut.
-        seed: of the head.
-        trust_remote_code: whether Python in the model's folder may run.
+        tokenizer: of a loaded model; a name or a folder brings its own.
+        options: how it is prepared; None: the usual way.
+        given: single fields of `ModelOptions`, which come before those of `options`.
 
     Raises:
-        ModelError: no such model, one that is damaged or incomplete, or no module matches `target_modules`.
+        ModelError: no such model, one that is damaged or incomplete, no module matches `target_modules`, or a loaded model that
+            cannot be copied (with PEFT adapters, quantised weights, another head) or whose labels are others.
+        TypeError: there is no such option.
     """
-    backbone = load_backbone(name, None if pooling == "auto" else _pooling(pooling), trust_remote_code)
-    modules = find_target_modules(backbone.module, target_modules)
+    o = replace(options or ModelOptions(), **given)
+    if len(set(labels)) < len(labels):
+        raise ModelError("labels has one of its names twice: give each class once.")
+    backbone, own, source = _opened(model, tokenizer, labels, o)
+    modules = find_target_modules(backbone.module, o.target_modules)
     config = backbone.module.config
     width = hidden_width(backbone.module)
-    values = head_values or random_head(
-        len(labels),
-        width,
-        model_defaults(name).head_scale if head_scale is None else head_scale,
-        seed,
-    )
+    scale = model_defaults(backbone.name).head_scale if o.head_scale is None else o.head_scale
+    values = own or o.head_values or random_head(len(labels), width, scale, o.seed)
     if values["weight"].shape != (len(labels), width):
         raise ModelError(f"The head is {values['weight'].shape}; expected {(len(labels), width)} for this model.")
-    where = pick_device(device)
+    where = pick_device(o.device)
     classifier = Classifier(
         backbone.module.to(where),  # type: ignore[arg-type]
         modules,
         pooling=backbone.pooling,
         head=values,
-        dtype=pick_dtype(dtype, where),
+        dtype=pick_dtype(o.dtype, where),
         pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
-        max_length=max_length,
+        max_length=o.max_length,
     )
-    trained = tuple((n, v.shape) for n, v in values.items()) if head == "trained" else ()
+    trained = tuple((n, v.shape) for n, v in values.items()) if o.head == "trained" else ()
     return Model(
         name=backbone.name,
         classifier=classifier,
         tokenizer=backbone.tokenizer,
         layout=Layout(modules, trained),
         label_names=tuple(labels),
-        max_length=max_length if classifier.room is None else min(max_length, classifier.room),
+        max_length=o.max_length if classifier.room is None else min(o.max_length, classifier.room),
         full_parameters=full_parameters(config),
         fingerprint=backbone.fingerprint,
         revision=backbone.revision,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=o.trust_remote_code,
+        given=source,
     )
 
 
-def _pooling(name: str) -> Pooling:
-    known: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "last": "last"}
-    if name not in known:
-        raise ModelError(f"Unknown pooling {name!r}: choose one of auto, {', '.join(known)}.")
-    return known[name]
+def _opened(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    labels: Sequence[str],
+    o: ModelOptions,
+) -> tuple[Backbone, dict[str, FloatArray] | None, Given | None]:
+    """The backbone; of a loaded model also its own head, where it has one, and what it is a copy of."""
+    if isinstance(model, str | os.PathLike):
+        if tokenizer is not None:
+            raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
+        name = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
+        return load_backbone(name, o.chosen_pooling, o.trust_remote_code), None, None
+    source = Given(model, tokenizer)
+    if not source.is_classifier:
+        return source.backbone(o.chosen_pooling), None, source
+    if o.head_values is not None or o.head_scale is not None:
+        raise ModelError(
+            "head_values and head_scale are for a new head, and the model has one: leave them out, or give the backbone, "
+            "load_model(model.base_model, …)."
+        )
+    head, pooling = source.head(labels, o.chosen_pooling)
+    return source.backbone(pooling), head, source
 
 
 def layout_head(model: Model) -> dict[str, FloatArray]:

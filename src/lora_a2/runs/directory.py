@@ -207,6 +207,16 @@ class RunDirectory:
             summary = self._checkpoints.last()
             return {} if summary is None else clients_of(self._checkpoints.tensors(summary))
 
+    def finished_rounds(self) -> int:
+        """How many rounds are committed.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+            return 0 if summary is None else int(summary["server_round"])
+
     def load_records(self, server_round: int) -> list[RoundRecord]:
         """The records of the first `server_round` rounds, of those that are committed.
 

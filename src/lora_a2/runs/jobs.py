@@ -18,6 +18,7 @@ from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, r
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import LabelledData
+from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
 from lora_a2.engine.evaluate import Evaluation, evaluate
 from lora_a2.engine.pool import peak_memory
@@ -121,13 +122,13 @@ def resume(
 
 def evaluate_run(
     run_dir: str | Path,
-    data: str | None = None,
+    data: DataSource | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     client_column: str | None = None,
     trust_remote_code: bool = False,
 ) -> Evaluation:
-    """A finished run's model on its own clients' test shares, or on other data with the same labels.
+    """A finished run's model on its own clients' test shares, or on other data with the same labels, as `load_data` takes them.
 
     Raises:
         RunError: the run is not finished or damaged, or the model is no longer what it was.

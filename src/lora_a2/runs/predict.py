@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.types import Adapter, FloatArray
-from lora_a2.errors import RunError
+from lora_a2.errors import ModelError, RunError
 from lora_a2.model.fingerprint import require_same
+from lora_a2.model.given import UNNAMED, Given
 from lora_a2.model.merged import read_merged
+from lora_a2.model.options import ModelOptions
 from lora_a2.model.peft_io import CONFIG, SavedAdapter, read_adapter
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.runs.directory import RunDirectory
@@ -19,14 +23,21 @@ from lora_a2.runs.directory import RunDirectory
 class Predictor:
     """A fine-tuned classifier read from an adapter folder or a model folder, in float32."""
 
-    def __init__(self, folder: str | Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         folder = Path(folder)
         saved = read_adapter(folder) if (folder / CONFIG).is_file() else None
         head, classifier = (saved.head, saved.classifier) if saved else read_merged(folder)
         self.label_names = classifier.label_names
-        self._model = load_model(
-            saved.model if saved else str(folder),
-            labels=classifier.label_names,
+        if saved is None and (model is not None or tokenizer is not None):
+            raise RunError(f"{folder} holds the whole model: leave model and tokenizer out.")
+        options = ModelOptions(
             target_modules=list(saved.adapter.factors) if saved else None,
             head_values=head,
             pooling=classifier.pooling,
@@ -34,7 +45,12 @@ class Predictor:
             max_length=classifier.max_length,
             trust_remote_code=trust_remote_code,
         )
-        require_same(self._model.name, self._model.fingerprint, classifier.fingerprint, str(folder))
+        base = str(folder) if saved is None else saved.model if model is None else Given(model, tokenizer).base
+        with _offering_to_give(saved is not None and model is None):
+            if base == UNNAMED:
+                raise RunError(f"{folder} was trained on a model that was given loaded and has no name to load it by.")
+            self._model = load_model(base, labels=classifier.label_names, tokenizer=tokenizer, options=options)
+            require_same(self._model.name, self._model.fingerprint, classifier.fingerprint, str(folder))
         self._adapter = _fitting(saved, self._model, folder) if saved else None
 
     def logits(self, texts: Sequence[str]) -> FloatArray:
@@ -45,6 +61,19 @@ class Predictor:
         """Probabilities (n, C) float32 of the labels in `label_names`."""
         probabilities: FloatArray = torch.softmax(torch.from_numpy(self.logits(texts)), 1).numpy()
         return probabilities
+
+
+@contextmanager
+def _offering_to_give(can_be_given: bool) -> Iterator[None]:
+    """Where the base model of an adapter cannot be loaded, or is another by now, the error says how to give it."""
+    try:
+        yield
+    except (ModelError, RunError) as error:
+        if not can_be_given:
+            raise
+        raise type(error)(
+            f"{error} In Python the base model can be given: load_predictor(…, model=…, tokenizer=…)."
+        ) from error
 
 
 def _fitting(saved: SavedAdapter, model: Model, folder: Path) -> Adapter:
@@ -60,16 +89,23 @@ def _fitting(saved: SavedAdapter, model: Model, folder: Path) -> Adapter:
     return saved.adapter
 
 
-def load_predictor(run_dir: str | Path, *, trust_remote_code: bool = False) -> Predictor:
+def load_predictor(
+    run_dir: str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+) -> Predictor:
     """The classifier of a finished run directory, or of an adapter or model folder of a run.
 
-    Python in the model's folder runs only with `trust_remote_code`.
+    An adapter's base model is loaded by its name. One that cannot be, since it was given to `load_model` loaded, is given here
+    again: `model` with its `tokenizer`, which are copied. Python in the model's folder runs only with `trust_remote_code`.
 
     Raises:
-        RunError: none of these, or damaged.
+        RunError: none of these, or damaged; or the base model is another than the adapter was trained on.
+        ModelError: the base model cannot be loaded or copied.
     """
-    run_dir = Path(run_dir)
-    if any((run_dir / name).is_file() for name in (CONFIG, "classifier.json")):
-        return Predictor(run_dir, trust_remote_code=trust_remote_code)
-    run = RunDirectory.open(run_dir)
-    return Predictor(run.result(), trust_remote_code=trust_remote_code)
+    folder = Path(run_dir)
+    if not any((folder / name).is_file() for name in (CONFIG, "classifier.json")):
+        folder = RunDirectory.open(folder).result()
+    return Predictor(folder, model=model, tokenizer=tokenizer, trust_remote_code=trust_remote_code)

@@ -1,0 +1,73 @@
+"""How a model is prepared: the options of `load_model`, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict, get_args
+
+from lora_a2.core.types import FloatArray
+from lora_a2.engine.packing import Pooling
+from lora_a2.errors import ModelError
+
+HEADS = ("frozen", "trained")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How `load_model` prepares a model; names as on the command line.
+
+    Attributes:
+        target_modules: as in PEFT; None: all linear layers of the transformer blocks.
+        head: "frozen" keeps the head for ever (as the paper does), "trained" lets clients train it too.
+        head_scale: standard deviation of the seeded head's weights times √H; None: the model's default.
+        head_values: a head to use instead of the seeded one: `weight` (C, H) and `bias` (C,), float32.
+        pooling: "mean", "cls", "last", or "auto": the model's usual one.
+        dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
+        device: "cpu", "cuda", "cuda:1", … or "auto".
+        max_length: tokens after which a text is cut.
+        seed: of the head.
+        trust_remote_code: whether Python in the model's folder may run.
+
+    Raises:
+        ModelError: a value that is not known.
+    """
+
+    target_modules: str | Sequence[str] | None = None
+    head: str = "frozen"
+    head_scale: float | None = None
+    head_values: dict[str, FloatArray] | None = None
+    pooling: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    max_length: int = 128
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ModelError(f"Unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
+        if self.pooling not in ("auto", *get_args(Pooling)):
+            raise ModelError(f"Unknown pooling {self.pooling!r}: choose one of auto, {', '.join(get_args(Pooling))}.")
+        if self.max_length < 1:
+            raise ModelError(f"max-length is {self.max_length}: it must be at least 1.")
+
+    @property
+    def chosen_pooling(self) -> Pooling | None:
+        """None: the model's usual one."""
+        return next((known for known in get_args(Pooling) if known == self.pooling), None)
+
+
+class ModelKeywords(TypedDict, total=False):
+    """The fields of `ModelOptions`, for who gives some of them as keywords."""
+
+    target_modules: str | Sequence[str] | None
+    head: str
+    head_scale: float | None
+    head_values: dict[str, FloatArray] | None
+    pooling: str
+    dtype: str
+    device: str
+    max_length: int
+    seed: int
+    trust_remote_code: bool

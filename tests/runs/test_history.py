@@ -1,0 +1,105 @@
+"""`history`: the ledger as a table, number for number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federation import study_options
+from lora_a2.config.run import make_config
+from lora_a2.errors import RunError
+from lora_a2.federation.loop import Observer
+from lora_a2.federation.records import RoundRecord
+from lora_a2.runs.history import METRICS, TRAFFIC, history
+from lora_a2.runs.jobs import evaluate_run, launch, resume
+from tiny import Stopping
+
+
+def options(folder: Path) -> dict[str, Any]:
+    more = {"method": "fedsa-lora", "num_server_rounds": 5, "eval_every": 2, "record_analysis": False}
+    return {**study_options(folder), **more, "output_dir": str(folder / "run")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five rounds, evaluated after 2, 4 and 5, of a method with personal models."""
+    folder = tmp_path_factory.mktemp("history")
+    launch(make_config({}, options(folder)), Observer())
+    return folder / "run"
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_every_number_is_the_ledger_s(run: Path) -> None:
+    table, ledger = history(run), lines(run)
+    assert len(table) == len(ledger) == 5
+    for row, line in zip(table.to_dict("records"), ledger, strict=True):
+        assert row["server_round"] == line["server_round"]
+        assert row["trained"] == "+".join(line["trainable"]) == "A+B"
+        assert (row["clients"], row["refused"]) == (len(line["clients"]), 0)
+        assert row["train_loss"] == line["train_loss"]
+        assert all(row[name] == line[name] for name in TRAFFIC)
+        earlier = [other for other in ledger if other["server_round"] <= line["server_round"]]
+        assert all(row[f"total_{name}"] == sum(other[name] for other in earlier) for name in TRAFFIC)
+        assert row["seconds"] == pytest.approx(sum(line["seconds"].values()))
+        assert row["seconds_train"] == line["seconds"]["train"]
+        assert row["seconds_evaluate"] == line["seconds"].get("evaluate", 0)
+        if row["server_round"] in (2, 4, 5):
+            assert all(row[name] == line["metrics"][name] for name in METRICS)
+            assert row["personal_accuracy"] == line["metrics"]["personal"]["accuracy"]
+        else:
+            assert all(np.isnan(row[name]) for name in (*METRICS, "personal_accuracy"))
+
+
+def test_records_give_the_same_table(run: Path) -> None:
+    """A generator will do; refused replies are counted; without a round there is a table all the same."""
+    records = [RoundRecord.from_json(line) for line in lines(run)]
+    pd.testing.assert_frame_equal(history(iter(records)), history(str(run)))
+    records[1].refused.update({3: "silent", 4: "silent"})
+    assert list(history(records)["refused"]) == [0, 2, 0, 0, 0]
+    empty = history([])
+    assert len(empty) == 0
+    assert [name for name in history(run).columns if not name.startswith("seconds_")] == list(empty.columns)
+    assert all(empty.dtypes[name] == history(run).dtypes[name] for name in empty.columns)
+
+
+def test_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Only what was committed is there."""
+    with pytest.raises(KeyboardInterrupt):
+        launch(make_config({}, options(tmp_path)), Stopping(after=3))
+    path = tmp_path / "run"
+    before = history(path)
+    assert 0 < len(before) < 5
+    with (path / "rounds.jsonl").open("a") as ledger:
+        ledger.write('{"server_round": 4, "half')
+    pd.testing.assert_frame_equal(history(path), before)
+    resume(path, Observer())
+    pd.testing.assert_frame_equal(history(path).iloc[: len(before)], before)
+
+
+def test_what_is_no_run_or_damaged(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        history(tmp_path / "nothing")
+    damaged = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (damaged / "rounds.jsonl").read_text()
+    (damaged / "rounds.jsonl").write_text(text.replace('"uploaded_bytes": ', '"uploaded_bytes": 1', 1))
+    with pytest.raises(RunError, match=r"rounds\.jsonl.*damaged") as caught:
+        history(damaged)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_evaluated_on_a_frame_as_on_its_file(run: Path) -> None:
+    file = run.parent / "texts.csv"
+    frame = pd.read_csv(file)
+    found = evaluate_run(run, frame)
+    assert (found, found.num_examples) == (evaluate_run(run, str(file)), len(frame))
+    halves = evaluate_run(run, {"a": frame[:10], "b": frame[10:]})
+    assert (halves.accuracy, list(halves.per_client)) == (found.accuracy, ["a", "b"])
