@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.linalg
 import torch
 
 from lora_a2.core.randomness import generator
@@ -32,6 +33,7 @@ class World:
     model: ReferenceClassifier
     A: Matrices
     B: Matrices
+    R: Matrices = field(default_factory=dict)
     base: Matrices = field(default_factory=dict)
     full: Mapping[str, torch.Tensor] = field(default_factory=dict)
     private: dict[int, Matrices] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class World:
             return {
                 n: (self.full[f"{n}.weight"] - self.model.get_parameter(f"backbone.{n}.weight")).numpy() for n in names
             }
+        if self.R:
+            return {n: self.scaling * self.B[n] @ self.R[n] @ self.A[n] for n in self.A}
         return {n: self.base.get(n, 0) + self.scaling * self.B[n] @ self.A[n] for n in self.A}
 
 
@@ -264,6 +268,64 @@ def flasc(world: World) -> None:
     world.A, world.B = sums
 
 
+def nearest_rotation(M: np.ndarray) -> np.ndarray:
+    """By scipy: the polar factor, mirrored along the direction that costs least where it is a reflection."""
+    turn, size = scipy.linalg.polar(M)
+    if np.linalg.det(turn) < 0:
+        least = np.linalg.eigh(size)[1][:, :1]
+        turn = turn - 2 * turn @ least @ least.T
+    return turn
+
+
+def fedrot_lora(world: World, strength: float = 0.5) -> None:
+    ends = []
+    for k, w in world.cohort():
+        A, B = train(world, k, world.A, world.B, BOTH)
+        for n in A if world.round > 1 else ():
+            M = A[n] @ world.A[n].T if world.round % 2 == 0 else B[n].T @ world.B[n]
+            R = nearest_rotation((1 - strength) * np.eye(len(M)) + strength * nearest_rotation(M.astype(float)))
+            A[n], B[n] = R.T @ A[n], B[n] @ R
+        ends.append((w, A, B))
+    world.A = {n: sum(w * a[n] for w, a, _ in ends) for n in world.A}
+    world.B = {n: sum(w * b[n] for w, _, b in ends) for n in world.B}
+
+
+def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
+    if world.round == 1:
+        total = dict.fromkeys(world.A, 0.0)
+        for k, w in world.cohort():
+            data = world.clients[k].train
+            rows = generator(0, "gradient", 1, k).permutation(len(data))[:examples]
+            zeros = {n: torch.zeros(len(world.B[n]), a.shape[1], requires_grad=True) for n, a in world.A.items()}
+            logits = world.model([data.input_ids[j] for j in rows], zeros, None)
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows])).backward()
+            total = {n: total[n] + w * zeros[n].grad.double().numpy() for n in total}
+        for n, gradient in total.items():
+            u, s, vt = np.linalg.svd(-step * np.sign(gradient))
+            rank = len(world.A[n])
+            world.A[n], world.B[n], world.R[n] = vt[:rank], u[:, :rank], np.diag(s[:rank]) / world.scaling
+        return
+    sums = dict.fromkeys(world.R, 0)
+    for k, w in world.cohort():
+        data, settings = world.clients[k].train, world.plan.federation.training
+        pairs = {n: Factors(*(v[n].astype(np.float32) for v in (world.A, world.B, world.R))) for n in world.A}
+        end = train_reference(
+            world.model,
+            Adapter(pairs, world.scaling * len(next(iter(world.R.values())))),
+            data.input_ids,
+            data.labels,
+            epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)),
+            frozenset({"R"}),
+            None,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            ratio=settings.learning_rate_ratio,
+            weight_decay=settings.weight_decay,
+        )
+        sums = {n: sums[n] + w * f.get("R") for n, f in end.factors.items()}
+    world.R = sums
+
+
 def full(world: World) -> None:
     settings = world.plan.federation.training
     names = dict(world.model.backbone.named_parameters())
@@ -312,5 +374,20 @@ class _swapped:
 
 NAIVE: dict[str, Callable[[World], None]] = {
     f.__name__.replace("_", "-"): f
-    for f in (lora_a2, fl_lora, ffa_lora, rolora, flexlora, hetlora, flora, fedex_lora, fedsa_lora, fedsvd, flasc, full)
+    for f in (
+        lora_a2,
+        fl_lora,
+        ffa_lora,
+        rolora,
+        flexlora,
+        hetlora,
+        flora,
+        fedex_lora,
+        fedsa_lora,
+        fedsvd,
+        flasc,
+        fedrot_lora,
+        fed_sb,
+        full,
+    )
 }

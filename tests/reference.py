@@ -76,11 +76,11 @@ def train_reference(
     `select` finds the mask after the first order; until then all slices are trained. `clipping_norm` is of what `mask` selects.
     """
     moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
-    origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in ("A", "B")}
+    origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in start.kinds}
     values = {key: v.clone().requires_grad_(key[1] in trainable) for key, v in origin.items()}
     head = {n: torch.tensor(v).requires_grad_() for n, v in start.head.items()}
     groups = [
-        {"params": [v for (_, f), v in values.items() if f == "A" and f in trainable], "lr": learning_rate},
+        {"params": [v for (_, f), v in values.items() if f in {"A", "R"} & trainable], "lr": learning_rate},
         {"params": [v for (_, f), v in values.items() if f == "B" and f in trainable], "lr": learning_rate * ratio},
         {"params": list(head.values()), "lr": learning_rate},
     ]
@@ -91,7 +91,7 @@ def train_reference(
             _put_back(values, origin, mask)
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
-            weights = {n: start.scaling * values[n, "B"] @ values[n, "A"] for n in start.factors}
+            weights = {n: start.scaling * product(values, n) for n in start.factors}
             weights = {n: w + moved[n] if n in moved else w for n, w in weights.items()}
             logits = model([sentences[j] for j in rows], weights, head or None)
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
@@ -110,6 +110,12 @@ def train_reference(
 
 
 Values = dict[tuple[str, str], torch.Tensor]
+
+
+def product(values: Values, name: str) -> torch.Tensor:
+    """B @ A, or B @ R @ A."""
+    left = values[name, "B"] @ values[name, "R"] if (name, "R") in values else values[name, "B"]
+    return left @ values[name, "A"]
 
 
 def _clip(values: Values, head: dict[str, torch.Tensor], mask: Mask | None, norm: float) -> None:
@@ -134,7 +140,7 @@ def _put_back(values: Values, origin: Values, mask: Mask) -> None:
 
 def _adapter(start: Adapter, values: Values, head: dict[str, torch.Tensor]) -> Adapter:
     new = {key: v.detach().numpy().copy() for key, v in values.items()}
-    factors = {n: Factors(A=new[n, "A"], B=new[n, "B"]) for n in start.factors}
+    factors = {n: Factors(A=new[n, "A"], B=new[n, "B"], R=new.get((n, "R"))) for n in start.factors}
     return Adapter(factors, start.lora_alpha, {n: v.detach().numpy().copy() for n, v in head.items()})
 
 

@@ -23,7 +23,7 @@ ROUNDS = 3
 def effective(state: ServerState) -> dict[str, np.ndarray]:
     """W − W0 of every target module."""
     base = state.base
-    adapter = state.adapter
+    adapter = state.adapter.pair
     return {
         name: base.get(weight_name(name), np.float32(0)) + adapter.scaling * f.B @ f.A
         for name, f in adapter.factors.items()
@@ -38,7 +38,6 @@ def close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance
 
 def test_every_method_is_here_twice() -> None:
     assert NAIVE.keys() == METHODS.keys()
-    assert len(METHODS) == 12
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,6 +11,7 @@ from federation import tiny_clients, tiny_model
 from lora_a2.config.run import make_config
 from lora_a2.core.algebra import initial_adapter
 from lora_a2.core.randomness import generator
+from lora_a2.core.transforms import Sending
 from lora_a2.core.types import FACTORS, Factor, Layout, ModuleShape, ServerState
 from lora_a2.errors import ConfigError
 from lora_a2.federation.records import RoundRecord
@@ -39,7 +40,7 @@ def test_noise_is_on_what_is_uploaded_and_nothing_else(
     rng = generator(seed, "test")
     update = initial_adapter(layout, rank, 16.0, rng, {"bias": np.zeros(3, np.float32)})
     mask = {m.name: rng.random(rank) < 0.5 for m in layout.modules} if masked else None
-    noisy = LaplaceNoise(1.0).add(update, uploaded, mask, 1e-2, 5.0, rng)
+    noisy = LaplaceNoise(1.0).add(update, Sending(uploaded, mask, 1e-2, 5.0, lambda purpose: rng))
     assert (noisy.head["bias"] != 0).all()
     for name, factors in update.factors.items():
         for factor in ("A", "B"):
@@ -55,7 +56,7 @@ def test_its_scale_is_the_published_one() -> None:
     layout = Layout((ModuleShape("m", 300, 200),))
     start = initial_adapter(layout, 100, 16.0, generator(0, "test"))
     noise = LaplaceNoise(epsilon=3.0, clipping_norm=5.0)
-    noisy = noise.add(start, frozenset({"A", "B"}), None, 2e-3, 5.0, generator(0, "noise"))
+    noisy = noise.add(start, Sending(frozenset({"A", "B"}), None, 2e-3, 5.0, lambda purpose: generator(0, purpose)))
     for factor, rate in (("A", 2e-3), ("B", 1e-2)):
         added = noisy.factors["m"].get(factor) - start.factors["m"].get(factor)
         scale = 2 * 5.0 * rate / 3.0
