@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli_helpers import one_error
@@ -25,17 +25,19 @@ from federation import LABELS, save_data, save_model
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, DataError, NodeError
-from lora_a2.federation.client import ClientMemory, receive
+from lora_a2.federation.client import ClientMemory
 from lora_a2.node import door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant
-from lora_a2.node.protocol import Answer, Request, ask, read_request, send
+from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -71,7 +73,8 @@ def refused(action: Any) -> Reason:
 # --- protocol
 
 
-@given(st.dictionaries(st.text(), JSON), st.binary(max_size=2000))
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.binary(max_size=2000))
 def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes) -> None:
     with pair() as (left, right):
         send(left, header, payload)
