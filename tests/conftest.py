@@ -16,6 +16,7 @@ from lora_a2.core.randomness import generator
 from lora_a2.engine.pool import Pool
 from lora_a2.federation.loop import Plan
 from lora_a2.model.pretrained import Model
+from run_files import run_options
 from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
@@ -69,16 +70,4 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(model_folder: Path, data_folder: Path) -> dict[str, Any]:
     """Options of a run that takes a second."""
-    return {
-        "data": str(data_folder),
-        "model": str(model_folder),
-        "dtype": "float32",
-        "num_clients": 4,
-        "partitioner": "iid",
-        "fraction_train": 0.75,
-        "num_server_rounds": 3,
-        "local_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "r": 2,
-    }
+    return run_options(model_folder, data_folder)
