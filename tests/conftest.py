@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,29 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
+from lora_a2 import simulation
 from lora_a2.core.randomness import generator
+from lora_a2.engine.pool import Pool
+from lora_a2.federation.loop import Plan
+from lora_a2.model.pretrained import Model
+from run_files import run_options
 from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_worker() -> Iterator[None]:
+    """Runs that do not ask for workers have one, this process: to fork it for every round takes longer than a tiny round."""
+    usual = simulation.make_pool
+
+    def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
+        return usual(model, replace(plan, num_workers=plan.num_workers or 1), fork=fork)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "make_pool", make_pool)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +70,4 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(model_folder: Path, data_folder: Path) -> dict[str, Any]:
     """Options of a run that takes a second."""
-    return {
-        "data": str(data_folder),
-        "model": str(model_folder),
-        "dtype": "float32",
-        "num_clients": 4,
-        "partitioner": "iid",
-        "fraction_train": 0.75,
-        "num_server_rounds": 3,
-        "local_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "r": 2,
-    }
+    return run_options(model_folder, data_folder)

@@ -1,10 +1,27 @@
-"""What a run directory holds, in a form that can be compared."""
+"""What a run is given, and what its directory holds in a form that can be compared."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+
+def run_options(model: Path, data: Path) -> dict[str, Any]:
+    """Options of a run that takes a second."""
+    return {
+        "data": str(data),
+        "model": str(model),
+        "dtype": "float32",
+        "num_clients": 4,
+        "partitioner": "iid",
+        "fraction_train": 0.75,
+        "num_server_rounds": 3,
+        "local_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "r": 2,
+    }
 
 
 def contents(run: Path) -> dict[str, Any]:

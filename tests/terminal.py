@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -18,19 +19,39 @@ LIMIT = 120.0
 SHOW, HIDE = b"\x1b[?25h", b"\x1b[?25l"
 
 
+@contextmanager
+def _heeded() -> Iterator[None]:
+    """What is started here heeds requests to stop, even if these tests run in the background or under nohup, which ignore some."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Terminal:
     """Runs `python ARGUMENTS` in a session of its own, on a pseudo-terminal; a context that kills what is left of it."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "xterm", **(environment or {})},
-        )
+        with _heeded():
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "HF_HUB_OFFLINE": "1",
+                    "TERM": "xterm",
+                    **(environment or {}),
+                },
+            )
         os.close(slave)
         self.printed = b""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from lora_a2.federation.loop import Observer, Plan
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
 from lora_a2.methods import METHODS
+from lora_a2.model.pretrained import Model
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.simulation import InProcess, make_plan, make_pool, simulate
 from tiny import Stopping
@@ -36,17 +38,23 @@ UNEVEN = (30, 1, 20, 6, 14)
 RATIO = 10.0
 
 
+@functools.cache
+def shared_model() -> Model:
+    """A tiny one, which a run takes as it finds it."""
+    return tiny_model(head="trained")
+
+
 def plan_for(name: str, sizes: Sequence[int], ratio: float | None = RATIO, **options: Any) -> Plan:
     usual = {"num_server_rounds": 3, "batch_size": 4, "local_epochs": 1, "r": 4, "rank_budget": 2, "num_workers": 1}
     if METHODS[name].select is None:
         usual["rank_budget"] = 4
-    plan = make_plan(tiny_model(head="trained"), tiny_clients(tuple(sizes)), name, **{**usual, **options})
+    plan = make_plan(shared_model(), tiny_clients(tuple(sizes)), name, **{**usual, **options})
     return dataclasses.replace(plan, rules=RoundRules(max_update_ratio=ratio, fair_shares=ratio is not None))
 
 
 def honest(name: str, sizes: Sequence[int], **options: Any) -> tuple[ServerState, list[RoundRecord]]:
     plan = plan_for(name, sizes, **options)
-    rounds = list(simulate(tiny_model(head="trained"), tiny_clients(tuple(sizes)), plan))
+    rounds = list(simulate(shared_model(), tiny_clients(tuple(sizes)), plan))
     return rounds[-1][0], [dataclasses.replace(record, seconds={}) for _, record in rounds]
 
 
@@ -100,7 +108,7 @@ def scaled(federation: Federation, data: bytes, by: float, rank: int) -> bytes:
 def attacked(name: str, by: float, victim: int, bad_rounds: Sequence[int]) -> list[RoundRecord]:
     """Rounds in which one client's honest upload is multiplied."""
     plan = plan_for(name, UNEVEN, num_server_rounds=3, learning_rate=5e-4 if METHODS[name].full else 5e-3)
-    model, clients = tiny_model(head="trained"), tiny_clients(UNEVEN)
+    model, clients = shared_model(), tiny_clients(UNEVEN)
     records: list[RoundRecord] = []
     state = plan.start()
     with make_pool(model, plan) as pool:

@@ -50,7 +50,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "dtype": "float32",
         "num-server-rounds": 3,
         "local-epochs": 1,
-        "batch-size": 4,
+        "batch-size": 8,
         "r": 4,
         "learning-rate": 0.05,
     }
@@ -387,7 +387,9 @@ def test_any_mixture_of_faults(
         return reply if kind == "ok" else FAULTS[kind][0](grid, k, message, reply)
 
     grid = FakeGrid(folder / "nodes", NODES, mixed)
-    rounds = ledger(flower(options, folder, grid, round_timeout=20, evaluation="none"))
+    rounds = ledger(
+        flower(options, folder, grid, round_timeout=20, evaluation="none", batch_size=48)
+    )  # one step a round
     for record, kinds in zip(rounds, plan, strict=True):
         good = [k for k, kind in enumerate(kinds) if kind == "ok"] or list(range(NODES))
         assert [c["id"] for c in record["clients"]] == good

@@ -524,7 +524,7 @@ def one_slice_more(upload: Upload) -> Mask:
         ({"update": poisoned(float("-inf"))}, "not finite"),
         ({"train_loss": float("nan")}, "not finite"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),  # the same in every process
 )
 def test_a_reply_that_fails_screening_leaves_no_trace(changes: dict[str, Any], said: str) -> None:
     """The round is, byte for byte, the one in which that client never answered; the refusal is recorded."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli_helpers import one_error
@@ -36,7 +36,9 @@ from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -72,7 +74,8 @@ def refused(action: Any) -> Reason:
 # --- protocol
 
 
-@given(st.dictionaries(st.text(), JSON), st.binary(max_size=2000))
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.binary(max_size=2000))
 def test_a_message_arrives_as_it_was_sent(header: dict[str, Any], payload: bytes) -> None:
     with pair() as (left, right):
         send(left, header, payload)

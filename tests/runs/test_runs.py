@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import lora_a2.runs.checkpoints
+import lora_a2.runs.jobs
 import lora_a2.system.files
 import lora_a2.system.journal
 from federation import study_options, tiny_clients, tiny_model
@@ -240,6 +241,25 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return study_options(tmp_path_factory.mktemp("study")) | {"eval_every": 2}
 
 
+@pytest.fixture
+def loaded_once(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads data and model of `study` once for all the runs of a test: it is their writes that are broken off."""
+    monkeypatch.setattr(lora_a2.runs.jobs, "open_data", cache_of_one(lora_a2.runs.jobs.open_data))
+    monkeypatch.setattr(lora_a2.runs.jobs, "open_model", cache_of_one(lora_a2.runs.jobs.open_model))
+
+
+def cache_of_one(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Loads at the first call, and returns the same whatever is asked for afterwards."""
+    kept: list[Any] = []
+
+    def loaded(*arguments: Any) -> Any:
+        if not kept:
+            kept.append(load(*arguments))
+        return kept[0]
+
+    return loaded
+
+
 class Writes:
     """Counts calls of `write_atomic`, and dies at one of them: before it, inside it, or after it."""
 
@@ -286,7 +306,7 @@ class FullDisk:
     "moment", [pytest.param("before", marks=pytest.mark.slow), "inside", pytest.param("after", marks=pytest.mark.slow)]
 )
 def test_a_run_killed_at_any_write_ends_as_if_never_killed(
-    moment: str, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, study: dict[str, Any], loaded_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write of a run in turn, before, inside or after it; and once more among the first writes after it."""
     writes = Writes(monkeypatch)
@@ -333,7 +353,7 @@ def test_a_ledger_line_broken_off_by_a_kill(
 
 @pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_at_any_write_costs_one_line(
-    first: int, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: int, study: dict[str, Any], loaded_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file and the reason are told, what was finished is kept, and with room again the run ends as any other."""
     disk = FullDisk(monkeypatch)

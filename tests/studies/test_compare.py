@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.runs.predict import load_predictor
+from run_files import run_options
 from tiny import LABELS, Stopping
 
 ALL = pytest.mark.parametrize("name", METHODS)
@@ -29,22 +31,42 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in kept if p.is_file()}
 
 
-@ALL
-def test_resumed_is_the_same_byte_for_byte(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def config_of(name: str, options: dict[str, Any], folder: Path) -> RunConfig:
     budget = (1, 2, 2, 1) if METHODS[name].mixed_ranks else 2
-    whole, broken = (
-        RunConfig(**options, method=name, rank_budget=budget, output_dir=str(tmp_path / x)) for x in ("whole", "broken")
-    )
-    launch(whole, Observer())
+    return RunConfig(**options, method=name, rank_budget=budget, output_dir=str(folder))
+
+
+Finished = Callable[[str], tuple[Path, RunSummary]]
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Method → the folder and the summary of a run that nobody interrupted; tests read it only."""
+    kept: dict[str, tuple[Path, RunSummary]] = {}
+
+    def run(name: str) -> tuple[Path, RunSummary]:
+        if name not in kept:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            kept[name] = folder, launch(config_of(name, run_options(model_folder, data_folder), folder), Observer())
+        return kept[name]
+
+    return run
+
+
+@ALL
+def test_resumed_is_the_same_byte_for_byte(
+    name: str, options: dict[str, Any], finished: Finished, tmp_path: Path
+) -> None:
+    whole, broken = finished(name)[0], tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        launch(broken, Stopping(after=2))
-    resume(tmp_path / "broken", Observer())
-    expected, got = contents(tmp_path / "whole"), contents(tmp_path / "broken")
+        launch(config_of(name, options, broken), Stopping(after=2))
+    resume(broken, Observer())
+    expected, got = contents(whole), contents(broken)
     assert len(expected) > 4
     assert expected == got
     sizes = []
-    for folder in ("whole", "broken"):
-        records = map(json.loads, (tmp_path / folder / "rounds.jsonl").read_text().splitlines())
+    for folder in (whole, broken):
+        records = map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())
         sizes.append([(r["uploaded_bytes"], r["downloaded_bytes"]) for r in records])
     assert sizes[0] == sizes[1]
 
@@ -64,26 +86,25 @@ def test_resumed_with_each_probe_is_the_same_byte_for_byte(
 
 
 @ALL
-def test_what_is_saved_predicts_as_the_run_did(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**options, method=name, output_dir=str(tmp_path / "run"))
-    summary = launch(config, Observer())
+def test_what_is_saved_predicts_as_the_run_did(name: str, options: dict[str, Any], finished: Finished) -> None:
+    run, summary = finished(name)
     assert (summary.personal_accuracy is not None) == bool(METHODS[name].private)
-    model = load_model(config.model, labels=LABELS, dtype="float32", seed=0)
+    model = load_model(options["model"], labels=LABELS, dtype="float32", seed=0)
     layout = model.layout
-    state = RunDirectory(tmp_path / "run").load_state(layout)
+    state = RunDirectory(run).load_state(layout)
     assert state is not None
     model.classifier.set_base(state.base)
     texts = ["w1 w2 w3", "w0 w0"]
     expected = model.classifier.predict(state.adapter, model.tokenize(texts))
-    np.testing.assert_allclose(load_predictor(tmp_path / "run").logits(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(load_predictor(run).logits(texts), expected, atol=1e-5)
     moved = np.abs(
         expected
-        - load_model(config.model, labels=LABELS, dtype="float32").classifier.predict(None, model.tokenize(texts))
+        - load_model(options["model"], labels=LABELS, dtype="float32").classifier.predict(None, model.tokenize(texts))
     )
     assert (moved.max() > 1e-3) != bool(METHODS[name].private)
     if METHODS[name].private:
-        ids = sorted(int(p.name) for p in (tmp_path / "run" / "personal").iterdir())
-        own = [load_predictor(tmp_path / "run" / "personal" / str(k)).logits(texts) for k in ids]
+        ids = sorted(int(p.name) for p in (run / "personal").iterdir())
+        own = [load_predictor(run / "personal" / str(k)).logits(texts) for k in ids]
         assert np.abs(own[0] - own[1]).max() > 1e-3
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +246,17 @@ def snapshot(out: Path) -> dict[str, Any]:
     return tables | {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("adapter_model.safetensors"))}
 
 
-def test_a_sweep_tunes_runs_and_tabulates(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert sweep(folder, out, "--quiet", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A sweep at one go, and what it prints."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with redirect_stdout(StringIO()) as printed:
+        assert sweep(folder, out, "--quiet", "--json") == 0
+    return out, json.loads(printed.getvalue())
+
+
+def test_a_sweep_tunes_runs_and_tabulates(whole: tuple[Path, dict[str, Any]]) -> None:
+    out, found = whole
     tuning = json.loads((out / "tuning.json").read_text())
     assert [entry["arm"] for entry in tuning] == ["ffa", "ours"]
     for entry in tuning:
@@ -283,11 +292,14 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def test_the_same_command_goes_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    whole: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Interrupted in the tuning and in the runs, resumed by either command; the result is that of a sweep at one go."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert sweep(folder, whole, "--quiet") == 0
+    broken = tmp_path / "broken"
     calls = itertools.count(1)
     launch = lora_a2.studies.batch.launch
 
@@ -303,7 +315,7 @@ def test_the_same_command_goes_on(
     moved = broken.rename(tmp_path / "moved")
     assert main(["resume", str(moved), "--quiet"]) == 0
     assert "Tables" in capsys.readouterr().out
-    expected = snapshot(whole)
+    expected = snapshot(whole[0])
     assert len(expected) == 2 + 4 + 4
     assert snapshot(moved) == expected
     assert main(["sweep", "--resume", str(moved), "--quiet"]) == 0
