@@ -5,7 +5,6 @@ Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C cla
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -172,13 +171,6 @@ class Classifier:
 
     def _pad(self, cohort: Sequence[Sequence[np.ndarray]]) -> PaddedBatch:
         return pad(cohort, pooling=self.pooling, pad_token_id=self.pad_token_id, device=self.device)
-
-    def twin(self) -> Classifier:
-        """Another classifier over the same frozen tensors, for use beside this one in another thread."""
-        shared = [*self.backbone.parameters(), *self.backbone.buffers(), *self.head.values()]
-        twin = copy.deepcopy(self, {id(value): value for value in (*shared, self._loaded)})
-        twin.load(None)
-        return twin
 
     def load(self, adapter: Adapter | None) -> None:
         """Merges an adapter's B·A into the frozen weights (None: the plain base); nothing to do if it is there already.
