@@ -21,7 +21,6 @@ from lora_a2.display.progress import human_bytes, percent
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
 from lora_a2.system.files import read_sealed, write_all, write_sealed
-from lora_a2.system.journal import Journal
 from tiny import WORDS
 
 pytest.importorskip("altair", reason="the report is an extra")
@@ -123,7 +122,6 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
     headings = {text for level in ("h2", "h3", "h4") for text in found.texts[level]}
     for title in ("Summary", "Over seeds", "Accuracy", "Clients", "Labels", "Ranks", "Similarity of clients"):
         assert title in headings
-    assert "Privacy" not in headings
     cells = found.texts["td"]
     for run in runs:
         assert percent(run.metrics["accuracy"]) in cells
@@ -194,16 +192,6 @@ def test_an_unfinished_run_is_shown_as_far_as_it_came(folder: Path, tmp_path: Pa
     text = render(*find_runs([run]))
     assert "2 of 3" in text
     assert "Not finished: run." in text
-
-
-def test_privacy_is_shown_where_rounds_record_it(folder: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
-    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    for name in ("rounds.jsonl", "rounds.sha256"):
-        (run / name).unlink()
-    for line in lines:
-        Journal(run / "rounds.jsonl").append({**line, "epsilon": 1.25 * line["server_round"]})
-    assert "ε = 3.750 after 3 rounds." in render(*find_runs([run]))
 
 
 def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,7 @@ EXACT = 1e-4
 
 def detail(run: Run) -> list[Section]:
     """All that a run's record says, in the order of the page; what it lacks is left out, with a sentence."""
-    parts: tuple[Callable[[Run], Section | None], ...] = (
-        rounds,
-        clients,
-        labels,
-        ranks,
-        similarity,
-        averaging,
-        privacy,
-        configuration,
-    )
-    return [section for part in parts if (section := part(run)) is not None]
+    return [part(run) for part in (rounds, clients, labels, ranks, similarity, averaging, configuration)]
 
 
 def rounds(run: Run) -> Section:
@@ -145,18 +135,6 @@ def averaging(run: Run) -> Section:
             "This run did not record what averaging lost, or its server does not see the clients' whole weights."
         )
     return Section("Averaging and drift", tuple(said), tuple(figures))
-
-
-def privacy(run: Run) -> Section | None:
-    """The privacy spent, where rounds record an `epsilon`; no section where none does."""
-    lines = [line for line in run.record.rounds if line.get("epsilon") is not None]
-    if not lines:
-        return None
-    spent = [(int(line["server_round"]), float(line["epsilon"])) for line in lines]
-    delta = run.record.config.get("delta")
-    at = "" if delta is None else f" at δ = {delta:g}"
-    figure = _by_round("Privacy spent", f"ε after each round{at}.", "ε", spent)
-    return Section("Privacy", (f"ε = {spent[-1][1]:.3f}{at} after {spent[-1][0]} rounds.",), figures=(figure,))
 
 
 def configuration(run: Run) -> Section:
