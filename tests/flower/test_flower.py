@@ -501,7 +501,7 @@ def test_a_killed_server_resumes_to_the_same_bytes(method: str, options: dict[st
     with pytest.raises(Killed):
         flower(given, tmp_path, grid)
     grid.fault, grid.arrivals = honest, []
-    assert len(RunDirectory.open(tmp_path / "run").load_records(2)) == 2
+    assert len(RunDirectory.open(tmp_path / "run").load_records()) == 2
     run = serve(grid.courier(), {"resume": str(tmp_path / "run")}).path
     assert ledger(run) == ledger(whole)
     assert tensors(run) == tensors(whole)

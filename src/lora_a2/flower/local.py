@@ -146,14 +146,14 @@ def _interrupted(path: Path) -> str:
 
 def summary(run: RunDirectory) -> dict[str, Any]:
     """What a finished run comes to: its last metrics, what was sent, and where it is."""
-    records = [json.loads(line) for line in run.ledger.read_bytes().splitlines()]
-    metrics = records[-1]["metrics"]
+    records = run.load_records()
+    metrics = records[-1].metrics
     return {
         **{name: metrics[name] for name in ("accuracy", "macro_f1") if name in metrics},
         "server_rounds": len(records),
-        "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
-        "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
-        "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
+        "uploaded_bytes": sum(record.uploaded_bytes for record in records),
+        "downloaded_bytes": sum(record.downloaded_bytes for record in records),
+        "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
         "adapter": str(run.result()),
         "output_dir": str(run.path),
     }

@@ -58,17 +58,17 @@ def _ledger(run: Run) -> Table:
     header = ["Round", "Trained", "Clients", "Refused", "Accuracy", "Loss", "Uploaded", "Downloaded", "Seconds"]
     rows: list[tuple[Cell, ...]] = [
         (
-            line["server_round"],
-            " and ".join(line["trainable"]),
-            len(line["clients"]),
-            len(line["refused"]),
-            percent(line["metrics"]["accuracy"]) if line["metrics"] else None,
-            f"{line['train_loss']:.3f}",
-            human_bytes(line["uploaded_bytes"]),
-            human_bytes(line["downloaded_bytes"]),
-            f"{sum(line['seconds'].values()):.1f}",
+            record.server_round,
+            " and ".join(record.trainable),
+            len(record.clients),
+            len(record.refused),
+            percent(record.metrics["accuracy"]) if record.metrics else None,
+            f"{record.train_loss:.3f}",
+            human_bytes(record.uploaded_bytes),
+            human_bytes(record.downloaded_bytes),
+            f"{sum(record.seconds.values()):.1f}",
         )
-        for line in run.record.rounds
+        for record in run.record.rounds
     ]
     return table(header, rows)
 
@@ -99,7 +99,7 @@ def clients(run: Run) -> Section:
 def _spread(run: Run) -> Figure:
     """Tenth, middle and nine tenths of the clients' accuracies by round."""
     evaluated = [
-        (line["server_round"], list(line["metrics"].get("per_client", {}).values())) for line in run.record.rounds
+        (record.server_round, list(record.metrics.get("per_client", {}).values())) for record in run.record.rounds
     ]
     found = [(number, *np.quantile(values, (0.1, 0.5, 0.9)).tolist()) for number, values in evaluated if values]
     return Figure(

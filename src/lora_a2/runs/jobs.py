@@ -245,7 +245,7 @@ def finish(
         if from_round is not None:
             run.go_back(from_round)
         state = run.load_state(model.layout) or plan.start()
-        records = run.load_records(state.server_round)
+        records = run.load_records()
         run.discard_uncommitted()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
