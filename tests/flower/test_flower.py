@@ -145,7 +145,7 @@ def test_only_the_upload_and_the_stated_metrics_leave_a_node(options: dict[str, 
     run = flower({**options, "method": "fedsa-lora"}, tmp_path, grid, evaluation="nodes")
     texts = [line.split(",")[0] for line in Path(options["data"]).read_text().splitlines()[1:]]
     stated = {
-        *("partition", "num_partitions", "num_examples", "num_test_examples", "layout", "simulated", "notes"),
+        *("partition", "num_partitions", "num_examples", "num_test_examples", "layout", "notes"),
         *("train_seconds", "num_correct", "num_correct_personal", "fingerprint"),
     }
     uploads = 0

@@ -25,11 +25,11 @@ from federation import LABELS, save_data, save_model
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, DataError, NodeError
-from lora_a2.federation.client import ClientMemory, receive
+from lora_a2.federation.client import ClientMemory
 from lora_a2.node import door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant
-from lora_a2.node.protocol import Answer, Request, ask, read_request, send
+from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
@@ -195,7 +195,7 @@ def test_too_large_a_download_and_too_large_an_upload(tmp_path: Path) -> None:
 
 
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "peer", lambda connection: os.geteuid() + 1)
+    monkeypatch.setattr(door, "peer_user", lambda connection: os.geteuid() + 1)
     path = tmp_path / "private" / "worker.sock"
     with running(path, lambda asked: Answer({})):
         assert refused(lambda: ask(path, request(), 5, 100)) is Reason.SETUP

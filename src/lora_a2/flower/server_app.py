@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
 from lora_a2.config.run import RunConfig, dump_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
@@ -62,7 +63,8 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(Courier(grid), dict(context.run_config), load_data)
+        courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid, and no other
+        serve(courier, dict(context.run_config), load_data)
 
     return app
 
