@@ -15,8 +15,7 @@ import time
 import zlib
 from pathlib import Path
 
-from lora_a2.federation.client import receive
-from lora_a2.node.protocol import Answer, Request, ask, read_request, send
+from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
 
 ROUND_AT = struct.Struct("<4sBB16s")
 """What stands before the server round in a frame (lora_a2/codec/frame.py)."""

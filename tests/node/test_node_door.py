@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from federation import save_data, save_model
-from lora_a2.federation.client import receive
 from lora_a2.node import door, participant
-from lora_a2.node.protocol import Answer, Request, ask, packed
+from lora_a2.node.protocol import Answer, Request, ask, packed, receive
 from lora_a2.node.refusals import Reason, Refused
 from node_requests import Server, request, working
 from node_requests import participant as node_of

@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from federation import LABELS, save_data, save_model
 from lora_a2 import errors
 from lora_a2.errors import DataError
-from lora_a2.federation.client import receive
 from lora_a2.node.logs import PlainFormatter
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant, own_fields
-from lora_a2.node.protocol import Answer, Request, packed
+from lora_a2.node.protocol import Answer, Request, packed, receive
 from lora_a2.node.refusals import Reason, Refused, reason_of
 from lora_a2.node.worker import reply_to
 from node_requests import Server, participant, request, run_of, working

@@ -233,12 +233,10 @@ class Classifier:
             return batch.vectors(self._hidden(batch))
 
     @torch.no_grad()
-    def prefix(
-        self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]], limit: int = PREFIX_LIMIT
-    ) -> Prefix | None:
+    def prefix(self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]]) -> Prefix | None:
         """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
 
-        None where that is the first block, where they would take more than `limit` bytes, or where sentences are padded.
+        None where that is the first block, where they would take more than `PREFIX_LIMIT` bytes, or where sentences are padded.
         """
         if self.note is not None:
             return None
@@ -246,7 +244,7 @@ class Classifier:
         sentences = [s for client in cohort for s in client]
         lengths = np.array([len(s) for s in sentences])
         width = int(self.head["weight"].shape[1])
-        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > limit:
+        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > PREFIX_LIMIT:
             return None
         starts = np.cumsum(lengths) - lengths
         hidden = torch.empty(int(lengths.sum()), width, dtype=self.dtype, device=self.device)
