@@ -137,6 +137,13 @@ def test_nothing_is_evaluated_if_nobody_wants_it(options: dict[str, Any], tmp_pa
     assert all(r["metrics"] == {} for r in ledger(flower(options, tmp_path, evaluation="none")))
 
 
+def test_a_run_of_the_simulator_is_not_continued_by_flower(options: dict[str, Any], tmp_path: Path) -> None:
+    """What nodes keep, they keep under the name that Flower's server gave to the run: this one has none."""
+    run = simulated(options, tmp_path / "run")
+    with pytest.raises(RunError, match="was not started by Flower: continue it with 'lora-a2 resume"):
+        serve(FakeGrid(tmp_path / "nodes", NODES).courier(), {"resume": str(run)})
+
+
 # --- what leaves a node
 
 

@@ -92,7 +92,7 @@ class ProcessPool(Pool):
                 executor.shutdown(cancel_futures=True)
                 _Workers.peak = max(_Workers.peak, sum(grown.values()))
 
-    def _in_order(self, executor: ProcessPoolExecutor, items: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
+    def _in_order(self, executor: ProcessPoolExecutor, items: Iterable[object]) -> Iterator[tuple[Any, int, int]]:
         running: deque[Future[tuple[Any, int, int]]] = deque()
         for item in items:
             if len(running) >= 2 * self._workers:
@@ -118,11 +118,11 @@ class _Workers:
     and its size when it began."""
 
     peak = 0
-    work: Callable[[Any], Any]
+    work: Callable[[object], Any]
     size = 0
 
 
-def _submit(executor: ProcessPoolExecutor, item: Any) -> Future[tuple[Any, int, int]]:
+def _submit(executor: ProcessPoolExecutor, item: object) -> Future[tuple[Any, int, int]]:
     with warnings.catch_warnings():
         # Newer Pythons warn of forks beside threads: the child must not need what another thread had locked. Ours only computes.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -138,7 +138,7 @@ def _begin(parent: int, work: Callable[[Classifier, Any], Any], classifier: Clas
     _Workers.size = machine.peak_memory()
 
 
-def _work(item: Any) -> tuple[Any, int, int]:
+def _work(item: object) -> tuple[Any, int, int]:
     result = _Workers.work(item)
     # Growth leaves out pages that were shared and have been written to; what is private now leaves out what has been freed.
     return result, os.getpid(), max(machine.peak_memory() - _Workers.size, machine.private_memory())
