@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -62,7 +63,7 @@ class FakeGrid(Grid):
 
     def courier(self) -> Courier:
         """A courier to these nodes."""
-        return Courier(self, clock=lambda: self.now, sleep=self.sleep, simulated=self.simulated)
+        return Courier(self, self.simulated, clock=lambda: self.now, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass."""
@@ -94,7 +95,7 @@ class FakeGrid(Grid):
             found = self.participant.answer(request)
         except LoraA2Error as error:
             return error_message(reason_of(error), message)
-        return answer_message(Answer({**found.metrics, "simulated": 1}, found.payload, found.notes), message)
+        return answer_message(found, message)
 
     def deliver(self, reply: Message, message: Message, delay: float = 0.0) -> None:
         """Has a reply arrive after `delay` seconds."""
@@ -112,6 +113,10 @@ class FakeGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """The nodes that are there."""
         return [100 + k for k in sorted(self.online)]
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """The same, with keys: it knows none."""
+        return [NodeInfo(node_id=node) for node in self.get_node_ids()]
 
     def set_run(self, run: Run) -> None:
         """Not needed."""

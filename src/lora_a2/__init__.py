@@ -9,6 +9,8 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from lora_a2.system.machine import require_unix
+
 if TYPE_CHECKING:
     from lora_a2.core.types import Adapter, Factors, ServerState
     from lora_a2.data.options import DataOptions
@@ -102,6 +104,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lora_a2' has no attribute {name!r}")
+    if name != "LoraA2Error":  # by which to catch what may be raised
+        require_unix()
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

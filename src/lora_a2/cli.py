@@ -17,6 +17,7 @@ from contextlib import suppress
 import click
 
 from lora_a2.errors import LoraA2Error
+from lora_a2.system.machine import require_unix
 from lora_a2.system.signals import interruptible, status
 from lora_a2.system.text import visible
 
@@ -111,6 +112,7 @@ def _print_anything() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
+        require_unix()
         returned = cli.main(arguments, prog_name="lora-a2", standalone_mode=False)
         sys.stdout.flush()
         return returned if isinstance(returned, int) else 0

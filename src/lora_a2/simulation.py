@@ -12,7 +12,7 @@ from lora_a2.core.types import ClientProfile, ClientState, ServerState
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.evaluate import Evaluation, evaluate, predict
 from lora_a2.engine.kernels.attention import compiled
-from lora_a2.engine.pool import Pool, ProcessPool, processes_work, usual_workers
+from lora_a2.engine.pool import Pool, ProcessPool, processes_work
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import make_federation
 from lora_a2.federation.client import Answer, client_round
@@ -25,6 +25,7 @@ from lora_a2.methods import DEFAULT_METHOD, get_method
 from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM
+from lora_a2.system.machine import cores
 
 Sent = tuple[ClientProfile, bytes]
 ClientStates = dict[int, ClientState]
@@ -122,17 +123,15 @@ def make_plan(
 
 
 def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
-    """The workers of a plan: processes where they can be forked, else threads.
+    """The workers of a plan: forked processes, one a core; this process alone where it cannot be forked, as on an accelerator.
 
-    Where whole backbones are trained there is one unless more are asked for, since each holds a model and its AdamW state; and
-    one at most on threads, which share what is not adapted. `fork` False is for processes in which other threads are at
-    work, such as those of a network client.
+    Where whole backbones are trained there is one unless more are asked for, since each holds a model and its AdamW state.
+    `fork` False is for processes in which other threads are at work, such as those of a network client.
     """
-    device, full = model.classifier.device, plan.federation.method.full
-    workers = plan.num_workers or (1 if full else usual_workers(device))
-    if fork and workers > 1 and processes_work(device):
+    workers = plan.num_workers or (1 if plan.federation.method.full else len(cores()))
+    if fork and workers > 1 and processes_work(model.classifier.device):
         return ProcessPool(model.classifier, workers)
-    return Pool(model.classifier, 1 if full else workers)
+    return Pool(model.classifier)
 
 
 def simulate(
@@ -152,15 +151,17 @@ def simulate(
     `callback` hears of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
-    for line in _notes(model.classifier):
+    for line in _notes(model.classifier, plan):
         observer.note(line)
     with make_pool(model, plan) as pool:
         driver = InProcess(pool, plan, clients, {} if kept is None else kept, observer)
         yield from run_rounds(plan, state or plan.start(), driver, observer, callback, records)
 
 
-def _notes(classifier: Classifier) -> Iterator[str]:
-    """Why this model, or this installation, is slower than others."""
+def _notes(classifier: Classifier, plan: Plan) -> Iterator[str]:
+    """Why this model, this installation or this machine is slower than others."""
+    if (plan.num_workers or 1) > 1 and not processes_work(classifier.device):
+        yield "Clients are computed one after another: --num-workers needs Linux, and a machine without an accelerator."
     if classifier.note is not None:
         yield classifier.note
     elif classifier.device.type == "cpu" and not compiled():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from lora_a2.analysis.summary import analyze
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import Layout, ModuleShape
 from lora_a2.errors import RunError
+from lora_a2.federation.records import ClientRecord, RoundRecord
 from lora_a2.system.files import seal
 
 MODULES = (ModuleShape("encoder.layer.0.query", 4, 3), ModuleShape("encoder.layer.1.query", 4, 3))
@@ -47,7 +48,9 @@ def line(server_round: int, masks: dict[int, list[int]], cosines: dict[tuple[int
     return RoundAnalysis(server_round, ids, 3, tuple(packed(masks[i]) for i in ids), (1.0,) * len(ids), pairs, 0.5, 2.0)
 
 
-def record(analyses: tuple[RoundAnalysis, ...], counts: list[list[int]], rounds: Any = ()) -> RunRecord:
+def record(
+    analyses: tuple[RoundAnalysis, ...], counts: list[list[int]], rounds: Sequence[RoundRecord] = ()
+) -> RunRecord:
     clients = tuple(ClientInfo(k, f"client-{k}", np.array(row), np.array(row)) for k, row in enumerate(counts))
     names = tuple(f"class {c}" for c in range(len(counts[0]) if counts else 0))
     return RunRecord(Path("run"), {"method": "m"}, {}, tuple(rounds), names, MODULES, clients, analyses)
@@ -105,13 +108,14 @@ def test_the_sharing_test_is_the_mantel_test(size: int, seed: int) -> None:
     assert found.p_value == pytest.approx(p_value)
 
 
-def test_pairs_that_share_classes_are_found_and_chance_is_not() -> None:
+def test_pairs_that_share_classes_are_found_and_chance_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     counts = np.kron(np.eye(5, dtype=np.int64), np.ones((2, 1), np.int64))
     overlap = pd.DataFrame(label_overlap(counts))
     noise = symmetric(rng.random((10, 10)))
     alike = sharing_test(pd.DataFrame(overlap.to_numpy() + 0.2 * noise), overlap)
-    chance = [sharing_test(pd.DataFrame(symmetric(rng.random((10, 10)))), overlap, resamples=199) for _ in range(60)]
+    monkeypatch.setattr("lora_a2.analysis.similarity.RESAMPLES", 199)  # as it is with fewer, only sooner
+    chance = [sharing_test(pd.DataFrame(symmetric(rng.random((10, 10)))), overlap) for _ in range(60)]
     assert alike is not None and alike.p_value < 0.002
     assert alike.sharing is not None and alike.apart is not None and alike.sharing > alike.apart + 0.8
     p_values = np.array([test.p_value for test in chance if test is not None])
@@ -164,18 +168,31 @@ def test_place(module: str, where: tuple[int, str]) -> None:
     assert place(module) == where
 
 
-def ledger(*selected: dict[str, int], accuracy: tuple[float | None, ...] = (None, 0.5)) -> list[dict[str, Any]]:
+def ledger(*selected: dict[str, int], accuracy: tuple[float | None, ...] = (None, 0.5)) -> list[RoundRecord]:
     """A round for each accuracy; in each the clients 0, 1, … uploaded `selected`."""
     return [
-        {
-            "server_round": n,
-            "train_loss": 1.0 / n,
-            "uploaded_bytes": 10,
-            "uploaded_parameters": 2,
-            "downloaded_bytes": 30,
-            "metrics": {} if value is None else {"accuracy": value, "per_client": {"a": value, "b": 0.1}},
-            "clients": [{"id": k, "selected": counts} for k, counts in enumerate(selected)],
-        }
+        RoundRecord(
+            server_round=n,
+            trainable=["B"],
+            clients=[
+                ClientRecord(
+                    *(k, 5, 1),
+                    uploaded_bytes=10,
+                    uploaded_parameters=2,
+                    downloaded_bytes=30,
+                    downloaded_parameters=6,
+                    train_loss=1.0 / n,
+                    selected=counts,
+                )
+                for k, counts in enumerate(selected)
+            ],
+            uploaded_bytes=10,
+            uploaded_parameters=2,
+            downloaded_bytes=30,
+            downloaded_parameters=6,
+            train_loss=1.0 / n,
+            metrics={} if value is None else {"accuracy": value, "per_client": {"a": value, "b": 0.1}},
+        )
         for n, value in enumerate(accuracy, start=1)
     ]
 

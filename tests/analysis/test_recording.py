@@ -168,8 +168,8 @@ def test_a_run_is_read_back_and_analysed(study: dict[str, Any], tmp_path: Path) 
     summary = launch(RunConfig(**study, output_dir=str(tmp_path / "run")), Observer())
     run = load_run(tmp_path / "run")
     assert [a.server_round for a in run.analyses] == [1, 2]
-    assert all("analysis" in r["seconds"] for r in run.rounds)
-    assert run.label_counts.sum() == sum(c["num_examples"] for c in run.rounds[0]["clients"])
+    assert all("analysis" in r.seconds for r in run.rounds)
+    assert run.label_counts.sum() == sum(c.num_examples for c in run.rounds[0].clients)
     assert run.label_counts.shape == (3, 3)
     found = analyze(run)
     assert found["accuracy"] == summary.accuracy
@@ -225,7 +225,7 @@ def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> 
     summary = launch(RunConfig(**options, output_dir=str(tmp_path / "run")), Observer())
     run = load_run(tmp_path / "run")
     assert sorted(client.name for client in run.clients) == [f"user{k}" for k in range(5)]
-    assert [len(line["clients"]) for line in run.rounds] == [3, 3]
+    assert [len(record.clients) for record in run.rounds] == [3, 3]
     accuracies = client_accuracies(run)
     assert set(accuracies.index) == {client.name for client in run.clients}
     assert summary.client_worst_tenth == accuracies.min()

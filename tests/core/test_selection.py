@@ -17,6 +17,8 @@ layouts = st.lists(sides, min_size=1, max_size=4).map(
 )
 ways = st.sampled_from([frozenset({"A"}), frozenset({"B"}), frozenset({"A", "B"})])
 seeds = st.integers(0, 10**6)
+UNUSED = np.random.default_rng(0)
+"""Contributions are not drawn."""
 
 
 def random_adapter(layout: Layout, rank: int, seed: int) -> Adapter:
@@ -29,7 +31,7 @@ def random_adapter(layout: Layout, rank: int, seed: int) -> Adapter:
 @given(layouts, st.integers(1, 6), ways, seeds)
 def test_scores_are_norms_of_outer_products(layout: Layout, rank: int, trainable: frozenset[Factor], seed: int) -> None:
     start, probed = random_adapter(layout, rank, seed), random_adapter(layout, rank, seed + 1)
-    scores = contribution(start, probed, trainable)
+    scores = contribution(start, probed, trainable, UNUSED)
     assert list(scores) == [m.name for m in layout.modules]
     for name, old in start.factors.items():
         new = probed.factors[name]
@@ -53,7 +55,7 @@ def test_the_best_of_the_whole_model_are_selected(
     assert list(mask) == [m.name for m in layout.modules]
     assert all(m.shape == (rank,) and m.dtype == np.bool_ for m in mask.values())
     assert sum(int(m.sum()) for m in mask.values()) == budget * len(layout.modules)
-    scores = contribution(start, probed, trainable)
+    scores = contribution(start, probed, trainable, UNUSED)
     taken = np.concatenate([scores[n][m] for n, m in mask.items()])
     left = np.concatenate([scores[n][~m] for n, m in mask.items()])
     assert not left.size or taken.min() >= left.max()
@@ -84,5 +86,5 @@ def test_a_start_with_zero_b_scores_every_a_slice_zero() -> None:
     layout = Layout((ModuleShape("m", 3, 5),))
     start = initial_adapter(layout, 4, 16.0, generator(0, "adapter"))
     probed = random_adapter(layout, 4, 1)
-    assert not contribution(start, probed, frozenset({"A"}))["m"].any()
-    assert contribution(start, probed, frozenset({"B"}))["m"].all()
+    assert not contribution(start, probed, frozenset({"A"}), UNUSED)["m"].any()
+    assert contribution(start, probed, frozenset({"B"}), UNUSED)["m"].all()

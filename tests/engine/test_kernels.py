@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from lora_a2.engine.kernels.attention import Rule
 from lora_a2.engine.kernels.frozen import FrozenWeight
 from lora_a2.engine.packing import EVERYWHERE, PackedBatch, Sight, pack
 from lora_a2.errors import ModelError
+from lora_a2.system.machine import processor_flags
 from tiny import backbone, classifier
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -38,7 +38,7 @@ def _close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 def test_the_kernels_are_there() -> None:
     """The tests' own installation has a C compiler; without this, everything below would compare PyTorch with itself."""
     assert attention.compiled() and activations.kernel is not None
-    if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+    if "avx512_bf16" not in processor_flags():
         pytest.skip("this processor has no AVX-512 BF16")
     assert skinny.compiled()
 

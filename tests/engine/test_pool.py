@@ -1,4 +1,4 @@
-"""Work side by side: on threads and on processes the results are the same, in order, and errors and interrupts come through."""
+"""Work in this process, or side by side in others: the results are the same, in order, and errors and interrupts come through."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from lora_a2.errors import ReplyError, RunError
 from tiny import backbone, classifier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
-KINDS = [Pool, ProcessPool]
+KINDS: list[Callable[[Classifier], Pool]] = [Pool, lambda model: ProcessPool(model, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def model() -> Classifier:
     return classifier(backbone("bert"), "bert")[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_come_in_the_order_of_the_items(kind: type[Pool], model: Classifier) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=["here", "forked"])
+def test_results_come_in_the_order_of_the_items(kind: Callable[[Classifier], Pool], model: Classifier) -> None:
     offset = np.arange(3)  # not sent: workers find what the work refers to
     taken: list[int] = []
 
@@ -38,7 +38,7 @@ def test_results_come_in_the_order_of_the_items(kind: type[Pool], model: Classif
             taken.append(number)
             yield number
 
-    with kind(model, 2) as workers:
+    with kind(model) as workers:
         found = workers.map(lambda own, number: (offset + number, torch.get_num_threads(), len(own.layers)), items())
         first = next(found)
         assert len(taken) <= 5  # no more are taken than two a worker, and the next
@@ -47,15 +47,15 @@ def test_results_come_in_the_order_of_the_items(kind: type[Pool], model: Classif
     assert {(threads, layers) for _, threads, layers in results} == {(1, len(model.layers))}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_error_in_the_work_is_raised(kind: type[Pool], model: Classifier) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=["here", "forked"])
+def test_an_error_in_the_work_is_raised(kind: Callable[[Classifier], Pool], model: Classifier) -> None:
     def work(own: Classifier, number: int) -> int:
         if number == 1:
             raise ReplyError("number one is wrong")
         return number
 
     before = torch.get_num_threads()
-    with kind(model, 2) as workers, pytest.raises(ReplyError, match="number one is wrong"):
+    with kind(model) as workers, pytest.raises(ReplyError, match="number one is wrong"):
         list(workers.map(work, range(3)))
     assert torch.get_num_threads() == before
 

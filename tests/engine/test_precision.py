@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -32,20 +37,55 @@ def test_auto_is_bfloat16_only_where_it_pays(
         pick_dtype("float16", CPU)
 
 
-@pytest.mark.parametrize(("slower", "expected"), [(1.0, False), (1.4, False), (1.6, True), (0.1, False)])
-def test_bfloat16_pays_at_one_and_a_half_times_the_rate(
-    slower: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "avx512f", "avx512_vnni"}, False),
+        ({"avx2", "avx512_bf16"}, True),
+        ({"avx2", "amx_bf16", "amx_tile"}, True),
+        ({"asimd", "i8mm"}, False),
+        ({"asimd", "bf16"}, True),
+        (set(), False),  # no /proc/cpuinfo
+    ],
+)
+def test_a_cpu_is_asked_for_its_instructions(flags: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "processor_flags", lambda: frozenset(flags))
+    assert precision._bfloat16_pays(CPU) is expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not precision._bfloat16_pays(CPU), "the instructions are of no use without the library that has them"
+
+
+def test_auto_is_not_a_matter_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock is read: a loaded machine chooses as an idle one does."""
+
+    def read() -> float:
+        raise AssertionError("a clock was read")
+
+    for clock in ("time", "perf_counter", "monotonic", "process_time", "thread_time"):
+        monkeypatch.setattr(time, clock, read)
+        monkeypatch.setattr(time, f"{clock}_ns", read)
+    chosen = pick_dtype("auto", CPU)
+    monkeypatch.undo()
+    assert chosen in precision.DTYPES.values()
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, True), (False, False)])
+def test_an_accelerator_is_asked_whether_it_emulates(
+    native: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`slower`: seconds of a float32 product over those of a bfloat16 product, on a clock that the products move."""
-    now = [0.0]
+    current: list[torch.device] = []
 
-    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        now[0] += slower if x.dtype is torch.float32 else 1.0
-        return x
+    @contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
 
-    monkeypatch.setattr(torch.nn.functional, "linear", product)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
-    assert precision._bfloat16_pays.__wrapped__(CPU) is expected
+    module = SimpleNamespace(device=made_current, is_bf16_supported=lambda including_emulation: native)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert precision._bfloat16_pays(torch.device("cuda:1")) is expected
+    assert current == [torch.device("cuda:1")]
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
+    assert precision._bfloat16_pays(torch.device("mps")) is False
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)

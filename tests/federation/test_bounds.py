@@ -159,8 +159,10 @@ def test_an_example_in_thousands_does_not_decide_by_its_norm(name: str) -> None:
 def reach(gradients: np.ndarray, rate: float, decay: float) -> float:
     values = torch.ones(1, gradients.shape[1])
     optimizer = AdamW(values, np.full((1, gradients.shape[1]), rate, np.float32), decay)
-    for gradient in gradients:
-        optimizer.step(torch.tensor(gradient[None]), eps=1e-30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_a2.engine.adamw._EPSILON", 1e-30)  # which would only shorten steps
+        for gradient in gradients:
+            optimizer.step(torch.tensor(gradient[None]))
     return float((values - 1).abs().max())
 
 
@@ -240,13 +242,11 @@ def test_a_resumed_run_compares_with_the_same_rounds(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_ledgers_of_earlier_releases_are_read() -> None:
+def test_how_far_clients_moved_is_read_back() -> None:
     _, records = honest("ffa-lora", (4, 3, 5), num_server_rounds=1)
-    row = json.loads(json.dumps(records[0].to_json()))
-    assert RoundRecord.from_json(row) == records[0]
-    for client in row["clients"]:
-        del client["update_norm"]
-    assert usual_norm([RoundRecord.from_json(row)]) == 1.0
+    found = RoundRecord.from_json(json.loads(json.dumps(records[0].to_json())))
+    assert found == records[0]
+    assert usual_norm([found]) == usual_norm(records)
 
 
 def test_noise_and_the_bound_exclude_each_other() -> None:

@@ -137,6 +137,13 @@ def test_nothing_is_evaluated_if_nobody_wants_it(options: dict[str, Any], tmp_pa
     assert all(r["metrics"] == {} for r in ledger(flower(options, tmp_path, evaluation="none")))
 
 
+def test_a_run_of_the_simulator_is_not_continued_by_flower(options: dict[str, Any], tmp_path: Path) -> None:
+    """What nodes keep, they keep under the name that Flower's server gave to the run: this one has none."""
+    run = simulated(options, tmp_path / "run")
+    with pytest.raises(RunError, match="was not started by Flower: continue it with 'lora-a2 resume"):
+        serve(FakeGrid(tmp_path / "nodes", NODES).courier(), {"resume": str(run)})
+
+
 # --- what leaves a node
 
 
@@ -145,7 +152,7 @@ def test_only_the_upload_and_the_stated_metrics_leave_a_node(options: dict[str, 
     run = flower({**options, "method": "fedsa-lora"}, tmp_path, grid, evaluation="nodes")
     texts = [line.split(",")[0] for line in Path(options["data"]).read_text().splitlines()[1:]]
     stated = {
-        *("partition", "num_partitions", "num_examples", "num_test_examples", "layout", "simulated", "notes"),
+        *("partition", "num_partitions", "num_examples", "num_test_examples", "layout", "notes"),
         *("train_seconds", "num_correct", "num_correct_personal", "fingerprint"),
     }
     uploads = 0
@@ -503,7 +510,7 @@ def test_a_killed_server_resumes_to_the_same_bytes(method: str, options: dict[st
     with pytest.raises(Killed):
         flower(given, tmp_path, grid)
     grid.fault, grid.arrivals = honest, []
-    assert len(RunDirectory.open(tmp_path / "run").load_records(2)) == 2
+    assert len(RunDirectory.open(tmp_path / "run").load_records()) == 2
     run = serve(grid.courier(), {"resume": str(tmp_path / "run")}).path
     assert ledger(run) == ledger(whole)
     assert tensors(run) == tensors(whole)

@@ -16,6 +16,7 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,14 +146,27 @@ def test_a_node_that_is_not_set_up_says_in_its_log_what_is_missing(
     node_config: dict[str, Any],
     reason: Reason,
     logged: str,
-    monkeypatch: pytest.MonkeyPatch,
     own_log: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "ray", raising=False)
     reply = client_app.app(question(), context(**node_config))
     assert reply.has_error()
     assert reply.error.reason == reason
     assert logged in own_log.text
+
+
+@pytest.mark.parametrize(
+    ("running", "actor", "expected"), [(True, "0a1b", True), (True, None, False), (False, None, False)]
+)
+def test_a_simulation_is_what_ray_says_it_is(
+    running: bool, actor: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That Ray is loaded, for whatever reason, is not enough: a node would train on data of the server's choice."""
+    runtime = SimpleNamespace(get_actor_id=lambda: actor)
+    ray = SimpleNamespace(is_initialized=lambda: running, get_runtime_context=lambda: runtime)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert client_app.in_simulation() is expected
+    monkeypatch.setitem(sys.modules, "ray", None)  # not installed
+    assert client_app.in_simulation() is False
 
 
 def test_a_message_of_something_else_is_refused(own_log: pytest.LogCaptureFixture) -> None:

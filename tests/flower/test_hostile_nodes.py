@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.superlink.grid import InMemoryGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_flower import NODES, flower, ledger, options, simulated
@@ -25,6 +26,7 @@ from lora_a2.config.setup import federation_of, open_data, open_model, resolved
 from lora_a2.core.types import Factors
 from lora_a2.errors import ReplyError, RunError
 from lora_a2.federation.population import Client
+from lora_a2.flower import server_app
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import Courier
 from lora_a2.flower.driver import evaluation
@@ -119,15 +121,14 @@ def test_one_node_s_profile_decides_nothing(
     assert not list((run / "clients").glob("*"))
 
 
-def test_only_the_engine_s_grid_is_a_simulation(tmp_path: Path) -> None:
-    class InMemoryGrid(FakeGrid):
-        pass
-
-    assert Courier(InMemoryGrid(tmp_path, 1)).simulated
-    assert not Courier(FakeGrid(tmp_path, 1)).simulated
-    from flwr.superlink import grid
-
-    assert grid.InMemoryGrid.__name__ == "InMemoryGrid"
+def test_only_the_engine_s_grid_is_a_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[bool] = []
+    monkeypatch.setattr(server_app, "serve", lambda courier, *given: served.append(courier.simulated))
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    monkeypatch.setattr(InMemoryGrid, "__init__", lambda self: None)
+    for grid in (InMemoryGrid(), FakeGrid(tmp_path, 1)):  # type: ignore[call-arg]
+        server_app.app(grid, context)
+    assert served == [True, False]
 
 
 def profile(wish: int, examples: int = 5, tests: int = 2) -> NodeProfile:
@@ -539,7 +540,7 @@ def test_a_node_is_known_by_its_key(tmp_path: Path) -> None:
         def get_nodes(self) -> list[Info]:
             return [Info(1, b"one"), Info(2, b"two"), Info(7, b"")]
 
-    found = Courier(WithKeys(tmp_path, 1)).present()
+    found = Courier(WithKeys(tmp_path, 1), simulated=False).present()
     assert found[1].startswith("key ") and found[2].startswith("key ") and found[1] != found[2]
     assert found[7] == "node 7"
-    assert Courier(FakeGrid(tmp_path, 1)).present() == {100: "node 100"}
+    assert Courier(FakeGrid(tmp_path, 1), simulated=False).present() == {100: "node 100"}

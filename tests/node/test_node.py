@@ -199,7 +199,7 @@ def test_too_large_a_download_and_too_large_an_upload(tmp_path: Path) -> None:
 
 
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "peer", lambda connection: os.geteuid() + 1)
+    monkeypatch.setattr(door, "peer_user", lambda connection: os.geteuid() + 1)
     path = tmp_path / "private" / "worker.sock"
     with running(path, lambda asked: Answer({})):
         assert refused(lambda: ask(path, request(), 5, 100)) is Reason.SETUP

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,12 +17,11 @@ import pytest
 
 from cli_helpers import one_error
 from lora_a2.cli import main
-from lora_a2.config.run import RunConfig
+from lora_a2.config.run import RunConfig, make_config
 from lora_a2.display.progress import human_bytes, percent
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
-from lora_a2.system.files import read_sealed, write_all, write_sealed
-from lora_a2.system.journal import Journal
+from lora_a2.system.files import read_sealed, write_sealed
 from tiny import WORDS
 
 pytest.importorskip("altair", reason="the report is an extra")
@@ -123,7 +123,6 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
     headings = {text for level in ("h2", "h3", "h4") for text in found.texts[level]}
     for title in ("Summary", "Over seeds", "Accuracy", "Clients", "Labels", "Ranks", "Similarity of clients"):
         assert title in headings
-    assert "Privacy" not in headings
     cells = found.texts["td"]
     for run in runs:
         assert percent(run.metrics["accuracy"]) in cells
@@ -165,25 +164,17 @@ def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
     assert not re.search(r"@import|url\(", "".join(found.texts["style"]))
 
 
-def test_an_older_run_leaves_out_what_it_lacks(folder: Path, tmp_path: Path) -> None:
-    old = Path(shutil.copytree(folder / "selecting", tmp_path / "old"))
-    for name in ("clients.json", "analysis.jsonl", "analysis.sha256"):
-        (old / name).unlink()
-    environment = json.loads((old / "environment.json").read_text())
-    del environment["full_parameters"]
-    (old / "environment.json").write_text(json.dumps(environment))
-    write_all(old, {name: (old / name).read_bytes() for name in ("environment.json", "config.toml")})
-    state = read_sealed(old / "checkpoint" / "state.json")
-    write_sealed(old / "checkpoint" / "state.json", {**state, "lines": {**state["lines"], "analysis": 0}})
-    text = render(*find_runs([old]))
+def test_what_a_run_did_not_record_is_left_out(folder: Path, tmp_path: Path) -> None:
+    path = folder / "selecting" / "config.toml"
+    given = {**tomllib.loads(path.read_text()), "record-analysis": False, "output-dir": str(tmp_path / "run")}
+    launch(make_config(given, {}), Observer())
+    text = render(*find_runs([tmp_path / "run"]))
     for sentence in (
         "did not record which labels its clients hold",
         "did not record its clients&#39; updates",
         "did not record what averaging lost",
-        "did not record their model&#39;s size",
     ):
         assert sentence in text
-    assert "Saved (uploads)" not in text
     assert len(Reader(text).specs) > 3
 
 
@@ -194,16 +185,6 @@ def test_an_unfinished_run_is_shown_as_far_as_it_came(folder: Path, tmp_path: Pa
     text = render(*find_runs([run]))
     assert "2 of 3" in text
     assert "Not finished: run." in text
-
-
-def test_privacy_is_shown_where_rounds_record_it(folder: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(folder / "selecting", tmp_path / "run"))
-    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    for name in ("rounds.jsonl", "rounds.sha256"):
-        (run / name).unlink()
-    for line in lines:
-        Journal(run / "rounds.jsonl").append({**line, "epsilon": 1.25 * line["server_round"]})
-    assert "ε = 3.750 after 3 rounds." in render(*find_runs([run]))
 
 
 def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,14 @@ def curve(run: RunRecord) -> pd.DataFrame:
     traffic = ("uploaded_bytes", "uploaded_parameters", "downloaded_bytes")
     rows = [
         {
-            "server_round": line["server_round"],
-            "train_loss": line["train_loss"],
-            **{name: line["metrics"].get(name) for name in metrics},
-            **{name: line[name] for name in traffic},
+            "server_round": record.server_round,
+            "train_loss": record.train_loss,
+            **{name: record.metrics.get(name) for name in metrics},
+            "uploaded_bytes": record.uploaded_bytes,
+            "uploaded_parameters": record.uploaded_parameters,
+            "downloaded_bytes": record.downloaded_bytes,
         }
-        for line in run.rounds
+        for record in run.rounds
     ]
     table = pd.DataFrame(rows, columns=["server_round", "train_loss", *metrics, *traffic]).set_index("server_round")
     table[list(traffic)] = table[list(traffic)].cumsum()
@@ -30,7 +32,7 @@ def curve(run: RunRecord) -> pd.DataFrame:
 
 def client_accuracies(run: RunRecord) -> pd.Series:
     """Client name → accuracy of the global model on its own test examples, at the last evaluation; worst first."""
-    evaluated = [line["metrics"]["per_client"] for line in run.rounds if line["metrics"].get("per_client")]
+    evaluated = [record.metrics["per_client"] for record in run.rounds if record.metrics.get("per_client")]
     return pd.Series(evaluated[-1] if evaluated else {}, name="accuracy", dtype=np.float64).sort_values(kind="stable")
 
 

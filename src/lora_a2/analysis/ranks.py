@@ -27,8 +27,8 @@ def selected_ranks(run: RunRecord, client: int | None = None, server_round: int 
     Raises:
         RunError: the client did not take part, or there is no such round.
     """
-    rounds = [r for r in run.rounds if server_round in (None, r["server_round"])]
-    rows = [c["selected"] for r in rounds for c in r["clients"] if client in (None, c["id"])]
+    rounds = [r for r in run.rounds if server_round in (None, r.server_round)]
+    rows = [c.selected for r in rounds for c in r.clients if client in (None, c.id)]
     if not rows:
         raise RunError(f"{run.path} has no upload of {_asked(client, server_round)}.")
     names = [m.name for m in run.modules] or list(dict.fromkeys(name for row in rows for name in row))

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lora_a2.core.types import BoolArray, Layout, Mask, ModuleShape
 from lora_a2.errors import RunError
+from lora_a2.federation.records import LEDGER_FILE, RoundRecord, read_ledger
 from lora_a2.system.files import check, read_sealed
 from lora_a2.system.journal import Journal
 
@@ -126,7 +127,7 @@ def clients_json(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory: `config` by kebab-case key, `rounds` the committed lines of `rounds.jsonl` as they stand.
+    """A run directory: `config` by kebab-case key, `rounds` the committed ones.
 
     `clients`, `analyses`, `modules` and `label_names` are empty where the run did not record them, `clients` also where
     the clients were nodes.
@@ -135,7 +136,7 @@ class RunRecord:
     path: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    rounds: tuple[Mapping[str, Any], ...]
+    rounds: tuple[RoundRecord, ...]
     label_names: tuple[str, ...]
     modules: tuple[ModuleShape, ...]
     clients: tuple[ClientInfo, ...]
@@ -168,12 +169,12 @@ def load_run(path: str | Path) -> RunRecord:
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         environment = json.loads((path / "environment.json").read_bytes())
         described = _described(path / CLIENTS_FILE)
-        lines = _lines(path / ANALYSIS_FILE, done["analysis"])
+        lines = [json.loads(line) for line in Journal(path / ANALYSIS_FILE).read(done["analysis"])]
         return RunRecord(
             path=path,
             config=config,
             environment=environment,
-            rounds=tuple(_lines(path / "rounds.jsonl", done["rounds"])),
+            rounds=tuple(read_ledger(path / LEDGER_FILE, done["rounds"])),
             label_names=tuple(described["label_names"]),
             modules=tuple(ModuleShape(*row) for row in described["modules"]),
             clients=tuple(_client(row, len(described["label_names"])) for row in described["clients"]),
@@ -202,12 +203,8 @@ def runs_in(folder: Path) -> list[Path]:
 def _committed(path: Path) -> dict[str, int]:
     """How many lines of ledger and analysis count."""
     state = path / "checkpoint" / "state.json"
-    lines: dict[str, int] = {"rounds": 0, "analysis": 0, **(read_sealed(state)["lines"] if state.exists() else {})}
+    lines: dict[str, int] = read_sealed(state)["lines"] if state.exists() else {"rounds": 0, "analysis": 0}
     return lines
-
-
-def _lines(path: Path, count: int) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Journal(path).read(count)]
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -86,14 +86,12 @@ class SharingTest:
     num_clients: int
 
 
-def sharing_test(
-    similarity: pd.DataFrame, overlap: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0
-) -> SharingTest | None:
+def sharing_test(similarity: pd.DataFrame, overlap: pd.DataFrame) -> SharingTest | None:
     """The Mantel test of `similarity` against `overlap`, one-sided; None where it cannot be made.
 
     Mantel: "The Detection of Disease Clustering and a Generalized Regression Approach", Cancer Research 1967. Pairs are
     not independent, clients are: so the labels of the clients are permuted, rows and columns together. Every permutation
-    is taken where there are at most `resamples` of them. With overlaps of 0 and 1 only, as in the pathological split, the
+    is taken where there are at most `RESAMPLES` of them. With overlaps of 0 and 1 only, as in the pathological split, the
     correlation orders the permutations as the difference of the two means does. There is no test with fewer than three
     clients, with a pair that has no similarity, or where all pairs are alike or overlap alike.
     """
@@ -116,10 +114,10 @@ def sharing_test(
         correlation,
         permutation_type="pairings",
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES,
         batch=500,
         alternative="greater",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     share = labels[upper] > 0
     return SharingTest(

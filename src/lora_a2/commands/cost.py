@@ -61,7 +61,8 @@ def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 def _estimate(config: RunConfig) -> Cost:
     from lora_a2.core.budgets import rank_budgets
     from lora_a2.core.randomness import generator
-    from lora_a2.engine.targets import adapter_layout
+    from lora_a2.core.types import Layout
+    from lora_a2.engine.targets import find_target_modules
     from lora_a2.errors import ConfigError
     from lora_a2.federation.cost import estimate_cost
     from lora_a2.methods import get_method
@@ -72,7 +73,7 @@ def _estimate(config: RunConfig) -> Cost:
     budgets = rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
     architecture = model_config(config.model)
     return estimate_cost(
-        adapter_layout(meta_backbone(architecture), config.target_modules),
+        Layout(find_target_modules(meta_backbone(architecture), config.target_modules)),
         get_method(config.method),
         r=config.r,
         rank_budgets=budgets,

@@ -15,9 +15,7 @@ Scores = Mapping[str, FloatArray]
 Criterion = Callable[[Adapter, Adapter, frozenset[Factor], np.random.Generator], Scores]
 
 
-def contribution(
-    start: Adapter, probed: Adapter, trainable: frozenset[Factor], rng: np.random.Generator | None = None
-) -> Scores:
+def contribution(start: Adapter, probed: Adapter, trainable: frozenset[Factor], rng: np.random.Generator) -> Scores:
     """‖ΔB[:,i] · A[i,:]‖_F where B is trained, ‖B[:,i] · ΔA[i,:]‖_F where A is: the contribution criterion.
 
     An outer product's Frobenius norm is the product of the two vectors' norms. With both factors trained the two

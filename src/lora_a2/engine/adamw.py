@@ -13,6 +13,8 @@ from torch.optim.adamw import adamw
 
 from lora_a2.core.types import FloatArray
 
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -37,10 +39,8 @@ class AdamW:
         weight_decay: decoupled; multiplied by the rate.
     """
 
-    def __init__(
-        self, values: Tensor, rates: FloatArray, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
-    ) -> None:
-        self.values, self.weight_decay, self.betas = values, weight_decay, betas
+    def __init__(self, values: Tensor, rates: FloatArray, weight_decay: float) -> None:
+        self.values, self.weight_decay = values, weight_decay
         self.mean = torch.zeros_like(values)
         self.square = torch.zeros_like(values)
         self._pieces: dict[float, list[_Piece]] = {}
@@ -50,7 +50,7 @@ class AdamW:
                 piece = _Piece(k, span, row, mean, square, torch.zeros((), device=values.device))
                 self._pieces.setdefault(rate, []).append(piece)
 
-    def step(self, gradient: Tensor, eps: float = 1e-8) -> None:
+    def step(self, gradient: Tensor) -> None:
         """One update of the first K' clients from their gradient (K', P)."""
         active = gradient.shape[0]
         for rate, pieces in self._pieces.items():
@@ -66,11 +66,11 @@ class AdamW:
                 [piece.step for piece in moved],
                 fused=True,
                 amsgrad=False,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
+                beta1=_BETA1,
+                beta2=_BETA2,
                 lr=rate,
                 weight_decay=self.weight_decay,
-                eps=eps,
+                eps=_EPSILON,
                 maximize=False,
             )
 

@@ -5,7 +5,6 @@ Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C cla
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -173,13 +172,6 @@ class Classifier:
     def _pad(self, cohort: Sequence[Sequence[np.ndarray]]) -> PaddedBatch:
         return pad(cohort, pooling=self.pooling, pad_token_id=self.pad_token_id, device=self.device)
 
-    def twin(self) -> Classifier:
-        """Another classifier over the same frozen tensors, for use beside this one in another thread."""
-        shared = [*self.backbone.parameters(), *self.backbone.buffers(), *self.head.values()]
-        twin = copy.deepcopy(self, {id(value): value for value in (*shared, self._loaded)})
-        twin.load(None)
-        return twin
-
     def load(self, adapter: Adapter | None) -> None:
         """Merges an adapter's B·A into the frozen weights (None: the plain base); nothing to do if it is there already.
 
@@ -246,12 +238,10 @@ class Classifier:
             return batch.vectors(self._hidden(batch))
 
     @torch.no_grad()
-    def prefix(
-        self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]], limit: int = PREFIX_LIMIT
-    ) -> Prefix | None:
+    def prefix(self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]]) -> Prefix | None:
         """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
 
-        None where that is the first block, where they would take more than `limit` bytes, or where sentences are padded.
+        None where that is the first block, where they would take more than `PREFIX_LIMIT` bytes, or where sentences are padded.
         """
         if self.note is not None:
             return None
@@ -259,7 +249,7 @@ class Classifier:
         sentences = [s for client in cohort for s in client]
         lengths = np.array([len(s) for s in sentences])
         width = int(self.head["weight"].shape[1])
-        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > limit:
+        if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > PREFIX_LIMIT:
             return None
         starts = np.cumsum(lengths) - lengths
         hidden = torch.empty(int(lengths.sum()), width, dtype=self.dtype, device=self.device)

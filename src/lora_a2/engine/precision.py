@@ -1,18 +1,20 @@
-"""Which device and which dtype: by flag, or by a look at the machine."""
+"""Which device and which dtype: by option, or by what the machine has."""
 
 from __future__ import annotations
 
 import copy
 import re
-import time
-from functools import cache
 
 import torch
 from transformers import PreTrainedModel
 
 from lora_a2.errors import ModelError
+from lora_a2.system.machine import processor_flags
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""A processor with one of these multiplies bfloat16 itself: x86's two, and ARM's."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,7 +34,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called `name`; "auto": bfloat16 where its products are clearly faster than float32's.
+    """The dtype called `name`; "auto": bfloat16 where the device has instructions for its products.
 
     Raises:
         ModelError: unknown name.
@@ -63,19 +65,13 @@ def dtypes_in(backbone: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.
     return found
 
 
-@cache
 def _bfloat16_pays(device: torch.device) -> bool:
-    """Measured, since a CPU may run bfloat16 natively, emulate it, or refuse it: at least 1.5 times float32's rate."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-
-    def seconds(dtype: torch.dtype) -> float:
-        x, w = (torch.ones(512, 512, dtype=dtype, device=device) for _ in range(2))
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return seconds(torch.float32) > 1.5 * seconds(torch.bfloat16)
+    """Whether the device multiplies bfloat16 itself. Nothing is timed: the same machine always answers the same."""
+    if device.type == "cpu":
+        library = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return library and not processor_flags().isdisjoint(_BFLOAT16_FLAGS)
+    module = torch.get_device_module(device)
+    if not hasattr(module, "is_bf16_supported"):  # Apple's, for one
+        return False
+    with module.device(device):  # it is asked of the current one
+        return bool(module.is_bf16_supported(including_emulation=False))

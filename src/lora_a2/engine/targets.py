@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from lora_a2.core.types import Layout, ModuleShape
+from lora_a2.core.types import ModuleShape
 from lora_a2.errors import ModelError
 
 ALL_LINEAR = "all-linear"
@@ -39,19 +39,6 @@ def find_target_modules(
     else:
         chosen = _ending(target_modules, linear)
     return tuple(linear[name] for name in chosen)
-
-
-def adapter_layout(
-    backbone: torch.nn.Module,
-    target_modules: str | Sequence[str] | None = None,
-    head_shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> Layout:
-    """The layout of an adapter on `backbone`; `head_shapes` are the tensors of a trained head, in order.
-
-    Raises:
-        ModelError: as `find_target_modules`.
-    """
-    return Layout(find_target_modules(backbone, target_modules), tuple((head_shapes or {}).items()))
 
 
 def _linear_layers(backbone: torch.nn.Module) -> dict[str, ModuleShape]:

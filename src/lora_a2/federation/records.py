@@ -1,16 +1,24 @@
-"""What is recorded of a round: a line of `rounds.jsonl`."""
+"""What is recorded of a round: a line of `rounds.jsonl`, the ledger."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from lora_a2.errors import RunError
+from lora_a2.system.journal import Journal
+
+LEDGER_FILE = "rounds.jsonl"
+"""In a run directory."""
 
 
 @dataclass(frozen=True)
 class ClientRecord:
     """What one client did in a round. `selected`: module → rank slices uploaded (modules with none left out).
 
-    `update_norm` is how far it moved (`bounds.update_norm`); None in ledgers of earlier releases.
+    `update_norm` is how far it moved (`bounds.update_norm`).
     """
 
     id: int
@@ -22,7 +30,7 @@ class ClientRecord:
     downloaded_parameters: int
     train_loss: float
     selected: dict[str, int]
-    update_norm: float | None = None
+    update_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,19 @@ class RoundRecord:
         clients = [ClientRecord(**c) for c in values["clients"]]
         refused = {int(k): v for k, v in values["refused"].items()}
         return cls(**{**values, "clients": clients, "refused": refused})
+
+
+def read_ledger(path: Path, count: int) -> list[RoundRecord]:
+    """The first `count` lines of the ledger at `path`: how many count is said by the run's checkpoint.
+
+    Raises:
+        RunError: one of them is not what it was, or is missing.
+    """
+    lines = Journal(path).read(count)
+    try:
+        records = [RoundRecord.from_json(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}.") from error
+    if [r.server_round for r in records] != list(range(1, count + 1)):
+        raise RunError(f"{path} is damaged: expected a line for each of the rounds 1 to {count}.")
+    return records

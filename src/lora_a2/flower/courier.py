@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 log = logging.getLogger("flwr.lora_a2")
@@ -44,26 +45,23 @@ NO_ANSWER = "No answer within"
 class Courier:
     """Talks to the nodes of a grid. `clock` (seconds) and `sleep` are the real ones outside of tests.
 
-    `simulated` says whether the nodes are those of Flower's simulation engine, in this process's own hands: it is the grid
-    that tells (None), never a node.
+    `simulated` says whether the nodes are those of Flower's simulation engine, in this process's own hands: never a node tells.
     """
 
     def __init__(
         self,
         grid: Grid,
+        simulated: bool,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        simulated: bool | None = None,
     ) -> None:
-        self.grid, self.clock, self.sleep = grid, clock, sleep
-        engine = any(kind.__name__ == "InMemoryGrid" for kind in type(grid).__mro__)
-        self.simulated = engine if simulated is None else simulated
+        self.grid, self.simulated, self.clock, self.sleep = grid, simulated, clock, sleep
         self._given_up: dict[str, int] = {}
         self._late: list[Late] = []
 
     def present(self) -> dict[int, str]:
         """The nodes that are there, each with what tells it from others for good: its key, as far as the grid knows keys."""
-        if self.simulated or not hasattr(self.grid, "get_nodes"):
+        if self.simulated:  # the engine's nodes have new keys in every run
             return {node: f"node {node}" for node in self.grid.get_node_ids()}
         return {info.node_id: _identity(info) for info in self.grid.get_nodes()}
 
@@ -139,7 +137,7 @@ class Courier:
         return found
 
 
-def _identity(info: Any) -> str:
+def _identity(info: NodeInfo) -> str:
     """A digest of a node's public key."""
     key = bytes(info.public_key)
     return f"key {hashlib.sha256(key).hexdigest()[:32]}" if key else f"node {info.node_id}"

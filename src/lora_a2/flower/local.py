@@ -105,7 +105,7 @@ def _flat(value: Any) -> Value:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Value]:
     """Deploys, runs a configuration from the start, and takes everything down; returns a summary.
 
     `options` are those of the server alone, such as min-train-nodes.
@@ -119,14 +119,14 @@ def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[st
     return _run(config.model_copy(update={"output_dir": str(path)}), options, say)
 
 
-def resume(run_dir: Path, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+def resume(run_dir: Path, options: Mapping[str, Value], say: Say) -> dict[str, Value]:
     """Deploys anew and continues a run after its last finished round; as `launch`."""
     run = RunDirectory.open(run_dir.resolve())
     config = config_of(run).model_copy(update={"output_dir": str(run.path)})
     return _run(config, {**options, "resume": str(run.path)}, say)
 
 
-def _run(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Any]:
+def _run(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Value]:
     run = RunDirectory(Path(str(config.output_dir)))
     try:
         with local_deployment(config, run.path.with_name(f"{run.path.name}-nodes")) as deployment:
@@ -144,16 +144,16 @@ def _interrupted(path: Path) -> str:
     return f"Interrupted; continue with: lora-a2 flower local-deployment --resume {shlex.quote(str(path))}"
 
 
-def summary(run: RunDirectory) -> dict[str, Any]:
+def summary(run: RunDirectory) -> dict[str, Value]:
     """What a finished run comes to: its last metrics, what was sent, and where it is."""
-    records = [json.loads(line) for line in run.ledger.read_bytes().splitlines()]
-    metrics = records[-1]["metrics"]
+    records = run.load_records()
+    metrics = records[-1].metrics
     return {
         **{name: metrics[name] for name in ("accuracy", "macro_f1") if name in metrics},
         "server_rounds": len(records),
-        "uploaded_bytes": sum(record["uploaded_bytes"] for record in records),
-        "downloaded_bytes": sum(record["downloaded_bytes"] for record in records),
-        "seconds": round(sum(sum(record["seconds"].values()) for record in records), 1),
+        "uploaded_bytes": sum(record.uploaded_bytes for record in records),
+        "downloaded_bytes": sum(record.downloaded_bytes for record in records),
+        "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
         "adapter": str(run.result()),
         "output_dir": str(run.path),
     }

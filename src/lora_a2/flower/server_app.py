@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
 from lora_a2.config.run import RunConfig, dump_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
@@ -61,12 +62,15 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(Courier(grid), dict(context.run_config), load_data)
+        courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid, and no other
+        serve(courier, context.run_config, load_data)
 
     return app
 
 
-def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | None = None) -> RunDirectory:
+def serve(
+    courier: Courier, run_config: Mapping[str, bool | float | int | str], load_data: LoadData | None = None
+) -> RunDirectory:
     """Runs a federation over the nodes that `courier` reaches, from the start or from where it was interrupted.
 
     Raises:
@@ -115,13 +119,16 @@ def serve(courier: Courier, run_config: dict[str, Any], load_data: LoadData | No
     return run
 
 
-def _prepare(run_config: dict[str, Any], load_data: LoadData | None) -> _Start:
+def _prepare(run_config: Mapping[str, bool | float | int | str], load_data: LoadData | None) -> _Start:
     config, options = read_options(run_config)
     run = RunDirectory.open(Path(options.resume).expanduser().resolve()) if options.resume else None
     run_id, num_clients = uuid.uuid4().hex, None
     if run is not None:
         config = config_of(run)
-        run_id, num_clients = str(run.environment().get("run_id")), config.num_clients
+        num_clients = config.num_clients
+        if (recorded := run.environment().get("run_id")) is None:
+            raise RunError(f"{run.path} was not started by Flower: continue it with 'lora-a2 resume {run.path}'.")
+        run_id = str(recorded)
     elif run_config.get("num-clients", "") != "":
         num_clients = config.num_clients
     data = _server_data(config, options, load_data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +20,7 @@ from typing import Any, Self
 from lora_a2.node.logs import log
 from lora_a2.node.protocol import PIECE, PREFIX_SIZE, Answer, Request, cut_off, packed, parsed, read_request, sizes
 from lora_a2.node.refusals import Reason, Refused
+from lora_a2.system.machine import peer_user
 
 MESSAGE_SECONDS = 60.0
 """How long a message may take from its first byte to its last, either way."""
@@ -135,7 +135,7 @@ class Door:
             return error.reason
 
     def _admit(self, connection: socket.socket) -> None:
-        if (user := peer(connection)) != os.geteuid():
+        if (user := peer_user(connection)) != os.geteuid():
             raise Refused(Reason.SETUP, f"User {user} may not use this worker.")
         if self._open > MOST_CONNECTIONS:
             raise Refused(Reason.BUSY, f"More than {MOST_CONNECTIONS} connections at once.")
@@ -214,9 +214,3 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
         writer.write(packed(header, len(reply.payload)))
         writer.write(reply.payload)
     await writer.drain()
-
-
-def peer(connection: socket.socket) -> int:
-    """The user at the other end, as the kernel knows it."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])

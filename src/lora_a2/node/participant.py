@@ -75,8 +75,8 @@ class Participant:
         self, load_client: LoadClient, store: Path, policy: Policy = NO_LIMITS, own: Mapping[str, Any] | None = None
     ) -> None:
         self._load_client, self.store, self._policy, self._own = load_client, store, policy, own
-        self._loaded: tuple[Any, Model, dict[Any, Client]] | None = None
-        self._federation: tuple[Any, Federation] | None = None
+        self._loaded: tuple[object, Model, dict[int, Client]] | None = None
+        self._federation: tuple[object, Federation] | None = None
 
     def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
         """What leaves the node for `request`; given up between two steps once whoever asked has `gone`.
@@ -124,7 +124,7 @@ class Participant:
         taken = {name: getattr(asked, name) for name in _FROM_SERVER}
         return RunConfig().model_copy(update={**taken, **self._own})
 
-    def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[Any, Client]]:
+    def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[int, Client]]:
         key = tuple(getattr(config, name) for name in _MODEL_FIELDS), request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # let go of the old model before the new one is loaded

@@ -15,9 +15,7 @@ from lora_a2.node.door import BACKLOG, Door, Reply
 from lora_a2.node.logs import log
 from lora_a2.node.protocol import Answer, Request, outgoing
 from lora_a2.node.refusals import reason_of
-
-_PATH_LIMIT = 107
-"""Bytes of a socket's path that Linux takes."""
+from lora_a2.system.machine import SOCKET_PATH_LIMIT
 
 Answerer = Callable[[Request, Callable[[], bool]], Answer]
 """(request, whether whoever asked has gone) → the answer."""
@@ -31,8 +29,8 @@ def listening(path: Path) -> Iterator[socket.socket]:
         NodeError: others may enter the folder, the path is too long, or another worker listens there.
     """
     path = path.expanduser().absolute()
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise NodeError(f"The socket's path {path} is longer than {_PATH_LIMIT} bytes; choose a shorter one.")
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise NodeError(f"The socket's path {path} is longer than {SOCKET_PATH_LIMIT} bytes; choose a shorter one.")
     _own_folder(path.parent)
     _free(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

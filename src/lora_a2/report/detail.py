@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,7 @@ EXACT = 1e-4
 
 def detail(run: Run) -> list[Section]:
     """All that a run's record says, in the order of the page; what it lacks is left out, with a sentence."""
-    parts: tuple[Callable[[Run], Section | None], ...] = (
-        rounds,
-        clients,
-        labels,
-        ranks,
-        similarity,
-        averaging,
-        privacy,
-        configuration,
-    )
-    return [section for part in parts if (section := part(run)) is not None]
+    return [part(run) for part in (rounds, clients, labels, ranks, similarity, averaging, configuration)]
 
 
 def rounds(run: Run) -> Section:
@@ -68,17 +58,17 @@ def _ledger(run: Run) -> Table:
     header = ["Round", "Trained", "Clients", "Refused", "Accuracy", "Loss", "Uploaded", "Downloaded", "Seconds"]
     rows: list[tuple[Cell, ...]] = [
         (
-            line["server_round"],
-            " and ".join(line["trainable"]),
-            len(line["clients"]),
-            len(line["refused"]),
-            percent(line["metrics"]["accuracy"]) if line["metrics"] else None,
-            f"{line['train_loss']:.3f}",
-            human_bytes(line["uploaded_bytes"]),
-            human_bytes(line["downloaded_bytes"]),
-            f"{sum(line['seconds'].values()):.1f}",
+            record.server_round,
+            " and ".join(record.trainable),
+            len(record.clients),
+            len(record.refused),
+            percent(record.metrics["accuracy"]) if record.metrics else None,
+            f"{record.train_loss:.3f}",
+            human_bytes(record.uploaded_bytes),
+            human_bytes(record.downloaded_bytes),
+            f"{sum(record.seconds.values()):.1f}",
         )
-        for line in run.record.rounds
+        for record in run.record.rounds
     ]
     return table(header, rows)
 
@@ -109,7 +99,7 @@ def clients(run: Run) -> Section:
 def _spread(run: Run) -> Figure:
     """Tenth, middle and nine tenths of the clients' accuracies by round."""
     evaluated = [
-        (line["server_round"], list(line["metrics"].get("per_client", {}).values())) for line in run.record.rounds
+        (record.server_round, list(record.metrics.get("per_client", {}).values())) for record in run.record.rounds
     ]
     found = [(number, *np.quantile(values, (0.1, 0.5, 0.9)).tolist()) for number, values in evaluated if values]
     return Figure(
@@ -145,18 +135,6 @@ def averaging(run: Run) -> Section:
             "This run did not record what averaging lost, or its server does not see the clients' whole weights."
         )
     return Section("Averaging and drift", tuple(said), tuple(figures))
-
-
-def privacy(run: Run) -> Section | None:
-    """The privacy spent, where rounds record an `epsilon`; no section where none does."""
-    lines = [line for line in run.record.rounds if line.get("epsilon") is not None]
-    if not lines:
-        return None
-    spent = [(int(line["server_round"]), float(line["epsilon"])) for line in lines]
-    delta = run.record.config.get("delta")
-    at = "" if delta is None else f" at δ = {delta:g}"
-    figure = _by_round("Privacy spent", f"ε after each round{at}.", "ε", spent)
-    return Section("Privacy", (f"ε = {spent[-1][1]:.3f}{at} after {spent[-1][0]} rounds.",), figures=(figure,))
 
 
 def configuration(run: Run) -> Section:

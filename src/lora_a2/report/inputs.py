@@ -51,14 +51,14 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """Those of the last evaluation; empty before the first."""
-        found = [line["metrics"] for line in self.record.rounds if line["metrics"]]
+        found = [record.metrics for record in self.record.rounds if record.metrics]
         return dict(found[-1]) if found else {}
 
     @property
-    def full_bytes(self) -> int | None:
-        """What full fine-tuning would have uploaded in the same rounds; None where the run does not know its model's size."""
-        size = self.record.environment.get("full_parameters")
-        return None if size is None else 4 * int(size) * sum(len(line["clients"]) for line in self.record.rounds)
+    def full_bytes(self) -> int:
+        """What full fine-tuning would have uploaded in the same rounds."""
+        size = int(self.record.environment["full_parameters"])
+        return 4 * size * sum(len(record.clients) for record in self.record.rounds)
 
     @property
     def is_full(self) -> bool:

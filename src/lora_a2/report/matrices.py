@@ -29,7 +29,7 @@ def ranks(run: Run) -> Section:
             "Ranks",
             (f"Every client sent {float(mean.to_numpy()[0, 0]):g} rank slices of every module in every round.",),
         )
-    numbers = [line["server_round"] for line in run.record.rounds]
+    numbers = [record.server_round for record in run.record.rounds]
     rows = _cells(mean, 0)
     for number in numbers:
         rows += _cells(selected_ranks(run.record, server_round=number), number)

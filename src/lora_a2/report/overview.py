@@ -57,10 +57,10 @@ def _columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], Cell]]:
         found["Personal models"] = lambda run: _percent(run.metrics.get("personal", {}).get("accuracy"))
     found["Uploaded"] = lambda run: human_bytes(run.uploaded_bytes)
     found["Downloaded"] = lambda run: human_bytes(run.curve["downloaded_bytes"].iloc[-1])
-    found["Full fine-tuning would upload"] = lambda run: None if run.full_bytes is None else human_bytes(run.full_bytes)
+    found["Full fine-tuning would upload"] = lambda run: human_bytes(run.full_bytes)
     found["Saved (uploads)"] = _saved
     found["Rounds"] = lambda run: f"{len(run.record.rounds)} of {run.rounds_planned}"
-    found["Time"] = lambda run: human_time(sum(sum(line["seconds"].values()) for line in run.record.rounds))
+    found["Time"] = lambda run: human_time(sum(sum(record.seconds.values()) for record in run.record.rounds))
     return found
 
 
@@ -72,18 +72,15 @@ def _sentences(ranked: Sequence[Run]) -> tuple[str, ...]:
             f"{best.name} reached" if len(ranked) == 1 else f"Of {len(ranked)} runs, {best.name} is the most accurate:"
         )
         sent = human_bytes(best.uploaded_bytes)
-        saved = _saved(best)
-        beside = f", {saved} less than full fine-tuning would have uploaded" if saved is not None else ""
         said.append(
-            f"{start} {percent(best.metrics['accuracy'])} of the test examples right, with {sent} uploaded{beside}."
+            f"{start} {percent(best.metrics['accuracy'])} of the test examples right, with {sent} uploaded, "
+            f"{_saved(best)} less than full fine-tuning would have uploaded."
         )
     else:
         said.append("No round was evaluated yet.")
     unfinished = [run.name for run in ranked if len(run.record.rounds) < run.rounds_planned]
     if unfinished:
         said.append(f"Not finished: {', '.join(unfinished)}.")
-    if any(run.full_bytes is None for run in ranked):
-        said.append("Runs of older versions did not record their model's size: for them full fine-tuning is left out.")
     return tuple(said)
 
 
@@ -199,9 +196,7 @@ def _percent(value: float | None) -> str | None:
     return None if value is None else percent(value)
 
 
-def _saved(run: Run) -> str | None:
-    if not run.full_bytes:
-        return None
+def _saved(run: Run) -> str:
     return saving(100 * (1 - run.uploaded_bytes / run.full_bytes))
 
 

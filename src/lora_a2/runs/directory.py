@@ -28,7 +28,7 @@ from typing import Any
 from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
 from lora_a2.core.types import ClientState, Layout, ServerState
 from lora_a2.errors import RunError
-from lora_a2.federation.records import RoundRecord
+from lora_a2.federation.records import LEDGER_FILE, RoundRecord, read_ledger
 from lora_a2.runs.checkpoints import Checkpoints, clients_of
 from lora_a2.system.files import SUMS, check, read_json_object, write_all
 from lora_a2.system.journal import Journal
@@ -42,7 +42,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ledger = path / "rounds.jsonl"
+        self.ledger = path / LEDGER_FILE
         self.analysis = path / ANALYSIS_FILE
         self.checkpoint = path / "checkpoint"
         self.adapter = path / "adapter"
@@ -207,31 +207,16 @@ class RunDirectory:
             summary = self._checkpoints.last()
             return {} if summary is None else clients_of(self._checkpoints.tensors(summary))
 
-    def finished_rounds(self) -> int:
-        """How many rounds are committed.
-
-        Raises:
-            RunError: the checkpoint is damaged.
-        """
-        with self._offering_earlier():
-            summary = self._checkpoints.last()
-            return 0 if summary is None else int(summary["server_round"])
-
-    def load_records(self, server_round: int) -> list[RoundRecord]:
-        """The records of the first `server_round` rounds, of those that are committed.
+    def load_records(self) -> list[RoundRecord]:
+        """The records of the committed rounds.
 
         Raises:
             RunError: ledger or analysis is damaged.
         """
         with self._offering_earlier():
-            lines = self._lines(self._checkpoints.last())
-        try:
-            records = [RoundRecord.from_json(json.loads(line)) for line in lines[_LEDGER][:server_round]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.ledger} is damaged: {error}.") from error
-        if [r.server_round for r in records] != list(range(1, server_round + 1)):
-            raise RunError(f"{self.ledger} is damaged: expected a line for each of the rounds 1 to {server_round}.")
-        return records
+            summary = self._checkpoints.last()
+            self._check_lines(summary)
+            return read_ledger(self.ledger, 0 if summary is None else summary["lines"][_LEDGER])
 
     def discard_uncommitted(self) -> None:
         """Drops what a kill left beside the committed rounds: later or broken ledger lines, stray files.
@@ -278,12 +263,12 @@ class RunDirectory:
 
     def _check(self, summary: Mapping[str, Any]) -> None:
         self._checkpoints.tensors(summary)
-        self._lines(summary)
+        self._check_lines(summary)
 
-    def _lines(self, summary: Mapping[str, Any] | None) -> dict[str, list[bytes]]:
-        """The lines of ledger and analysis that count."""
-        counts = {} if summary is None else summary["lines"]
-        return {name: journal.read(counts.get(name, 0)) for name, journal in self._journals.items()}
+    def _check_lines(self, summary: Mapping[str, Any] | None) -> None:
+        """Compares the lines of ledger and analysis that count with their digests."""
+        for name, journal in self._journals.items():
+            journal.read(0 if summary is None else summary["lines"][name])
 
     @contextmanager
     def _offering_earlier(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def history(source: str | os.PathLike[str] | Iterable[RoundRecord]) -> pd.DataFr
 
 def _ledger(path: Path) -> list[RoundRecord]:
     run = RunDirectory.open(path)
-    return run.load_records(run.finished_rounds())
+    return run.load_records()
 
 
 def _row(record: RoundRecord, phases: Iterable[str]) -> Mapping[str, Any]:

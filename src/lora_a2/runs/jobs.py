@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -171,19 +171,17 @@ def _require_same(run: RunDirectory, setup: _Setup) -> None:
     if setup.data.fingerprint() != recorded["data_sha256"]:
         raise RunError(
             f"The data of {run.path} have changed since it started, or were read otherwise than config.toml says: "
-            f"{_differences(recorded.get('data'), setup.data)}. Restore them, or start a new run."
+            f"{_differences(recorded['data'], setup.data)}. Restore them, or start a new run."
         )
-    require_same(setup.model.name, setup.model.fingerprint, recorded.get("model_fingerprint"), str(run.path))
+    require_same(setup.model.name, setup.model.fingerprint, recorded["model_fingerprint"], str(run.path))
 
 
-def _differences(recorded: object, data: LabelledData) -> str:
+def _differences(recorded: Mapping[str, Any], data: LabelledData) -> str:
     """What can be told of two data sets without their texts."""
-    if not isinstance(recorded, dict):
-        return "their digests differ"
-    before, now = (list(map(str, labels)) for labels in (recorded.get("label_names", ()), data.label_names))
+    before, now = recorded["label_names"], list(data.label_names)
     if before != now:
         return f"the run has {len(before)} labels, and {data.name} has {len(now)}, or others"
-    sizes = f"{recorded.get('train_examples')} and {recorded.get('test_examples')}"
+    sizes = f"{recorded['train_examples']} and {recorded['test_examples']}"
     return f"the run had {sizes} examples to train and test with, and {data.name} has {len(data.train)} and {len(data.test)}"
 
 
@@ -245,7 +243,7 @@ def finish(
         if from_round is not None:
             run.go_back(from_round)
         state = run.load_state(model.layout) or plan.start()
-        records = run.load_records(state.server_round)
+        records = run.load_records()
         run.discard_uncommitted()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))

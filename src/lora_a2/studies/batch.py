@@ -51,7 +51,7 @@ class PlannedRun:
 
     def accuracy_at(self, server_round: int) -> float:
         """The accuracy after a round that was evaluated, of the personal models where the method makes such."""
-        metrics = RunDirectory(self.path).load_records(server_round)[-1].metrics
+        metrics = RunDirectory(self.path).load_records()[server_round - 1].metrics
         return float(metrics.get("personal", metrics)["accuracy"])
 
     def evaluates(self, server_round: int) -> bool:

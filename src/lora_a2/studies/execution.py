@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 from lora_a2.federation.loop import Observer
 from lora_a2.studies.batch import Batch, PlannedRun
+from lora_a2.system.machine import cores
 
 Said = Callable[[str], None]
 
@@ -61,8 +62,8 @@ class _Workers:
     def __init__(self, path: Path, processes: int, devices: Sequence[str]) -> None:
         self._path = path
         self._slots: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        for slot, cores in enumerate(shares(sorted(os.sched_getaffinity(0)), processes)):
-            self._slots.put((",".join(map(str, cores)), devices[slot % len(devices)] if devices else ""))
+        for slot, share in enumerate(shares(cores(), processes)):
+            self._slots.put((",".join(map(str, share)), devices[slot % len(devices)] if devices else ""))
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 

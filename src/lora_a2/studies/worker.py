@@ -1,14 +1,14 @@
 """One run of a batch in a process of its own: python -m lora_a2.studies.worker PARENT BATCH NAME CORES DEVICE.
 
-PARENT is the process that starts it, and takes it along when it ends; the last two may be empty.
+PARENT is the process that starts it, and takes it along when it ends; DEVICE may be empty.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
 from lora_a2.system.lifeline import end_with_parent
+from lora_a2.system.machine import stay_on
 from lora_a2.system.signals import interruptible, status
 
 
@@ -23,8 +23,7 @@ def main(parent: str, path: str, name: str, cores: str, device: str) -> int:
 
 
 def _run(path: str, name: str, cores: str, device: str) -> int:
-    if cores:  # before torch is imported, which counts them
-        os.sched_setaffinity(0, map(int, cores.split(",")))
+    stay_on(map(int, cores.split(",")))  # before torch is imported, which counts them
 
     from dataclasses import replace
     from pathlib import Path

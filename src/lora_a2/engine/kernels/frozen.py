@@ -24,10 +24,6 @@ class FrozenWeight:
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
 
-    def __deepcopy__(self, memo: object) -> FrozenWeight:
-        """Itself: it never changes, so classifiers side by side share it."""
-        return self
-
     def __call__(self, x: Tensor) -> Tensor:
         """As `product`, and differentiable in x."""
         found: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
