@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_a2.core.algebra import add, truncate
+from lora_a2.core.options import Option
 from lora_a2.core.types import (
     FACTORS,
     Adapter,
@@ -175,7 +176,8 @@ class Method:
         linear: the new state is linear in the updates.
         exact: the new effective weights are the weighted mean of the clients' effective weights.
         mixed_ranks: clients may hold adapters of, or upload, different ranks.
-        variant: builds the method with other switches, given by keyword; None: it has none.
+        options: what a user may choose of this method alone.
+        variant: builds the method with its options, given by keyword; None where it has none.
     """
 
     name: str
@@ -199,6 +201,7 @@ class Method:
     linear: bool = True
     exact: bool = False
     mixed_ranks: bool = False
+    options: tuple[Option, ...] = ()
     variant: Callable[..., Method] | None = None
 
     @property
