@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from lora_a2.config.effects import check_effects
+from lora_a2.config.setup import usual_cohort
 from lora_a2.core.types import ClientProfile, ClientState, ServerState
 from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.evaluate import Evaluation, evaluate, predict
 from lora_a2.engine.kernels.attention import compiled
 from lora_a2.engine.pool import Pool, ProcessPool, processes_work
-from lora_a2.errors import ReplyError
+from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.federation.agreement import make_federation
 from lora_a2.federation.client import Answer, client_round
 from lora_a2.federation.exchange import ReplyCallback, Train
 from lora_a2.federation.holdings import personal, simulated
-from lora_a2.federation.loop import Evaluated, Observer, Plan, run_rounds
+from lora_a2.federation.loop import Evaluated, Observer, Plan, make_schedule, run_rounds
+from lora_a2.federation.options import PlanOptions, own_options, usual_rank_budget
 from lora_a2.federation.population import Client, make_profiles
 from lora_a2.federation.records import RoundRecord
-from lora_a2.methods import DEFAULT_METHOD, get_method
+from lora_a2.methods import DEFAULT_METHOD
 from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
-from lora_a2.privacy.laplace import DEFAULT_CLIPPING_NORM
+from lora_a2.settings.errors import kebab
 from lora_a2.system.machine import cores
 
 Sent = tuple[ClientProfile, bytes]
@@ -69,57 +72,41 @@ def evaluate_state(
     return found
 
 
-def make_plan(
-    model: Model,
-    clients: Sequence[Client],
-    method: str | Method = DEFAULT_METHOD,
-    *,
-    num_server_rounds: int = 10,
-    local_epochs: int = 2,
-    batch_size: int = 16,
-    learning_rate: float | None = None,
-    learning_rate_ratio: float | None = None,
-    weight_decay: float = 0.01,
-    r: int = 16,
-    lora_alpha: float = 16.0,
-    rank_budget: int | Sequence[int] = 2,
-    probe: str | None = None,
-    probe_batches: int | None = None,
-    laplace_epsilon: float | None = None,
-    laplace_clipping_norm: float = DEFAULT_CLIPPING_NORM,
-    fraction_train: float = 1.0,
-    wire_dtype: str = "fp32",
-    eval_every: int = 1,
-    cohort_size: int = 1,
-    num_workers: int | None = None,
-    seed: int = 0,
-) -> Plan:
-    """Everything a run needs besides the model and the clients' data; names as on the command line.
+def make_plan(model: Model, clients: Sequence[Client], method: str | Method = DEFAULT_METHOD, **options: Any) -> Plan:
+    """Everything a run needs besides the model and the clients' data.
+
+    Args:
+        model: the clients' model.
+        clients: who takes part.
+        method: a name, or a method that is not in the registry.
+        **options: those of `PlanOptions`, as on the command line: num_server_rounds=3, r=4, learning_rate=0.01. Options that
+            are one method's own go with its name only.
 
     Raises:
-        ConfigError: a probe for a method that selects nothing, noise for one that trains whole backbones.
+        ConfigError: an unknown option, a wrong value, or an option that this method does not have.
     """
-    chosen = get_method(method) if isinstance(method, str) else method
-    budgets = [rank_budget] * len(clients) if isinstance(rank_budget, int) else list(rank_budget)
-    profiles = make_profiles(chosen, clients, r, budgets)
-    federation = make_federation(
-        model,
-        chosen,
-        rank=max(p.rank for p in profiles),
-        lora_alpha=lora_alpha,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        learning_rate_ratio=learning_rate_ratio,
-        weight_decay=weight_decay,
-        wire_dtype=wire_dtype,
-        probe=probe,
-        probe_batches=probe_batches,
-        laplace_epsilon=laplace_epsilon,
-        laplace_clipping_norm=laplace_clipping_norm,
-        seed=seed,
-    )
-    return Plan(federation, profiles, num_server_rounds, fraction_train, eval_every, cohort_size, num_workers)
+    named = {"method": method} if isinstance(method, str) else {}
+    checked = PlanOptions.model_validate({**options, **named})
+    if isinstance(method, str):
+        method = checked.chosen_method()
+    else:
+        checked = _for_unnamed(checked, method)
+    check_effects(checked)
+    checked.check_with(method)
+    size = checked.cohort_size or usual_cohort(model, len(clients), checked.fraction_train)
+    profiles = make_profiles(method, clients, checked.r, checked.budgets(len(clients)))
+    federation = make_federation(model, method, checked, len(clients))
+    return make_schedule(federation, profiles, checked.model_copy(update={"cohort_size": size}))
+
+
+def _for_unnamed(options: PlanOptions, method: Method) -> PlanOptions:
+    """The options with the defaults of a method that is given itself, not by name."""
+    for name in ("method", *own_options()):
+        if name in options.model_fields_set:
+            raise ConfigError(f"{kebab(name)}: the method is given as it is; give its name for this option.")
+    if "rank_budget" in options.model_fields_set:
+        return options
+    return options.model_copy(update={"rank_budget": usual_rank_budget(method, options.r)})
 
 
 def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:

@@ -17,14 +17,16 @@ from federation import LABELS, save_data, save_model
 from lora_a2 import codec
 from lora_a2.cli import main
 from lora_a2.commands import node as command
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
 from lora_a2.federation.client import upload_schema
+from lora_a2.federation.options import own_options
 from lora_a2.methods import METHODS
-from lora_a2.node.participant import _FROM_SERVER, Participant, own_fields
+from lora_a2.node.participant import Participant, own_fields, taken_fields
 from lora_a2.node.policy import Policy, load_policy
 from lora_a2.node.refusals import Reason, Refused
+from lora_a2.settings.errors import kebab
+from lora_a2.settings.options import marks_of, option
 from node_requests import Server, participant, request, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,12 +245,12 @@ def test_what_a_run_says_of_machine_files_and_code_is_the_node_s_own(files: tupl
 
 
 def test_a_node_takes_from_a_server_what_training_needs_and_nothing_else() -> None:
-    """A new option is the node's own until it is put on this list."""
-    assert set(RunConfig.model_fields) > _FROM_SERVER
-    harmless = {"Model", "Method", "Training", "Clients"}
-    groups = {name: RunConfig.model_fields[name].json_schema_extra["group"] for name in _FROM_SERVER}  # type: ignore[index,call-overload]
-    assert set(groups.values()) <= harmless
-    assert not _FROM_SERVER & {"model", "device", "trust_remote_code", "data", "output_dir", "report_to", "num_workers"}
+    """A new option is the node's own unless its declaration says otherwise."""
+    taken = set(taken_fields())
+    assert {"method", "r", "local_epochs", "seed", "max_length", *own_options()} < taken < set(RunConfig.model_fields)
+    assert {marks_of(RunConfig.model_fields[name]).group for name in taken} <= {"Model", "Method", "Training"}
+    assert not taken & {"model", "device", "trust_remote_code", "data", "output_dir", "report_to", "num_workers"}
+    assert marks_of(option(0, "Method", "New.")).reach != "nodes"
 
 
 def test_own_fields_are_checked() -> None:

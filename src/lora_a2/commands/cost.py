@@ -10,6 +10,7 @@ import click
 
 from lora_a2.commands.common import config_option, examples, json_option, print_json
 from lora_a2.commands.options import GroupedCommand, field_options
+from lora_a2.federation.options import MethodOptions
 
 if TYPE_CHECKING:
     from lora_a2.config.run import RunConfig
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 _FIELDS = (
     "model",
     "target_modules",
-    "method",
-    "r",
-    "rank_budget",
+    *(name for name in MethodOptions.model_fields if name != "lora_alpha"),
     "wire_dtype",
     "num_clients",
     "num_server_rounds",
@@ -59,24 +58,20 @@ def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def _estimate(config: RunConfig) -> Cost:
-    from lora_a2.core.budgets import rank_budgets
-    from lora_a2.core.randomness import generator
     from lora_a2.core.types import Layout
     from lora_a2.engine.targets import find_target_modules
     from lora_a2.errors import ConfigError
     from lora_a2.federation.cost import estimate_cost
-    from lora_a2.methods import get_method
     from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
 
     if config.num_clients is None:
         raise ConfigError("num-clients: the natural partitioner takes it from the data; give the number here.")
-    budgets = rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
     architecture = model_config(config.model)
     return estimate_cost(
         Layout(find_target_modules(meta_backbone(architecture), config.target_modules)),
-        get_method(config.method),
+        config.chosen_method(),
         r=config.r,
-        rank_budgets=budgets,
+        rank_budgets=config.budgets(config.num_clients),
         num_server_rounds=config.num_server_rounds,
         full_parameters=full_parameters(architecture),
         fraction_train=config.fraction_train,

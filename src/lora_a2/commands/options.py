@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig
+from lora_a2.settings.errors import kebab
+from lora_a2.settings.options import marks_of
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -53,11 +54,10 @@ def field_options(names: Iterable[str] | None = None) -> Callable[[Decorated], D
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Decorated], Decorated]:
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict)
+    marks = marks_of(field)
     kinds = _kinds(field.annotation)
     flag = f"--{kebab(name)}"
-    shown = extra["shown"] or field.get_default()
+    shown = marks.shown or field.get_default()
     if bool in kinds:
         flag, shown = f"{flag}/--no-{kebab(name)}", "on" if shown else "off"
     text = field.description or ""
@@ -65,9 +65,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[Decorated], Decorated]:
         flag,
         name,
         cls=FieldOption,
-        group=str(extra["group"]),
+        group=marks.group,
         default=None,
-        metavar=None if bool in kinds else str(extra["metavar"] or _metavar(kinds)),
+        metavar=None if bool in kinds else marks.metavar or _metavar(kinds),
         help=text if shown is None else f"{text}  [default: {shown}]",
         **({} if bool in kinds else {"type": str}),
     )

@@ -11,8 +11,8 @@ import click
 
 from lora_a2.commands.common import examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig
+from lora_a2.settings.errors import kebab
 
 if TYPE_CHECKING:
     from lora_a2.studies.batch import Batch

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.config.run import RunConfig
-from lora_a2.core.budgets import rank_budgets
-from lora_a2.core.randomness import generator
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ClientProfile
 from lora_a2.data.labelled import LabelledData
@@ -17,12 +15,12 @@ from lora_a2.data.sources import load_data
 from lora_a2.engine.precision import dtype_name
 from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
 from lora_a2.federation.exchange import RoundRules
-from lora_a2.federation.loop import Plan
+from lora_a2.federation.loop import Plan, make_schedule
 from lora_a2.federation.population import Client, make_clients, make_profile
 from lora_a2.federation.probes import resolved_probe
-from lora_a2.methods import get_method
 from lora_a2.model.catalog import ALIASES
 from lora_a2.model.catalog import BUILT_IN as BUILT_IN_MODELS
+from lora_a2.model.config import ModelConfig
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, load_model
 
@@ -65,19 +63,11 @@ def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
     Raises:
         ModelError: no such model, or nothing in it to adapt.
     """
-    return load_model(
-        config.model,
-        labels=label_names,
-        target_modules=config.target_modules,
-        head=config.head,
-        head_scale=config.head_scale or model_defaults(config.model).head_scale,
-        pooling=config.pooling,
-        dtype=config.dtype,
-        device=config.device,
-        max_length=config.max_length,
-        seed=config.seed,
-        trust_remote_code=config.trust_remote_code,
-    )
+    given = {
+        **dict(config.part(ModelConfig)),
+        "head_scale": config.head_scale or model_defaults(config.model).head_scale,
+    }
+    return load_model(given.pop("model"), labels=label_names, seed=config.seed, **given)
 
 
 def open_clients(config: RunConfig, data: LabelledData, model: Model) -> tuple[Client, ...]:
@@ -91,7 +81,7 @@ def open_clients(config: RunConfig, data: LabelledData, model: Model) -> tuple[C
 
 def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
     """The configuration with the defaults filled in that depend on model and clients."""
-    method, defaults = get_method(config.method), model_defaults(config.model)
+    method, defaults = config.chosen_method(), model_defaults(config.model)
     return config.model_copy(
         update={
             "num_clients": num_clients,
@@ -102,7 +92,7 @@ def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
             "learning_rate": learning_rate(config),
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             **resolved_probe(method, config.probe, config.probe_batches),
-            "cohort_size": config.cohort_size or _usual_cohort(model, num_clients, config.fraction_train),
+            "cohort_size": config.cohort_size or usual_cohort(model, num_clients, config.fraction_train),
         }
     )
 
@@ -111,44 +101,25 @@ def learning_rate(config: RunConfig) -> float:
     """The learning rate of A in a run: the one given, or the default of method and model."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return usual_learning_rate(config.model, get_method(config.method))
+    return usual_learning_rate(config.model, config.chosen_method())
 
 
-def _usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
+def usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
     """One client at a time on a CPU, where more gain nothing; the whole cohort on a GPU."""
     return 1 if model.classifier.device.type == "cpu" else cohort_size(num_clients, fraction_train)
 
 
 def federation_of(config: RunConfig, model: Model) -> Federation:
     """What both ends agree on; `config` is resolved. It depends on no client's data."""
-    method = config.chosen_method()
-    return make_federation(
-        model,
-        method,
-        rank=config.r if method.select else max(_budgets(config)),
-        lora_alpha=config.lora_alpha,
-        local_epochs=config.local_epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        learning_rate_ratio=config.learning_rate_ratio,
-        weight_decay=config.weight_decay,
-        wire_dtype=config.wire_dtype,
-        probe=config.probe,
-        probe_batches=config.probe_batches,
-        laplace_epsilon=config.laplace_epsilon,
-        laplace_clipping_norm=config.laplace_clipping_norm,
-        seed=config.seed,
-    )
+    assert config.num_clients is not None, "the configuration is resolved"
+    return make_federation(model, config.chosen_method(), config, config.num_clients)
 
 
 def profile_of(config: RunConfig, client: int, num_examples: int) -> ClientProfile:
     """The profile of one of the configuration's clients, numbered from 0; `config` is resolved."""
-    return make_profile(config.chosen_method(), client, config.r, _budgets(config)[client], num_examples)
-
-
-def _budgets(config: RunConfig) -> tuple[int, ...]:
     assert config.num_clients is not None, "the configuration is resolved"
-    return rank_budgets(config.rank_budget, config.num_clients, config.r, generator(config.seed, "rank-budget"))
+    budget = config.budgets(config.num_clients)[client]
+    return make_profile(config.chosen_method(), client, config.r, budget, num_examples)
 
 
 def plan_of(
@@ -156,13 +127,5 @@ def plan_of(
 ) -> Plan:
     """The plan of a run with these clients, (number, number of examples) each; `config` is resolved."""
     assert config.cohort_size is not None, "the configuration is resolved"
-    return Plan(
-        federation=federation_of(config, model),
-        profiles=tuple(profile_of(config, client, num_examples) for client, num_examples in clients),
-        num_server_rounds=config.num_server_rounds,
-        fraction_train=config.fraction_train,
-        eval_every=config.eval_every,
-        cohort_size=config.cohort_size,
-        num_workers=config.num_workers,
-        rules=rules or RoundRules(max_update_ratio=config.max_update_ratio or None),
-    )
+    profiles = [profile_of(config, client, num_examples) for client, num_examples in clients]
+    return make_schedule(federation_of(config, model), profiles, config, rules)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from lora_a2.settings.options import Options, option
+
 GROUPS = frozenset(
     {
         "alt.atheism",
@@ -35,6 +37,13 @@ GROUPS = frozenset(
     }
 )
 """The twenty group names: data with exactly these labels are 20 Newsgroups."""
+
+
+class NewsgroupsOptions(Options):
+    """What only this data set has."""
+
+    strip_newsgroups: bool = option(True, "Data", "Take headers, footers and quotes off 20 Newsgroups articles.")
+
 
 _HEADER_LINE = re.compile(r"[A-Za-z][A-Za-z0-9-]*:\s")
 _QUOTED_FROM = ("In article", "Quoted from", "|", ">")

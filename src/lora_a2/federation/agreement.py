@@ -11,7 +11,9 @@ from lora_a2.core.transforms import Transform
 from lora_a2.core.types import Adapter, Layout
 from lora_a2.engine.full import weight_shapes
 from lora_a2.engine.work import TrainingSettings
+from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.probes import Probe, epoch, get_probe
+from lora_a2.federation.proximal import proximal_penalty
 from lora_a2.methods.base import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
@@ -62,48 +64,35 @@ class Federation:
         return self.method.exact and self.server_optimizer.plain and all(t.exact for t in self.transforms)
 
 
-def make_federation(
-    model: Model,
-    method: Method,
-    *,
-    rank: int,
-    lora_alpha: float,
-    local_epochs: int,
-    batch_size: int,
-    learning_rate: float | None,
-    learning_rate_ratio: float | None,
-    weight_decay: float,
-    wire_dtype: str,
-    probe: str | None,
-    probe_batches: int | None,
-    laplace_epsilon: float | None,
-    laplace_clipping_norm: float,
-    seed: int,
-) -> Federation:
-    """What both ends agree on, each from its own copy of the model; `rank` is that of the server's adapter.
+def make_federation(model: Model, method: Method, options: PlanOptions, num_clients: int) -> Federation:
+    """What both ends agree on, each from its own copy of the model; it depends on no client's data.
+
+    `method` is the resolved one: `options.chosen_method()`, or one that is not in the registry.
 
     Raises:
-        ConfigError: a probe, or noise, that is not for this method.
+        ConfigError: a probe, or noise, that is not for this method; rank budgets for another number of clients.
     """
-    noise = make_noise(laplace_epsilon, laplace_clipping_norm, full=method.full)
+    noise = make_noise(options, full=method.full)
+    rank = options.r if method.select else max(options.budgets(num_clients))
+    start = generator(options.seed, "adapter")
+    rate, ratio = options.learning_rate, options.learning_rate_ratio
     return Federation(
         method=method,
         layout=federation_layout(model, method),
-        initial=initial_adapter(
-            model.layout, rank, lora_alpha, generator(seed, "adapter"), layout_head(model), method.core
-        ),
-        seed=seed,
-        local_epochs=local_epochs,
+        initial=initial_adapter(model.layout, rank, options.lora_alpha, start, layout_head(model), method.core),
+        seed=options.seed,
+        local_epochs=options.local_epochs,
         training=TrainingSettings(
-            batch_size=batch_size,
-            learning_rate=usual_learning_rate(model.name, method) if learning_rate is None else learning_rate,
-            learning_rate_ratio=method.learning_rate_ratio if learning_rate_ratio is None else learning_rate_ratio,
-            weight_decay=weight_decay,
-            penalties=method.penalties,
+            batch_size=options.batch_size,
+            learning_rate=usual_learning_rate(model.name, method) if rate is None else rate,
+            learning_rate_ratio=method.learning_rate_ratio if ratio is None else ratio,
+            weight_decay=options.weight_decay,
+            penalties=(*method.penalties, *proximal_penalty(options, method)),
             clipping_norm=next((t.l1_clipping_norm for t in noise if t.l1_clipping_norm is not None), None),
         ),
-        wire_dtype=wire_dtype,
-        probe=get_probe(method, probe, probe_batches),
+        wire_dtype=options.wire_dtype,
+        probe=get_probe(method, options.probe, options.probe_batches),
+        server_optimizer=options.chosen_optimizer(method),
         transforms=(*noise, *method.transforms),
     )
 

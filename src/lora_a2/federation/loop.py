@@ -16,6 +16,7 @@ from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
 from lora_a2.federation.exchange import ReplyCallback, RoundRules, Train
+from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
 
@@ -82,6 +83,25 @@ class Evaluated:
 
     metrics: Mapping[str, Any]
     downloaded_bytes: int = 0
+
+
+def make_schedule(
+    federation: Federation,
+    profiles: Sequence[ClientProfile],
+    options: PlanOptions,
+    rules: RoundRules | None = None,
+) -> Plan:
+    """The plan of a federation with these clients; rules that are not given follow from the options."""
+    return Plan(
+        federation=federation,
+        profiles=tuple(profiles),
+        num_server_rounds=options.num_server_rounds,
+        fraction_train=options.fraction_train,
+        eval_every=options.eval_every,
+        cohort_size=options.cohort_size or 1,
+        num_workers=options.num_workers,
+        rules=rules or RoundRules(max_update_ratio=options.max_update_ratio or None),
+    )
 
 
 class Driver(Protocol):

@@ -11,16 +11,39 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_a2.core.types import Mask
+from lora_a2.engine.work import Trained
 from lora_a2.errors import ConfigError
 from lora_a2.methods.base import Method
+from lora_a2.settings.options import MOST, Int, Options, option
 
 if TYPE_CHECKING:
     from lora_a2.engine.local import CohortTraining
-from lora_a2.engine.work import Trained
 
 ProbeName = Literal["epoch", "reuse", "gradient"]
 DEFAULT_PROBE: ProbeName = "epoch"
 DEFAULT_PROBE_BATCHES = 2
+
+
+class ProbeOptions(Options):
+    """Which probe, for methods that select."""
+
+    probe: ProbeName | None = option(
+        None,
+        "Method",
+        "How clients find the ranks to select: by an epoch of its own (the paper's), by the first local epoch, or by "
+        "gradients at the start.",
+        shown=DEFAULT_PROBE,
+        reach="nodes",
+    )
+    probe_batches: Int | None = option(
+        None,
+        "Method",
+        "Batches whose gradients the gradient probe takes.",
+        shown=str(DEFAULT_PROBE_BATCHES),
+        reach="nodes",
+        ge=1,
+        le=MOST,
+    )
 
 
 @dataclass(frozen=True)

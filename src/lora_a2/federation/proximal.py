@@ -6,7 +6,34 @@ https://arxiv.org/abs/1812.06127. The term is μ/2 · ‖θ − θ_received‖²
 
 from __future__ import annotations
 
-from lora_a2.methods.base import Penalty, Values
+from lora_a2.errors import ConfigError
+from lora_a2.methods.base import Method, Penalty, Values
+from lora_a2.settings.options import Float, Options, option
+
+
+class ProximalOptions(Options):
+    """FedProx's."""
+
+    proximal_mu: Float = option(
+        0.0,
+        "Training",
+        "FedProx: add this / 2 times the squared distance from the received values to each client's loss.",
+        reach="nodes",
+        ge=0,
+    )
+
+
+def proximal_penalty(options: ProximalOptions, method: Method) -> tuple[Penalty, ...]:
+    """The penalty of a run; none where μ is 0.
+
+    Raises:
+        ConfigError: for a method that trains whole backbones.
+    """
+    if not options.proximal_mu:
+        return ()
+    if method.full:
+        raise ConfigError("proximal-mu: it is for methods that train an adapter; leave it out.")
+    return (proximal(options.proximal_mu),)
 
 
 def proximal(mu: float) -> Penalty:

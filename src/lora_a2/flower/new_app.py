@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import keyword
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError
-from lora_a2.flower.options import WITHOUT, ServerOptions
+from lora_a2.flower.options import ServerOptions, app_fields
+from lora_a2.settings.errors import kebab
 from lora_a2.system.files import write_atomic
 
 
@@ -19,11 +20,15 @@ def default_config() -> dict[str, Any]:
     """Every key of the app's run configuration with its default; an empty text where that depends on other keys."""
     config, options = RunConfig(), ServerOptions.model_validate({})
     values = {}
-    for name, field in RunConfig.model_fields.items():
-        if name not in WITHOUT:
-            plain = field.default_factory is None and getattr(config, name) is not None
-            values[kebab(name)] = getattr(config, name) if plain else ""
+    for name in app_fields():
+        plain = RunConfig.model_fields[name].default_factory is None and getattr(config, name) is not None
+        values[kebab(name)] = getattr(config, name) if plain else ""
     return values | {kebab(name): getattr(options, name) for name in ServerOptions.model_fields}
+
+
+def config_block(values: Mapping[str, Any]) -> str:
+    """The lines below `[tool.flwr.app.config]`."""
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
 def write_app(folder: Path) -> list[Path]:
@@ -39,7 +44,7 @@ def write_app(folder: Path) -> list[Path]:
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose a new folder.")
-    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in default_config().items())
+    settings = config_block(default_config())
     written = []
     for template in sorted(files("lora_a2.flower").joinpath("template").iterdir(), key=lambda t: t.name):
         target = template.name.removesuffix(".txt")

@@ -7,44 +7,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from lora_a2.config.errors import kebab, one_line
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
 from lora_a2.federation.exchange import RoundRules
 from lora_a2.privacy.laplace import refuse_noise
-
-WITHOUT = frozenset({"cohort_size", "laplace_epsilon", "laplace_clipping_norm", "trust_remote_code"})
-"""Fields of `RunConfig` that mean nothing here: every node trains one client, noise from a shared seed hides nothing, and
-whether a model's code runs is for each machine to decide."""
-
+from lora_a2.settings.errors import kebab
+from lora_a2.settings.options import Options, marks_of, option
 
 USUAL_RATIO = 10.0
 """`max-update-ratio` where the clients are nodes; honest replies have been seen up to 6 times the median (1 example, 6 epochs, a learning rate of 0.05)."""
 
 
-class ServerOptions(BaseModel):
+_server = partial(option, group="Server", reach="nobody")
+
+
+class ServerOptions(Options):
     """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for the usual limit,
     which follows from what all nodes state (`bounds.fair_share`); in the simulation engine there is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True)
-
-    labels: str = Field("", description="Class names, NAME,NAME,... or a JSON list, where the server has no data.")
-    evaluation: Literal["auto", "server", "nodes", "none"] = Field(
+    labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, where the server has no data.")
+    evaluation: Literal["auto", "server", "nodes", "none"] = _server(
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )
-    min_train_nodes: int = Field(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
-    max_node_examples: int = Field(0, ge=0, description="No node counts for more training examples than this.")
-    max_node_test_examples: int = Field(0, ge=0, description="No node counts for more test examples than this.")
-    start_timeout: float = Field(60, ge=0, description="How long the first round waits for all announced nodes.")
-    node_timeout: float = Field(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
-    round_timeout: float = Field(3600, gt=0, description="How long a node may take for its reply.")
-    max_attempts: int = Field(5, ge=1, description="How often a round with too few usable replies is tried.")
-    resume: str = Field("", description="The run directory to continue.")
-    from_round: int = Field(0, ge=0, description="With resume: after this round, where the last checkpoint is damaged.")
+    min_train_nodes: int = _server(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
+    max_node_examples: int = _server(0, ge=0, description="No node counts for more training examples than this.")
+    max_node_test_examples: int = _server(0, ge=0, description="No node counts for more test examples than this.")
+    start_timeout: float = _server(60, ge=0, description="How long the first round waits for all announced nodes.")
+    node_timeout: float = _server(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
+    round_timeout: float = _server(3600, gt=0, description="How long a node may take for its reply.")
+    max_attempts: int = _server(5, ge=1, description="How often a round with too few usable replies is tried.")
+    resume: str = _server("", description="The run directory to continue.")
+    from_round: int = _server(
+        0, ge=0, description="With resume: after this round, where the last checkpoint is damaged."
+    )
 
     def rules(self, simulated: bool, max_update_ratio: float | None) -> RoundRules:
         """What a round must come to. `max_update_ratio` is the one given; nodes have a usual one, and 0 takes it away."""
@@ -83,27 +81,19 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
     """
     own = set(map(kebab, ServerOptions.model_fields))
     given = {kebab(key): value for key, value in values.items() if value != ""}
-    try:
-        options = ServerOptions.model_validate({key: v for key, v in given.items() if key in own})
-    except ValidationError as error:
-        raise ConfigError(one_line(error, sorted(own))) from None
+    options = ServerOptions.model_validate({key: v for key, v in given.items() if key in own})
     options.label_names()
     config = make_config({key: v for key, v in given.items() if key not in own}, {})
-    refuse_noise(config.laplace_epsilon)
+    refuse_noise(config)
     return config, options
 
 
+def app_fields() -> tuple[str, ...]:
+    """The fields of `RunConfig` that an app has a key for; the others mean nothing where clients are Flower's."""
+    return tuple(name for name, field in RunConfig.model_fields.items() if marks_of(field).app)
+
+
 def sent_config(config: RunConfig) -> dict[str, Any]:
-    """What the nodes are told of a configuration: all but what concerns the server's own machine."""
-    private = {
-        "output_dir",
-        "device",
-        "trust_remote_code",
-        "num_workers",
-        "cohort_size",
-        "num_clients",
-        "record_analysis",
-        "report_to",
-        "max_update_ratio",
-    }
-    return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=private)
+    """What the nodes are told of a configuration: all but what is the server's own."""
+    own = {name for name, field in RunConfig.model_fields.items() if marks_of(field).reach == "nobody"}
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=own)

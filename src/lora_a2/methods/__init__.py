@@ -48,19 +48,24 @@ DEFAULT_METHOD = next(iter(METHODS))
 """The first row's name."""
 
 
-def get_method(name: str, **switches: Any) -> Method:
-    """The method called `name`, with the given switches; a switch that is None was not given.
+def get_method(name: str, **options: Any) -> Method:
+    """The method called `name`, with options of its own, in snake_case; one that is None was not given.
 
     Raises:
-        ConfigError: there is none (the message names the nearest), or it has no such switch.
+        ConfigError: there is none (the message names the nearest), it has no such option, or the option no such value.
     """
-    given = {key: value for key, value in switches.items() if value is not None}
-    if name in METHODS:
-        variant = METHODS[name].variant
-        if given and variant is None:
-            having = ", ".join(m.name for m in METHODS.values() if m.variant)
-            raise ConfigError(f"{next(iter(given))}: {name} has no such switch; use {having}.")
-        return variant(**given) if given and variant else METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"Unknown method {name!r}.{hint} Known methods: {', '.join(METHODS)}.")
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"Unknown method {name!r}.{hint} Known methods: {', '.join(METHODS)}.")
+    method, own = METHODS[name], {}
+    known = {option.name: option for option in method.options}
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key not in known:
+            having = [m.name for m in METHODS.values() if key in {option.name for option in m.options}]
+            instead = f"; use {', '.join(having)}" if having else ", nor has any other method"
+            raise ConfigError(f"{key.replace('_', '-')}: {name} has no such switch{instead}.")
+        own[key] = known[key].check(value)
+    return method.variant(**own) if own and method.variant is not None else method

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lora_a2.core.algebra import add, truncate
+from lora_a2.core.options import Option
 from lora_a2.core.reduce import example_weights, mean
 from lora_a2.core.tensors import Key
 from lora_a2.core.transforms import Transform
@@ -172,7 +173,8 @@ class Method:
         learning_rate_scale: default η over the model's default for adapters.
         update_rank: (sum of the ranks of a round's clients, the server's rank) → the rank of the round's change of base
             weights; for estimates of cost.
-        variant: builds the method with other switches, given by keyword; None: it has none.
+        options: what a user may choose of this method alone.
+        variant: builds the method with its options, given by keyword; None where it has none.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Method:
     learning_rate_ratio: float = 1.0
     learning_rate_scale: float = 1.0
     update_rank: Callable[[int, int], int] | None = None
+    options: tuple[Option, ...] = ()
     variant: Callable[..., Method] | None = None
 
     @property

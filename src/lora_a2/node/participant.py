@@ -19,6 +19,7 @@ from lora_a2.federation.agreement import Federation
 from lora_a2.federation.client import client_round
 from lora_a2.federation.holdings import personal, receive
 from lora_a2.federation.population import Client
+from lora_a2.model.config import ModelConfig
 from lora_a2.model.pretrained import Model
 from lora_a2.node.logs import log
 from lora_a2.node.policy import NO_LIMITS, Policy
@@ -26,22 +27,17 @@ from lora_a2.node.protocol import Answer, Request
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
+from lora_a2.settings.options import marks_of
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
 """The client's own data, tokenised for a model."""
 
-_MODEL_FIELDS = ("model", "target_modules", "max_length", "head", "head_scale", "pooling", "dtype", "device", "seed")
 
-_FROM_SERVER = frozenset(
-    {
-        *("target_modules", "max_length", "head", "head_scale", "pooling", "dtype", "seed"),
-        *("method", "r", "lora_alpha", "rank_budget", "criterion", "probe", "probe_batches", "alternating"),
-        *("num_server_rounds", "local_epochs", "batch_size", "learning_rate", "learning_rate_ratio", "weight_decay"),
-        *("num_clients", "wire_dtype"),
-    }
-)
-"""The fields of a run that a node takes from whoever asks. Which model, data and device, what code it runs and what it writes
-is the node's own."""
+def taken_fields() -> tuple[str, ...]:
+    """The fields of a run that a node takes from whoever asks: those declared so. Which model, data and device, what code it
+    runs and what it writes is the node's own."""
+    return tuple(name for name, field in RunConfig.model_fields.items() if marks_of(field).reach == "nodes")
+
 
 _EVALUATED_AT_ONCE = 64
 """The batch of `Classifier.predict`."""
@@ -117,15 +113,15 @@ class Participant:
 
     def _config(self, request: Request) -> RunConfig:
         asked = make_config(request.run, {"num_clients": request.num_partitions})
-        refuse_noise(asked.laplace_epsilon)
+        refuse_noise(asked)
         self._policy.check(asked, request.labels)
         if self._own is None:
             return asked
-        taken = {name: getattr(asked, name) for name in _FROM_SERVER}
+        taken = {name: getattr(asked, name) for name in ("num_clients", *taken_fields())}
         return RunConfig().model_copy(update={**taken, **self._own})
 
     def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[int, Client]]:
-        key = tuple(getattr(config, name) for name in _MODEL_FIELDS), request.labels, request.num_partitions
+        key = config.part(ModelConfig), config.seed, request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # let go of the old model before the new one is loaded
             model = open_model(config, request.labels)

@@ -18,11 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from lora_a2.config.errors import kebab, one_line
-from lora_a2.config.run import Int, RunConfig, load_config
+from lora_a2.config.run import RunConfig, load_config
 from lora_a2.errors import ConfigError
 from lora_a2.methods import get_method
 from lora_a2.node.refusals import Reason, Refused
+from lora_a2.settings.errors import kebab, one_line
+from lora_a2.settings.options import Int
 from lora_a2.system.text import plain
 
 

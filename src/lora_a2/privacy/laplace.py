@@ -20,9 +20,31 @@ from lora_a2.core.tensors import Key
 from lora_a2.core.transforms import Sending, Transform
 from lora_a2.core.types import Adapter, FloatArray
 from lora_a2.errors import ConfigError
+from lora_a2.settings.options import Effect, Float, Options, option
 
 DEFAULT_CLIPPING_NORM = 2.0
 """The smaller of the paper's two."""
+
+
+class LaplaceOptions(Options):
+    """Whether there is noise, and how much. A Flower app has no keys for it: noise from a shared seed hides nothing there."""
+
+    laplace_epsilon: Float | None = option(
+        None,
+        "Method",
+        "Add Laplace noise of scale 2 · laplace-clipping-norm · learning rate / this to uploads, to reproduce Table 4 of the "
+        "paper; no proof of privacy. In simulations only.",
+        app=False,
+        gt=0,
+    )
+    laplace_clipping_norm: Float = option(
+        DEFAULT_CLIPPING_NORM,
+        "Method",
+        "L1 norm to which gradients are clipped with laplace-epsilon.",
+        app=False,
+        effect=Effect(lambda c: c.laplace_epsilon is not None, "--laplace-epsilon"),
+        gt=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,26 +82,26 @@ class LaplaceNoise:
         return Transform("laplace", self.add, bounded=False, exact=False, l1_clipping_norm=self.clipping_norm)
 
 
-def make_noise(epsilon: float | None, clipping_norm: float, *, full: bool) -> tuple[Transform, ...]:
-    """The noise of a run; none where `epsilon` is None.
+def make_noise(options: LaplaceOptions, *, full: bool) -> tuple[Transform, ...]:
+    """The noise of a run; none where it is not asked for.
 
     Raises:
         ConfigError: for a method that trains whole backbones (`full`).
     """
-    if epsilon is None:
+    if options.laplace_epsilon is None:
         return ()
     if full:
         raise ConfigError("laplace-epsilon: it is for methods that train an adapter; leave it out.")
-    return (LaplaceNoise(epsilon, clipping_norm).transform,)
+    return (LaplaceNoise(options.laplace_epsilon, options.laplace_clipping_norm).transform,)
 
 
-def refuse_noise(epsilon: float | None) -> None:
+def refuse_noise(options: LaplaceOptions) -> None:
     """For drivers with real nodes.
 
     Raises:
-        ConfigError: `epsilon` is not None.
+        ConfigError: noise is asked for.
     """
-    if epsilon is not None:
+    if options.laplace_epsilon is not None:
         raise ConfigError(
             "laplace-epsilon: this noise is drawn from the run's seed, which the server knows, so that on a node it would hide "
             "nothing; use it in simulations, with 'lora-a2 run'."

@@ -13,8 +13,8 @@ import pandas as pd
 
 from lora_a2.analysis.convergence import curve
 from lora_a2.analysis.record import RunRecord, load_run
-from lora_a2.errors import RunError
-from lora_a2.methods import METHODS
+from lora_a2.config.run import make_config
+from lora_a2.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Run:
     @property
     def is_full(self) -> bool:
         """Whether this is full fine-tuning itself."""
-        method = METHODS.get(self.record.method)
-        return method is not None and method.full
+        try:
+            return make_config(self.record.config, {}).chosen_method().full
+        except ConfigError:
+            return False  # a run of another release
 
 
 def known(values: pd.Series) -> list[tuple[int, float]]:

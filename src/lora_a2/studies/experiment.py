@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
+from lora_a2.settings.errors import kebab
 
 PUBLISHED = "published"
 _SECTIONS = {"title", "run", "grid", "arms", "tune", "table", "published", "profiles", "only"}

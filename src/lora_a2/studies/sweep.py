@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.convergence import pareto_front
-from lora_a2.config.errors import kebab
 from lora_a2.config.run import fields_of
 from lora_a2.config.setup import absolute_names
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.runs.directory import RunDirectory
+from lora_a2.settings.errors import kebab
 from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_plan, write_plan
 from lora_a2.studies.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.studies.results import (

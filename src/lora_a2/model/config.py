@@ -1,0 +1,46 @@
+"""Options of the model: those of `load_model`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from lora_a2.settings.options import MOST, Float, Int, Options, option, split_names
+
+
+def _full_dtype(value: Any) -> Any:
+    return {"fp32": "float32", "bf16": "bfloat16"}.get(value, value) if isinstance(value, str) else value
+
+
+class ModelConfig(Options):
+    """Which model, and what is made of it. Which one it is, where it is computed and what code it runs is each machine's own."""
+
+    model: str = option("all-MiniLM-L6-v2", "Model", "A known model, a folder, or a model of the hub.")
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(split_names)] | None = option(
+        None,
+        "Model",
+        "Layers to adapt, by the ends of their names; all linear layers of the blocks where left out.",
+        reach="nodes",
+    )
+    max_length: Int = option(128, "Model", "Texts are cut after this many tokens.", reach="nodes", ge=3, le=MOST)
+    trust_remote_code: bool = option(
+        False,
+        "Model",
+        "Run Python that lies in the model's folder or repository. Only for models whose code you have read.",
+        reach="nobody",
+        app=False,  # each machine's owner decides
+    )
+    head: Literal["frozen", "trained"] = option(
+        "frozen", "Model", "Whether the classification head is trained.", reach="nodes"
+    )
+    head_scale: Float | None = option(
+        None, "Model", "Scale of the frozen head; the model's own default where left out.", reach="nodes", gt=0
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = option(
+        "auto", "Model", "How token vectors become one.", reach="nodes"
+    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_full_dtype)] = option(
+        "auto", "Model", "Number type of the model's computation (fp32 and bf16 mean the same).", reach="nodes"
+    )
+    device: str = option("auto", "Model", "auto, cpu, cuda, cuda:1 and so on.", reach="nobody")
