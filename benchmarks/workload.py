@@ -27,7 +27,7 @@ ALPHA = 0.1
 BATCH = 32
 RANK = 8
 LEARNING_RATE = 2e-3
-NEVER = 10**9
+NEVER = 10**6
 
 
 def load_clients(data: LabelledData, model: lora_a2.Model, count: int, examples: int | None) -> tuple[Client, ...]:

@@ -214,7 +214,16 @@ def test_methods_stand_alone() -> None:
     for path in files:
         known = {name for name in own_imports(path) if name.startswith("methods")}
         assert known <= {"methods.base"}, f"{path.name} knows another"
-        assert outside(path) <= {"__future__", "lora_a2", "numpy", "dataclasses", "collections", "functools", "math", "typing"}
+        assert outside(path) <= {
+            "__future__",
+            "lora_a2",
+            "numpy",
+            "dataclasses",
+            "collections",
+            "functools",
+            "math",
+            "typing",
+        }
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -130,6 +130,18 @@ def test_cost_gives_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> N
     assert {"uploaded_bytes", "downloaded_parameters", "downloaded_bytes", "reduction_percent"} < set(cost)
 
 
+def test_cost_is_that_of_the_method_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RoBERTa-base has 12 blocks with 4 square layers and one up and one down; B of all of them has so many values a rank."""
+    b_values = 12 * (4 * 768 + 3072 + 768) * 16 * 30 * 50
+    path = tmp_path / "study.toml"
+    path.write_text("alternating = false\nrank-budget = 1")
+    found = []
+    for more in ([], ["--config", str(path)], ["--no-alternating", "--rank-budget", "1"]):
+        assert main([*COST, "--json", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out)["downloaded_parameters"])
+    assert found == [2 * b_values, b_values, b_values]  # A has as many values as B in this model
+
+
 def test_cost_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*COST, "--rank-budget", "heavy-tail", "--target-modules", "query,value", "--wire-dtype", "fp16"]
     assert main([*argv, "--fraction-train", "0.5"]) == 0

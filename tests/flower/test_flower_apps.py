@@ -45,20 +45,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- settings
 
 
-def repository_config() -> dict[str, Any]:
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert isinstance(config, dict)
-    return config
-
-
-def test_the_repository_s_app_has_every_key_with_its_default() -> None:
-    found, expected = repository_config(), default_config()
-    assert len(expected) > 40
-    assert list(found) == list(expected)
-    differing = {key for key in expected if found[key] != expected[key]}
-    assert differing == {"num-server-rounds"}  # small, so that the first try is short
-
-
 def test_the_defaults_are_those_of_the_command_line() -> None:
     config, options = read_options(default_config())
     assert config == RunConfig()

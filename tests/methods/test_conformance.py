@@ -5,15 +5,17 @@ The clients here do not train: they answer with random changes, over the real co
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_a2 import codec
+from lora_a2 import codec, methods
 from lora_a2.core.algebra import add, factored_svd, initial_adapter
 from lora_a2.core.optimizers import PLAIN
 from lora_a2.core.reduce import Mean
@@ -49,10 +51,21 @@ ALL = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 FACTORS: tuple[Factor, Factor] = ("A", "B")
 
 
-def test_the_registry_has_all_rows() -> None:
+def test_every_file_is_a_row_under_its_own_name() -> None:
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert {name.replace("-", "_") for name in METHODS} == files
     assert all(name == method.name for name, method in METHODS.items())
-    for declared in ("mixed_ranks", "exact", "linear", "moves_base", "private"):
-        assert {bool(getattr(m, declared)) for m in METHODS.values()} == {True, False}, declared
+
+
+@ALL
+def test_a_method_s_options_are_the_arguments_of_its_variant(method: Method) -> None:
+    assert bool(method.options) == (method.variant is not None)
+    if method.variant is not None:
+        arguments = {name: p.default for name, p in inspect.signature(method.variant).parameters.items()}
+        assert arguments == {option.name: option.default for option in method.options}
+        built = method.variant(**arguments)
+        assert (built.name, built.options, built.variant) == (method.name, method.options, method.variant)
+        assert all(built.schedule(t) == method.schedule(t) for t in range(1, 7))
 
 
 def federation(method: Method, head: bool = True) -> Federation:

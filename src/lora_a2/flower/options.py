@@ -35,9 +35,9 @@ class ServerOptions(Options):
     min_train_nodes: int = _server(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
     max_node_examples: int = _server(0, ge=0, description="No node counts for more training examples than this.")
     max_node_test_examples: int = _server(0, ge=0, description="No node counts for more test examples than this.")
-    start_timeout: float = _server(60, ge=0, description="How long the first round waits for all announced nodes.")
-    node_timeout: float = _server(600, gt=0, description="How long a round waits for min-train-nodes nodes.")
-    round_timeout: float = _server(3600, gt=0, description="How long a node may take for its reply.")
+    start_timeout: float = _server(60.0, ge=0, description="How long the first round waits for all announced nodes.")
+    node_timeout: float = _server(600.0, gt=0, description="How long a round waits for min-train-nodes nodes.")
+    round_timeout: float = _server(3600.0, gt=0, description="How long a node may take for its reply.")
     max_attempts: int = _server(5, ge=1, description="How often a round with too few usable replies is tried.")
     resume: str = _server("", description="The run directory to continue.")
     from_round: int = _server(

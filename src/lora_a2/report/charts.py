@@ -151,9 +151,7 @@ def histogram(rows: Rows, x: str) -> dict[str, Any]:
 
 def heat_map(
     rows: Rows,
-    x: str,
-    y: str,
-    value: str,
+    titles: tuple[str, str, str],
     *,
     value_format: str,
     numbers: bool = False,
@@ -162,8 +160,9 @@ def heat_map(
     rounds: int | None = None,
     step: int = 22,
 ) -> dict[str, Any]:
-    """Rows of x, y, value, a cell each, in their order. `numbers` writes the values into the cells, `root` colours by their
+    """Rows of x, y, value, a cell each, in their order; `titles` are those of the three. `numbers` writes the values into the cells, `root` colours by their
     square root; `rounds`: rows have a round too, 0 for the mean, and a slider from 0 to `rounds` chooses."""
+    x, y, value = titles
     across, down = (list(dict.fromkeys(row[key] for row in rows)) for key in ("x", "y"))
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("x:N", title=x, sort=across, axis=alt.Axis(labelAngle=-40 if _long(across) else 0, labelOverlap=True)),

@@ -32,7 +32,7 @@ def labels(run: Run) -> Section:
     figure = Figure(
         "Labels per client",
         f"Training examples of each label at each client, coloured by the square root of their number.{cut}",
-        charts.heat_map(rows, "Label", "Client", "Examples", value_format="d", root=True),
+        charts.heat_map(rows, ("Label", "Client", "Examples"), value_format="d", root=True),
         table(["Client", "Training examples", "Test examples", "Labels", "How many of each"], cells),
     )
     sizes = [int(client.train.sum()) for client in holders]

@@ -38,9 +38,7 @@ def ranks(run: Run) -> Section:
         "Rank slices that a client sent, mean over the clients. The slider chooses a round; 0 is the mean of all.",
         charts.heat_map(
             rows,
-            "Layer",
-            "Module",
-            "Ranks sent",
+            ("Layer", "Module", "Ranks sent"),
             value_format=".1f",
             numbers=mean.size <= 160,
             rounds=numbers[-1],
@@ -96,7 +94,7 @@ def _matrix(run: Run, matrix: pd.DataFrame, title: str, text: str) -> Figure:
     return Figure(
         title,
         f"{text}, mean over the rounds in which both took part.{cut}",
-        charts.heat_map(rows, "Client", "Client", "Similarity", value_format=".2f", domain=domain),
+        charts.heat_map(rows, ("Client", "Client", "Similarity"), value_format=".2f", domain=domain),
         table(["Client", *names], cells),
     )
 

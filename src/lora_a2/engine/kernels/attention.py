@@ -196,15 +196,13 @@ def packed_attention(
     scaling: float | None = None,
     *,
     packed: PackedBatch,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
+    **asked: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d).
 
-    `sliding_window` means what it means to Transformers' flash attention, which gets no mask either: a token sees so many
-    tokens, itself among them, to either side; where attention is causal, to the left.
+    Of what a model may ask for besides, `is_causal`, `sliding_window` and `softcap` are known. `sliding_window` means what it
+    means to Transformers' flash attention, which gets no mask either: a token sees so many tokens, itself among them, to
+    either side; where attention is causal, to the left.
 
     Raises:
         ModelError: the model asks for attention that is not this one: between other things than the packed rows, by a mask
@@ -212,12 +210,13 @@ def packed_attention(
     """
     if attention_mask is not None:
         raise ModelError("it makes an attention mask of its own")
-    for name, given in kwargs.items():
+    is_causal, window, softcap = (asked.pop(name, None) for name in ("is_causal", "sliding_window", "softcap"))
+    for name, given in asked.items():
         if name not in WITHOUT_EFFECT and not _neutral(given):
             raise ModelError(f"its attention takes {name!r}, which packed attention does not know")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rule = Rule(float(scale), Sight.within(sliding_window, causal), softcap or None)
+    rule = Rule(float(scale), Sight.within(window, causal), softcap or None)
     return attend(query, key, value, packed, rule), None
 
 
