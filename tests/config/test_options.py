@@ -13,20 +13,20 @@ import pytest
 
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.core.options import Option
-from lora_a2.data.options import ClientOptions, DataOptions
+from lora_a2.data.config import ClientConfig, DataConfig
 from lora_a2.errors import ConfigError
 from lora_a2.federation.options import MethodOptions, PlanOptions, TrainingOptions, own_options
 from lora_a2.flower.new_app import default_config
 from lora_a2.flower.options import ServerOptions, sent_config
 from lora_a2.methods import METHODS, get_method
-from lora_a2.model.options import ModelOptions
+from lora_a2.model.config import ModelConfig
 from lora_a2.node.participant import taken_fields
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, declaring, marks_of
 from lora_a2.simulation import make_plan
 from tiny import backbone, clients, model_of
 
-GROUPS = (DataOptions, ClientOptions, ModelOptions, MethodOptions, TrainingOptions, PlanOptions)
+GROUPS = (DataConfig, ClientConfig, ModelConfig, MethodOptions, TrainingOptions, PlanOptions)
 
 NEW_METHOD_OPTION = """
     import json, sys

@@ -23,7 +23,7 @@ from lora_a2.privacy.laplace import LaplaceNoise
 from lora_a2.simulation import make_plan, simulate
 
 WAYS: list[frozenset[Factor]] = [frozenset({"A"}), frozenset({"B"}), frozenset({"A", "B"})]
-ADAPTERS = [method for method in METHODS.values() if not method.full]
+ADAPTERS = [method for method in METHODS.values() if not (method.full or method.gradients)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,5 +104,8 @@ def test_full_fine_tuning_and_real_nodes_refuse_it() -> None:
         make_config({}, {"method": full, "laplace_epsilon": 1.0})
     with pytest.raises(ConfigError, match=r"^laplace-epsilon: it is for methods"):
         make_plan(tiny_model(), tiny_clients(), get_method(full), laplace_epsilon=1.0)
+    for method in (m for m in METHODS.values() if m.gradients):
+        with pytest.raises(ConfigError, match=r"^laplace-epsilon: .* uploads gradients without noise"):
+            make_config({}, {"method": method.name, "laplace_epsilon": 1.0})
     with pytest.raises(ConfigError, match=r"^laplace-epsilon: this noise is drawn from the run's seed"):
         read_options({"laplace-epsilon": 1.0})

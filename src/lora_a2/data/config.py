@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from lora_a2.data.newsgroups import NewsgroupsOptions
-from lora_a2.settings.options import MOST, Effect, Float, Int, Options, option
+from lora_a2.data.partition import KINDS
+from lora_a2.settings.options import MOST, Effect, Float, Int, Options, among, option
 
-Partitioner = Literal["iid", "dirichlet", "quantity", "pathological", "natural"]
 DEFAULT_NUM_CLIENTS = 10
 
 
@@ -51,7 +51,7 @@ class DataConfig(NewsgroupsOptions, SourceOptions):
 
 
 # These see the fields before their own, but not those that turned out wrong (the whole is refused then).
-def _default_partitioner(given: dict[str, Any]) -> Partitioner:
+def _default_partitioner(given: dict[str, Any]) -> str:
     return "natural" if given.get("client_column") is not None else "dirichlet"
 
 
@@ -62,10 +62,11 @@ def _default_num_clients(given: dict[str, Any]) -> int | None:
 class ClientConfig(Options):
     """How examples are split over clients."""
 
-    partitioner: Partitioner = option(
+    partitioner: Annotated[str, among(KINDS)] = option(
         _default_partitioner,
         "Clients",
         "How examples are split over clients.",
+        metavar="|".join(KINDS),
         shown="dirichlet; natural with --client-column",
     )
     alpha: Float = option(

@@ -16,7 +16,7 @@ from lora_a2.federation.proximal import ProximalOptions, proximal_penalty
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.methods.base import Method
 from lora_a2.privacy.laplace import LaplaceOptions, make_noise
-from lora_a2.settings.options import MOST, Effect, Float, Int, Options, declaring, option
+from lora_a2.settings.options import MOST, Effect, Float, Int, Options, among, declaring, option
 
 DEFAULT_RANK_BUDGET = 2
 
@@ -86,24 +86,12 @@ class MethodOptions(MethodChoice):
     )
 
 
-def _known_value_type(name: str) -> str:
-    if name not in VALUE_TYPES:
-        raise ValueError(f"{name!r} should be {' or '.join(map(repr, VALUE_TYPES))}.")
-    return name
-
-
 class WireOptions(Options):
     """How values travel."""
 
-    wire_dtype: Annotated[str, AfterValidator(_known_value_type)] = option(
+    wire_dtype: Annotated[str, among(VALUE_TYPES)] = option(
         EXACT, "Method", "Number type of what is sent.", metavar="|".join(VALUE_TYPES), reach="nodes"
     )
-
-
-def _known_optimizer(name: str) -> str:
-    if name not in OPTIMIZERS:
-        raise ValueError(f"{name!r} should be {' or '.join(map(repr, OPTIMIZERS))}.")
-    return name
 
 
 def _with(*names: str) -> Effect:
@@ -113,7 +101,7 @@ def _with(*names: str) -> Effect:
 class ServerOptimizerOptions(Options):
     """How the mean of a round's updates moves the server's values."""
 
-    server_optimizer: Annotated[str, AfterValidator(_known_optimizer)] = option(
+    server_optimizer: Annotated[str, among(OPTIMIZERS)] = option(
         DEFAULT_OPTIMIZER,
         "Server",
         "How the mean of the clients' updates moves the server's values: added (sgd), or by FedAvgM, FedAdam, FedYogi.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -100,6 +101,18 @@ def split_names(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not all(value):
         raise ValueError("an empty name; give names such as query,value.")
     return value
+
+
+def among(names: Iterable[str]) -> AfterValidator:
+    """A validator for the names of a table's rows."""
+    known = tuple(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of {', '.join(known)}.")
+        return name
+
+    return AfterValidator(check)
 
 
 Int = Annotated[int, BeforeValidator(_not_bool)]
