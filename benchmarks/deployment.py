@@ -60,7 +60,7 @@ def config_of(**options: Any) -> RunConfig:
         "num_clients": NODES,
         "partitioner": "iid",
         "dtype": "float32",
-        "cohort_size": 1,
+        "clients_per_pass": 1,
         "num_workers": 1,
     }
     return make_config({}, {**usual, **options})

@@ -62,7 +62,7 @@ class Bench:
         """On the accelerator."""
         if not self.device.startswith("cuda"):
             raise NotMeasured("needs --device cuda")
-        size = Size(self.clients, self.examples, self.device, self.cohort_size)
+        size = Size(self.clients, self.examples, self.device, self.clients_per_pass)
         return roberta(self.data, self.tokenizer, self._folder, size)
 
     @cached_property

@@ -41,7 +41,7 @@ def main() -> int:
         options.examples,
         options.pairs,
         options.device,
-        options.cohort_size,
+        options.clients_per_pass,
     )
     measured: dict[str, Measured] = {}
     missing: dict[str, str] = {}
@@ -94,12 +94,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, help="of each client, at most so many: a trial, not recorded")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help='"cuda" measures S_gpu too')
-    parser.add_argument("--cohort-size", type=int, default=1, help="clients in one forward and backward, on the GPU")
+    parser.add_argument(
+        "--clients-per-pass", type=int, default=1, help="clients in one forward and backward, on the GPU"
+    )
     parser.add_argument("--accept", action="store_true", help="make this run's figures the floors")
     parser.add_argument("--scratch", action="store_true", help="record nothing")
     options = parser.parse_args()
     options.tokenizer = options.tokenizer or options.data / ".." / ".." / "tokenizers" / "roberta-base"
-    for name in ("clients", "roberta_clients", "pairs", "cohort_size"):
+    for name in ("clients", "roberta_clients", "pairs", "clients_per_pass"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1.")
     options.scratch |= options.examples is not None

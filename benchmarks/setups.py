@@ -106,4 +106,4 @@ def roberta(data: Any, tokenizer: Path, folder: Path, size: Size) -> Setup:
 def _setup(data: Any, source: str, folder: str, size: Size) -> Setup:
     model = lora_a2.load_model(source, labels=data.label_names, device=size.device)
     clients = load_clients(data, model, size.clients, size.examples)
-    return Setup(data, model, source, clients, plan_of(model, clients, cohort_size=size.cohort_size), folder)
+    return Setup(data, model, source, clients, plan_of(model, clients, clients_per_pass=size.cohort_size), folder)

@@ -31,7 +31,7 @@ def main(result: str, target: str) -> None:
         RunStart(
             output_dir=summary.output_dir,
             num_clients=summary.num_clients,
-            cohort_size=len(records[0].clients),
+            clients_per_pass=len(records[0].clients),
             first_round=1,
             num_server_rounds=summary.server_rounds,
             full_finetuning_bytes_per_round=4 * summary.full_finetuning_parameters // summary.server_rounds,

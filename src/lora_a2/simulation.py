@@ -93,10 +93,10 @@ def make_plan(model: Model, clients: Sequence[Client], method: str | Method = DE
         checked = _for_unnamed(checked, method)
     check_effects(checked)
     checked.check_with(method)
-    size = checked.cohort_size or usual_cohort(model, len(clients), checked.fraction_train)
+    size = checked.clients_per_pass or usual_cohort(model, len(clients), checked.fraction_train)
     profiles = make_profiles(method, clients, checked.r, checked.budgets(len(clients)))
     federation = make_federation(model, method, checked, len(clients))
-    return make_schedule(federation, profiles, checked.model_copy(update={"cohort_size": size}))
+    return make_schedule(federation, profiles, checked.model_copy(update={"clients_per_pass": size}))
 
 
 def _for_unnamed(options: PlanOptions, method: Method) -> PlanOptions:
@@ -149,8 +149,8 @@ def _notes(classifier: Classifier, plan: Plan) -> Iterator[str]:
     """Why this model, this installation or this machine is slower than others."""
     if (plan.num_workers or 1) > 1 and not processes_work(classifier.device):
         yield "Clients are computed one after another: --num-workers needs Linux, and a machine without an accelerator."
-    if classifier.note is not None:
-        yield classifier.note
+    if classifier.notice is not None:
+        yield classifier.notice
     elif classifier.device.type == "cpu" and not compiled():
         yield "Local training is slower than it could be: lora-a2 was installed without a C compiler; install one, then it again."
 
@@ -196,7 +196,7 @@ class InProcess:
 
         def train(downloads: Iterable[Sent]) -> Iterator[Sent]:
             finished = 0
-            for answers in self._pool.map(work, _chunks(downloads, plan.cohort_size)):
+            for answers in self._pool.map(work, _chunks(downloads, plan.clients_per_pass)):
                 for profile, (_, own) in answers:
                     if own.private or own.extra:
                         kept[profile.id] = own

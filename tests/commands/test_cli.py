@@ -166,7 +166,7 @@ def interrupting(started: bool) -> Callable[..., None]:
                 RunStart(
                     output_dir="runs/a b",
                     num_clients=2,
-                    cohort_size=2,
+                    clients_per_pass=2,
                     first_round=1,
                     num_server_rounds=2,
                     full_finetuning_bytes_per_round=8,

@@ -63,7 +63,7 @@ def test_padding_places_every_token_once(lengths: list[list[int]], pooling: str)
 def test_training_equals_the_reference(family: str, trainable: frozenset[Factor], masked: bool) -> None:
     """One client; and several of unequal data, where the model can."""
     engine, layout = classifier(backbone(family), family)
-    assert engine.note is not None
+    assert engine.batching == "padded"
     assert isinstance(engine.pack([[np.arange(3)]]), PaddedBatch)
     start = random_adapter(layout, rank=3)
     tasks = [_task(start, n, k, _mask(start, k) if masked else None) for k, n in enumerate([5, 14, 2])]
@@ -103,7 +103,7 @@ def test_clients_that_would_feel_each_other_are_refused_in_one_pass(family: str)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_models_with_the_interface_are_packed(family: str) -> None:
     engine, _ = classifier(backbone(family), family)
-    assert engine.note is None
+    assert engine.batching == "packed"
     assert not engine.alone
     assert isinstance(engine.pack([[np.arange(3)]]), PackedBatch)
 
@@ -112,7 +112,7 @@ def test_a_model_whose_packed_results_differ_is_padded(monkeypatch: pytest.Monke
     """With another attention in ours' place, the sentences of a packed batch see each other."""
     monkeypatch.setattr("lora_a2.engine.fit.ATTENTION", "eager")
     engine, layout = classifier(backbone("bert"), "bert")
-    assert engine.note is not None
+    assert engine.batching == "padded"
     assert engine.backbone.config._attn_implementation == "sdpa"
     start = random_adapter(layout, rank=3)
     _compare("bert", [_task(start, n, k, None) for k, n in enumerate([5, 9])], frozenset({"B"}))

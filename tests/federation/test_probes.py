@@ -171,7 +171,7 @@ def _close_moves(got: Adapter, expected: Adapter, start: Adapter) -> None:
 @pytest.mark.parametrize("probe", PROBES)
 def test_going_on_from_a_state_gives_the_same_bytes(probe: ProbeName) -> None:
     members = clients([7, 12, 4])
-    plan = plan_of(members, probe=probe, num_server_rounds=3, cohort_size=2)
+    plan = plan_of(members, probe=probe, num_server_rounds=3, clients_per_pass=2)
     whole = list(simulate(MODEL, members, plan))
     (rest,) = simulate(MODEL, members, plan, state=whole[1][0])
     for name, f in whole[2][0].adapter.factors.items():

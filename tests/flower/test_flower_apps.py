@@ -70,7 +70,7 @@ def test_the_components_exist() -> None:
         ({"labels": "late"}, "labels: 'late' must be two or more different names"),
         ({"labels": "late,late"}, "must be two or more different names"),
         ({"labels": '["late", '}, "neither NAME,NAME,... nor a JSON list"),
-        ({"cohort-size": 3, "num-server-rounds": 0}, "num-server-rounds: 0"),
+        ({"clients-per-pass": 3, "num-server-rounds": 0}, "num-server-rounds: 0"),
     ],
 )
 def test_wrong_settings_are_one_line(given: dict[str, Any], message: str) -> None:

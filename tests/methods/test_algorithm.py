@@ -357,8 +357,8 @@ def test_unselected_slices_keep_their_bytes_for_a_single_client() -> None:
 @pytest.mark.parametrize("name", CORE)
 def test_cohorts_of_one_and_of_three_agree(name: str) -> None:
     clients = tiny_clients()
-    _, ones = run(name, clients, cohort_size=1)
-    _, threes = run(name, clients, cohort_size=3)
+    _, ones = run(name, clients, clients_per_pass=1)
+    _, threes = run(name, clients, clients_per_pass=3)
     for (one, record), (three, other) in zip(ones, threes, strict=True):
         assert distance(three.adapter, one.adapter) < 1e-4
         assert [c.selected for c in record.clients] == [c.selected for c in other.clients]

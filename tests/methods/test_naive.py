@@ -46,8 +46,8 @@ def test_simulator_equals_the_equations(name: str) -> None:
 
 
 @pytest.mark.parametrize("probe", [name for name in PROBES if name != DEFAULT_PROBE])
-@pytest.mark.parametrize("cohort_size", [1, 2])
-def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, cohort_size: int) -> None:
+@pytest.mark.parametrize("clients_per_pass", [1, 2])
+def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, clients_per_pass: int) -> None:
     assert PROBES.keys() == NAIVE_PROBES.keys()
     batches = 2 if probe == "gradient" else None
     local = NAIVE_PROBES[probe]
@@ -56,7 +56,7 @@ def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, cohort
         lambda world: NAIVE["lora-a2"](world, local),  # type: ignore[call-arg]
         probe=probe,
         probe_batches=batches,
-        cohort_size=cohort_size,
+        clients_per_pass=clients_per_pass,
     )
 
 
@@ -79,7 +79,7 @@ def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", 
         r=4,
         rank_budget=budget if method.select is None or method.mixed_ranks else 2,
         fraction_train=0.75,
-        **{"cohort_size": 2, **options},
+        **{"clients_per_pass": 2, **options},
     )
     initial = plan.federation.initial
     reference = ReferenceClassifier(

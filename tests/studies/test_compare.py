@@ -75,7 +75,7 @@ def test_resumed_is_the_same_byte_for_byte(
 def test_resumed_with_each_probe_is_the_same_byte_for_byte(
     probe: ProbeName, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    options = {**options, "rank_budget": 1, "probe": probe, "cohort_size": 2}
+    options = {**options, "rank_budget": 1, "probe": probe, "clients_per_pass": 2}
     whole, broken = (RunConfig(**options, output_dir=str(tmp_path / x)) for x in ("whole", "broken"))
     launch(whole, Observer())
     with pytest.raises(KeyboardInterrupt):

@@ -6,13 +6,13 @@ Costs little beside the training: changes stay in factors of low rank, products 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
 from lora_a2.analysis.record import FloatArray64, RoundAnalysis, pack_mask
-from lora_a2.core.types import BoolArray, Factor, Factors, FloatArray, Layout, Reply, ServerState, weight_name
+from lora_a2.core.types import FACTORS, BoolArray, Factor, Factors, FloatArray, Layout, Reply, ServerState, weight_name
 from lora_a2.methods.base import Method
 
 MAX_PAIRED = 64
@@ -100,13 +100,16 @@ class Recorder:
         self._sums = {m.name: ProductSum() for m in self._layout.modules}
         self._examples, self._rank = 0, 0
         self._trained: frozenset[Factor] = frozenset()
+        self._gradients = False
         self.seconds = 0.0
 
     def reply(self, reply: Reply) -> None:
         """Takes in a reply that counts."""
         began = time.perf_counter()
+        reply = _paired(reply)
         upload, start = reply.upload, reply.download.adapter
         self._rank, self._trained = start.rank, upload.shared
+        self._gradients = self._method.asks_gradients(upload.server_round)
         selects = self._method.select is not None and upload.mask is not None
         mask = pack_mask(upload.mask, self._layout) if selects and upload.mask is not None else None
         if self._whole:
@@ -123,7 +126,8 @@ class Recorder:
         began = time.perf_counter()
         seen = sorted(self._seen, key=lambda s: s.client)
         norms, cosines = _similarities([s.changes for s in seen if s.changes is not None])
-        lost, moved = self._discordance(before, after) if self._whole else (None, None)
+        known = self._whole and not self._gradients  # what gradients come to is no mean of updates
+        lost, moved = self._discordance(before, after) if known else (None, None)
         masks = tuple(s.mask for s in seen if s.mask is not None)
         found = RoundAnalysis(
             server_round=after.server_round,
@@ -144,15 +148,32 @@ class Recorder:
         for name, mean in self._sums.items():
             change = ProductSum()
             for state, sign in ((after, 1), (before, -1)):
-                change.add(sign * state.adapter.scaling, state.adapter.factors[name], self._trained)
+                change.add(sign * state.adapter.scaling, state.adapter.factors[name].pair, self._trained)
             # The sum of the clients has weights n_k, so that the server's part counts Σ n_k times.
-            mean.add(-self._examples * after.adapter.scaling, after.adapter.factors[name], self._trained)
+            mean.add(-self._examples * after.adapter.scaling, after.adapter.factors[name].pair, self._trained)
             if (update := after.base_update.get(weight_name(name))) is not None:
                 for total, c in ((change, 1), (mean, -self._examples)):
                     _add_update(total, c, update)
             lost += mean.square() / self._examples**2
             moved += change.square()
         return _digits(np.sqrt(lost)), _digits(np.sqrt(moved))
+
+
+def _paired(reply: Reply) -> Reply:
+    """A reply as of a method with two factors: a core that moved by ΔR is a B that moved by B ΔR."""
+    start, upload = reply.download.adapter, reply.upload
+    if start.kinds == FACTORS:
+        return reply
+    moved = {
+        name: Factors(A=np.zeros_like(f.A), B=f.B @ upload.update.factors[name].get("R"))
+        for name, f in start.factors.items()
+    }
+    shared: frozenset[Factor] = frozenset({"B"}) if upload.shared else frozenset()
+    return Reply(
+        reply.profile,
+        replace(reply.download, adapter=start.pair),
+        replace(upload, shared=shared, update=replace(upload.update, factors=moved)),
+    )
 
 
 def _add_update(total: ProductSum, c: float, update: FloatArray | Factors) -> None:

@@ -12,7 +12,7 @@ from lora_a2.commands.common import config_option, examples, json_option, print_
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
 
-_GIVEN_OTHERWISE = {"num_clients", "cohort_size", "num_workers", "device"}
+_GIVEN_OTHERWISE = {"num_clients", "clients_per_pass", "num_workers", "device"}
 
 
 @click.command(

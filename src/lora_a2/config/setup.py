@@ -92,7 +92,7 @@ def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
             "learning_rate": learning_rate(config),
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             **resolved_probe(method, config.probe, config.probe_batches),
-            "cohort_size": config.cohort_size or usual_cohort(model, num_clients, config.fraction_train),
+            "clients_per_pass": config.clients_per_pass or usual_cohort(model, num_clients, config.fraction_train),
         }
     )
 
@@ -126,6 +126,6 @@ def plan_of(
     config: RunConfig, model: Model, clients: Sequence[tuple[int, int]], rules: RoundRules | None = None
 ) -> Plan:
     """The plan of a run with these clients, (number, number of examples) each; `config` is resolved."""
-    assert config.cohort_size is not None, "the configuration is resolved"
+    assert config.clients_per_pass is not None, "the configuration is resolved"
     profiles = [profile_of(config, client, num_examples) for client, num_examples in clients]
     return make_schedule(federation_of(config, model), profiles, config, rules)

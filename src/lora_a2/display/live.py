@@ -59,8 +59,10 @@ class Display(Observer):
 
     def started(self, start: RunStart) -> None:
         """Begins the progress."""
-        everyone = start.cohort_size == start.num_clients
-        clients = f"{start.num_clients} clients" if everyone else f"{start.cohort_size} of {start.num_clients} clients"
+        everyone = start.clients_per_round == start.num_clients
+        clients = (
+            f"{start.num_clients} clients" if everyone else f"{start.clients_per_round} of {start.num_clients} clients"
+        )
         title = f"{start.method}: {start.model} on {start.data}, {clients} a round"
         if start.first_round > 1:
             left = start.first_round <= start.num_server_rounds
@@ -70,7 +72,7 @@ class Display(Observer):
             title,
             start.first_round,
             start.num_server_rounds,
-            start.cohort_size,
+            start.clients_per_round,
             start.full_finetuning_bytes_per_round,
             self._clock,
             began=self._clock(),

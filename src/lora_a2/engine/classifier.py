@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ class Classifier:
 
     Attributes:
         room: tokens of the longest sentence that the backbone takes; None: any.
-        note: what the user should know of this model: why it is slower than others; None: nothing.
+        batching: whether sentences are packed end to end, or padded, which is slower.
+        notice: why they are padded, for the user; None if they are not.
         alone: clients of a cohort would feel each other's adapters, so that they can only train one by one.
 
     Raises:
@@ -76,7 +78,8 @@ class Classifier:
         self.device = next(backbone.parameters()).device
         fit = find_fit(backbone, max_length, pad_token_id)
         self.room, self._positions = fit.room, fit.positions
-        self.note = (
+        self.batching: Literal["packed", "padded"] = "packed" if fit.reason is None else "padded"
+        self.notice = (
             None
             if fit.reason is None
             else f"{type(backbone).__name__} is trained on padded sentences, which is slower: {fit.reason}."
@@ -159,7 +162,7 @@ class Classifier:
 
     def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> Batch:
         """Token ids of each client's sentences → a batch on this classifier's device."""
-        if self.note is not None:
+        if self.batching == "padded":
             return self._pad(cohort)
         return pack(
             cohort,
@@ -243,7 +246,7 @@ class Classifier:
 
         None where that is the first block, where they would take more than `PREFIX_LIMIT` bytes, or where sentences are padded.
         """
-        if self.note is not None:
+        if self.batching == "padded":
             return None
         block = 0 if self._blocks is None else self._blocks.lowest(modules)
         sentences = [s for client in cohort for s in client]

@@ -25,12 +25,12 @@ from lora_a2.federation.server import server_round
 class RunStart:
     """What is known of a run before its first round in this process, which is `first_round`.
 
-    `cohort_size` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
+    `clients_per_round` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
     """
 
     output_dir: str
     num_clients: int
-    cohort_size: int
+    clients_per_round: int
     first_round: int
     num_server_rounds: int
     full_finetuning_bytes_per_round: int
@@ -59,7 +59,7 @@ class Observer:
 class Plan:
     """A federation together with who takes part, for how long, and how this machine goes about it.
 
-    `cohort_size` clients go through one forward and backward; `num_workers` such groups are computed side by side
+    `clients_per_pass` clients go through one forward and backward; `num_workers` such groups are computed side by side
     (None: one a core on a CPU, one in all on an accelerator). `rules` say when a round counts.
     """
 
@@ -68,7 +68,7 @@ class Plan:
     num_server_rounds: int
     fraction_train: float = 1.0
     eval_every: int = 1
-    cohort_size: int = 1
+    clients_per_pass: int = 1
     num_workers: int | None = None
     rules: RoundRules = field(default_factory=RoundRules)
 
@@ -98,7 +98,7 @@ def make_schedule(
         num_server_rounds=options.num_server_rounds,
         fraction_train=options.fraction_train,
         eval_every=options.eval_every,
-        cohort_size=options.cohort_size or 1,
+        clients_per_pass=options.clients_per_pass or 1,
         num_workers=options.num_workers,
         rules=rules or RoundRules(max_update_ratio=options.max_update_ratio or None),
     )

@@ -202,7 +202,7 @@ class ExecutionOptions(Options):
     """How the machine that drives a run goes about it."""
 
     eval_every: Int = option(1, "Run", "Evaluate after every so many rounds, and after the last.", ge=1)
-    cohort_size: Int | None = option(
+    clients_per_pass: Int | None = option(
         None,
         "Run",
         "Clients in one forward pass; where left out, one on a CPU and all of the round on a GPU.",

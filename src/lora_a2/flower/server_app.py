@@ -91,7 +91,7 @@ def serve(
     roster.gather(options.min_train_nodes, options.start_timeout)
     rules = options.rules(courier.simulated, start.config.max_update_ratio)
     config = resolved(start.config, model, _num_clients(start, roster)).model_copy(
-        update={"cohort_size": 1, "max_update_ratio": rules.max_update_ratio or start.config.max_update_ratio}
+        update={"clients_per_pass": 1, "max_update_ratio": rules.max_update_ratio or start.config.max_update_ratio}
     )
     plan = plan_of(config, model, [], rules)
     run = start.run or _create(start, config)

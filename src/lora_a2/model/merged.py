@@ -52,7 +52,7 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDe
 def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter, base: BaseDelta) -> None:
     """Changes weights in place; those of layers that keep theirs as (d_in, d_out), as GPT-2's do, transposed."""
     changes = {name: np.asarray(change, np.float32) for name, change in base.items()}
-    for name, f in adapter.factors.items():
+    for name, f in adapter.pair.factors.items():
         product = np.float32(adapter.scaling) * (f.B @ f.A)
         changes[weight_name(name)] = changes[weight_name(name)] + product if weight_name(name) in changes else product
     turned = {weight_name(name) for name, layer in model.classifier.layers.items() if layer.conv1d}

@@ -77,7 +77,7 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
         "task_type": "FEATURE_EXTRACTION",
     }
     tensors = {}
-    for name, f in adapter.factors.items():
+    for name, f in adapter.pair.factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(f.A)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(f.B)
     files = {TENSORS: save(tensors, metadata={"format": "pt"}), **classifier_files(model, adapter, model.fingerprint)}

@@ -16,7 +16,7 @@ from lora_a2.report import charts
 from lora_a2.report.blocks import Cell, Figure, Section, table
 from lora_a2.report.inputs import Run
 
-_NOT_COMPARED = ("output-dir", "report-to", "cohort-size", "num-workers", "device")
+_NOT_COMPARED = ("output-dir", "report-to", "clients-per-pass", "num-workers", "device")
 MAX_LINES = 24
 """Curves in one picture; of more runs the best are drawn."""
 

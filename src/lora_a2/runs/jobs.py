@@ -273,7 +273,7 @@ def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, f
     return RunStart(
         output_dir=str(run.path),
         num_clients=config.num_clients,
-        cohort_size=size,
+        clients_per_round=size,
         first_round=first_round,
         num_server_rounds=plan.num_server_rounds,
         full_finetuning_bytes_per_round=4 * model.full_parameters * size,
