@@ -37,7 +37,7 @@ NEW_METHOD_OPTION = """
     SHARE = Option("kept_share", 0.5, "Share of the entries that is kept.", above=0, most=1)
 
     def flasc(kept_share=0.5):
-        return replace(old, density=kept_share, options=(SHARE,), variant=flasc)
+        return replace(old, learning_rate_scale=kept_share, options=(SHARE,), variant=flasc)
 
     old = methods.METHODS["flasc"]
     methods.METHODS["flasc"] = flasc()
@@ -60,13 +60,13 @@ NEW_METHOD_OPTION = """
     swept = parse_experiment('[arms.flasc]\\nmethod = "flasc"\\n[grid]\\nkept-share = [0.1, 0.2]', "published", "x")
     main(["run", "--help"])
     print("FOUND", json.dumps({
-        "density": config.chosen_method().density,
+        "density": config.chosen_method().learning_rate_scale,
         "dumped": "kept-share = 0.25" in dump_config(config),
         "app": default_config()["kept-share"],
-        "flower": read_options({"method": "flasc", "kept-share": 0.75})[0].chosen_method().density,
+        "flower": read_options({"method": "flasc", "kept-share": 0.75})[0].chosen_method().learning_rate_scale,
         "sent": sent_config(config)["kept-share"],
         "taken": "kept_share" in taken_fields(),
-        "swept": [point.config({}).chosen_method().density for point in points(swept, {})],
+        "swept": [point.config({}).chosen_method().learning_rate_scale for point in points(swept, {})],
         "other": refused(method="flora", kept_share=0.5),
         "bound": refused(method="flasc", kept_share=0),
     }))

@@ -192,6 +192,8 @@ def test_declared_exact_is_exact(method: Method, examples: list[int], cohorts: l
     states, _, wanted, _ = run(method, examples, cohorts, seed)
     if method.exact:
         for state, expected in zip(states[1:], wanted, strict=True):
+            if method.asks_gradients(state.server_round):
+                continue  # a start, not a mean
             assert distance(effective(state), expected) < 2e-5
     heads = [state.adapter.head["weight"] for state in states[1:]]
     assert all(np.allclose(h, w["weight"], atol=1e-5) for h, w in zip(heads, wanted, strict=True))

@@ -232,7 +232,7 @@ def _shares_changed(
                 expected[factor] *= 1 - share
                 least[factor] = 0.0
             most[factor] = ever[factor] if share < 1 or changes else 0.0
-        head = 1.0
+        head = max(head, 0.0 if method.asks_gradients(number) else 1.0)
 
 
 def _changed(layout: Layout, rank: int, shares: Mapping[Factor, float], head: float) -> int:
