@@ -80,6 +80,7 @@ def test_what_travels_is_counted() -> None:
     assert [r.downloaded_parameters for r in records] == [0, 3 * (pairs + cores), 3 * cores, 3 * cores]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_peft_gets_a_pair_of_the_same_product(tmp_path: Path) -> None:
     state = run()[-1]
     model = tiny_model()
