@@ -23,11 +23,14 @@ install: .venv/.installed
 run: install
 	$(BIN)/lora-a2 run
 
+# How many processes share the tests: one a core, as each test computes on one, and four at most, as each holds PyTorch.
+# WORKERS=0 runs them in one process.
+WORKERS ?= logical
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow

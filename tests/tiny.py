@@ -59,7 +59,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         max_position_embeddings=64,
         pad_token_id=0,
     ),
-    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=64),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_inner=24,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
     "gemma2": Gemma2Config(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -100,7 +109,9 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 24,
 }
 PADDED: dict[str, PreTrainedConfig] = {
-    "rembert": RemBertConfig(**_SMALL, input_embedding_size=16, output_embedding_size=16),
+    "rembert": RemBertConfig(
+        **_SMALL, input_embedding_size=16, output_embedding_size=16, bos_token_id=1, eos_token_id=2
+    ),
     "deberta-v2": DebertaV2Config(
         **_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0
     ),
