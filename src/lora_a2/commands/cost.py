@@ -82,16 +82,15 @@ def _estimate(config: RunConfig) -> Cost:
 def _rows(cost: Cost) -> list[tuple[str, str]]:
     from lora_a2.display.progress import human_bytes, saving
 
-    rows = [
-        ("Clients a round", f"{cost.clients_per_round:,}"),
-        ("Uploaded parameters", f"{cost.uploaded_parameters:,}"),
-        ("Uploaded", human_bytes(cost.uploaded_bytes)),
-        ("Downloaded parameters", f"{cost.downloaded_parameters:,}"),
-        ("Downloaded", human_bytes(cost.downloaded_bytes)),
+    rows = [("Clients a round", f"{cost.clients_per_round:,}")]
+    for way in ("uploaded", "downloaded"):
+        parameters, least, greatest = (getattr(cost, f"{way}_parameters{end}") for end in ("", "_min", "_max"))
+        rows.append((f"{way.capitalize()} parameters", f"{parameters:,}"))
+        if least != greatest:
+            rows.append(("  depending on the ranks chosen", f"{least:,} to {greatest:,}"))
+        rows.append((way.capitalize(), human_bytes(getattr(cost, f"{way}_bytes"))))
+    return [
+        *rows,
         ("Full fine-tuning would upload", f"{cost.full_finetuning_parameters:,} parameters"),
         ("Saved (uploads)", saving(cost.reduction_percent)),
     ]
-    if cost.uploaded_parameters_min != cost.uploaded_parameters_max:
-        span = f"{cost.uploaded_parameters_min:,} to {cost.uploaded_parameters_max:,}"
-        rows.insert(2, ("  depending on the ranks chosen", span))
-    return rows

@@ -191,6 +191,8 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         *([] if summary.personal_accuracy is None else [("Personal models", percent(summary.personal_accuracy))]),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
+        *([("  for evaluation too", human_bytes(summary.evaluation_bytes))] if summary.evaluation_bytes else []),
+        ("Aggregation", "exact" if summary.exact_aggregation else "not exact"),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
         ("Saved (uploads)", saving(summary.reduction_percent)),
         ("Server rounds", f"{summary.server_rounds}"),

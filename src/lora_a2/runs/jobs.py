@@ -47,6 +47,8 @@ class RunSummary:
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
     `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
     `personal_accuracy` is that of the clients' own models on their own examples, where the method makes such.
+    `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
+    exactly, by the method and with what the run put on top of it.
     """
 
     accuracy: float
@@ -66,6 +68,8 @@ class RunSummary:
     method: str
     output_dir: str
     personal_accuracy: float | None = None
+    evaluation_bytes: int = 0
+    exact_aggregation: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -197,7 +201,7 @@ def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round:
         )
 
     records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
-    return _summary(run, setup.config, setup.model, records, seconds)
+    return _summary(run, setup.config, setup.model, setup.plan, records, seconds)
 
 
 Rounds = Iterator[tuple[ServerState, RoundRecord]]
@@ -263,7 +267,7 @@ def finish(
             _save(run, model, state, kept)
         seconds = earlier + time.perf_counter() - began
         if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
-            watched.finished(_summary(run, config, model, records, seconds).to_json())
+            watched.finished(_summary(run, config, model, plan, records, seconds).to_json())
     return records, seconds
 
 
@@ -305,7 +309,7 @@ def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
 
 
 def _summary(
-    run: RunDirectory, config: RunConfig, model: Model, records: Sequence[RoundRecord], seconds: float
+    run: RunDirectory, config: RunConfig, model: Model, plan: Plan, records: Sequence[RoundRecord], seconds: float
 ) -> RunSummary:
     uploaded = sum(r.uploaded_parameters for r in records)
     full = model.full_parameters * sum(len(r.clients) for r in records)
@@ -329,6 +333,8 @@ def _summary(
         method=config.method,
         output_dir=str(run.path),
         personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
+        evaluation_bytes=sum(r.evaluation_bytes for r in records),
+        exact_aggregation=plan.federation.exact,
     )
 
 
