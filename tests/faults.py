@@ -254,7 +254,7 @@ def too_few(subject: Subject) -> None:
     subject.submit(min_train_nodes=3)
     subject.wait_for_round(2)
     subject.deployment.processes.stop(supernode(BAD))
-    subject.wait(lambda: "Waiting for nodes: 2 there, 3 wanted" in subject.said(), "the server to say that it waits")
+    subject.wait(lambda: "Waiting for nodes: 2 of 3 are online" in subject.said(), "the server to say that it waits")
     subject.start_node(BAD)
     subject.finish()
     assert subject.clients() == [[0, 1, 2]] * 6

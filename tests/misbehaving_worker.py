@@ -97,7 +97,7 @@ def answer(connection: socket.socket, real: Path, plan: dict[int, str], faults: 
 
 
 def reply(connection: socket.socket, given: Answer, payload: bytes) -> None:
-    """Sends an answer, unless whoever asked has gone."""
+    """Sends an answer, unless its sender has gone."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         send(connection, {"metrics": dict(given.metrics), "notes": list(given.notes)}, payload)
 

@@ -339,7 +339,7 @@ def test_below_the_minimum_it_waits_and_says_so(
     with caplog.at_level(logging.INFO, "flwr"):
         rounds = ledger(flower(options, tmp_path, grid, min_train_nodes=3))
     assert [len(r["clients"]) for r in rounds] == [3, 3, 3]
-    assert "Waiting for nodes: 2 there, 3 wanted (limit 600 s)" in caplog.text
+    assert "Waiting for nodes: 2 of 3 are online (limit 600 s)" in caplog.text
 
 
 def test_the_wait_for_nodes_has_a_limit(options: dict[str, Any], tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_message_of_something_else_is_refused(own_log: pytest.LogCaptureFixtur
     message.content["request"] = ConfigRecord({"lr": 0.1})
     reply = client_app.app(message, context(**{"partition-id": 0, "num-partitions": 2}))
     assert reply.error.reason == Reason.RELEASE
-    assert "no request of lora-a2" in own_log.text
+    assert "not a request of lora-a2" in own_log.text
 
 
 @pytest.mark.parametrize("error", [ValueError("row 7 says HIV"), OSError(13, "HIV", "/srv/HIV"), MemoryError("HIV")])

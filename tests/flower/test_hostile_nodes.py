@@ -394,7 +394,7 @@ def test_plain_is_one_short_visible_line(text: str, most: int) -> None:
 
 def test_few_counts_what_it_leaves_out() -> None:
     assert few(["a", "b"]) == ("a", "b")
-    assert few([1, "\n", "c", "d", "e"]) == ("1", "\\n", "c", "2 lines more were left out.")
+    assert few([1, "\n", "c", "d", "e"]) == ("1", "\\n", "c", "2 more lines were left out.")
 
 
 def test_a_text_of_5_MB_costs_no_time() -> None:

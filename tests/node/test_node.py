@@ -153,7 +153,7 @@ def test_a_request_with_a_wrong_field_is_refused(changes: dict[str, Any]) -> Non
 
 @contextmanager
 def running(path: Path, answer: Any, limit: int = 1000, seconds: float = 60) -> Iterator[None]:
-    """A worker; `answer` takes the request, and where it wants to, whether whoever asked has gone."""
+    """A worker; `answer` takes the request, and optionally a function that says whether its sender has gone."""
     with listening(path) as listener, door.Door(listener, limit, seconds) as entrance:
         takes_gone = answer.__code__.co_argcount > 1
 

@@ -184,7 +184,7 @@ def test_a_request_is_taken_back_by_hanging_up(path: Path) -> None:
             while not gone():
                 pass
             ended.append(asked)
-            raise Refused(Reason.LATE, "whoever asked has gone.")
+            raise Refused(Reason.LATE, "its sender has gone.")
         return honest(asked, gone)
 
     with working(path, answer):

@@ -166,7 +166,7 @@ def test_a_node_that_answers_no_evaluation_states_no_test_examples(files: tuple[
         ("methods = 'flora'", "methods: 'flora' is a text; give a list such as ['flora']."),
         ("methods = ['flroa']", "methods: Unknown method 'flroa'."),
         ("evaluation = 1", "evaluation: 1 should be a valid boolean."),
-        ("model-fingerprints = ['roberta-base']", "model-fingerprints: 'roberta-base' is no fingerprint"),
+        ("model-fingerprints = ['roberta-base']", "model-fingerprints: 'roberta-base' is not a fingerprint"),
         ("max-rank = ", "is not valid TOML"),
         ("max-rank = 1\nmax_rank = 2", "gives 'max-rank' twice"),
     ],

@@ -150,7 +150,7 @@ def test_a_journal_is_read_as_far_as_it_counts(lines: list[dict[str, Any]], data
     append(journal.path, data.draw(st.binary(max_size=5)))
     journal.cut(count)
     assert [json.loads(line) for line in journal.read(count)] == lines[:count]
-    with pytest.raises(RunError, match=rf"has {count} whole lines, and {count + 1} were committed"):
+    with pytest.raises(RunError, match=rf"has {count} whole lines, but {count + 1} were committed"):
         journal.read(count + 1)
     journal.append({"next": True})
     assert json.loads(journal.read(count + 1)[-1]) == {"next": True}

@@ -4,7 +4,7 @@
     serverapp = "lora_a2.flower.server_app:app"
     clientapp = "lora_a2.flower.client_app:app"
 
-The server's half drives the grid itself instead of subclassing Flower's `Strategy`: its `start` counts from round 1, so that
-it cannot resume, sends one record to all nodes, and cannot repeat a round. The rounds are those of `lora_a2.federation.loop`, the
-same as in the simulator.
+The server half drives the grid itself instead of subclassing Flower's `Strategy`: `Strategy.start` counts from round 1, so it
+cannot resume; it sends the same record to all nodes; and it cannot repeat a round. The round loop is `lora_a2.federation.loop`,
+as in the simulator.
 """

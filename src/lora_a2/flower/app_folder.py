@@ -14,7 +14,7 @@ Value = str | int | float | bool
 
 
 def write_app(folder: Path, config: Mapping[str, Value]) -> None:
-    """Writes the app; `config` is what its ServerApp finds as the run's configuration, by kebab-case key."""
+    """Writes the app; `config` is its run configuration, by kebab-case key."""
     app = {
         "publisher": "local",
         "components": {

@@ -1,15 +1,15 @@
-"""Keys and certificates of a test authority: TLS for the server, and a key of its own for every SuperNode.
+"""Keys and certificates of a test authority: TLS for the server, and one key for each SuperNode.
 
-    DIR/ca.crt        what SuperNodes and users check the server by
+    DIR/ca.crt        the authority's certificate; SuperNodes and users verify the server with it
     DIR/ca.key        the authority's own key; only needed to sign another server certificate
-    DIR/server.pem    the certificate of the proxy that nodes reach, for the hosts that were named
+    DIR/server.pem    the certificate of the proxy that nodes connect to, for the hosts given
     DIR/server.key    its key
-    DIR/superlink.pem the certificate of the SuperLink behind it, for the loopback alone
+    DIR/superlink.pem the certificate of the SuperLink behind it, for the loopback only
     DIR/superlink.key its key
     DIR/keys/node-N   node N's private key (EC P-384, OpenSSH format); stays on the node
     DIR/keys/node-N.pub   its public key; the SuperLink's operator registers it
 
-An institution with an authority of its own takes that one's certificates, and makes only node keys.
+An institution with its own authority uses that authority's certificates, and makes only node keys.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make_certificates(
     Private keys are readable by their owner only. Existing files are never replaced.
 
     Raises:
-        ConfigError: there are keys in `directory` already, or it cannot be written.
+        ConfigError: `directory` already holds keys, or cannot be written.
     """
     made = Certificates(directory)
     taken = [p for p in (made.authority, made.directory / "ca.key", directory / "keys") if p.exists()]
@@ -142,7 +142,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # the clocks of two machines differ
+        .not_valid_before(now - timedelta(minutes=5))  # clocks of two machines may differ
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

@@ -1,7 +1,7 @@
-"""The ClientApp: a go-between that holds neither model nor data, but in the simulation engine.
+"""The ClientApp: it relays messages, and holds model and data only in the simulation engine.
 
 A SuperNode starts a new process for every message. So the model stays in a worker that the node's operator starts, and
-what runs here imports neither torch nor transformers: it passes the bytes on and sends back what the worker answers.
+this process imports neither torch nor transformers: it forwards the request to the worker and sends back the answer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from lora_a2.flower.simulated import LoadData
 
 MOST_BYTES = 2**32
-"""No answer of a worker is larger."""
+"""The largest answer that is accepted from a worker."""
 
 
 def make_client_app(load_data: LoadData | None = None) -> ClientApp:
-    """A ClientApp. `load_data` gives the data set of simulations; None: the one that the run configuration names."""
+    """A ClientApp. `load_data` returns the data set of simulations; None: the run configuration names it."""
     app = ClientApp()
     handle = partial(respond, load_data)
     app.query("profile")(handle)
@@ -39,8 +39,8 @@ def make_client_app(load_data: LoadData | None = None) -> ClientApp:
 
 
 def respond(load_data: LoadData | None, message: Message, context: Context) -> Message:
-    """The reply to a message. Of an error the log has the details, and the server is told a `Reason`: Flower would send it
-    the text of an exception."""
+    """The reply to a message. The details of an error go to the log, and the server gets only a `Reason`: Flower would send
+    the exception's text."""
     try:
         partition, total = _place(context)
         request, state_dir = read_request_content(message.content, partition, total)
@@ -50,7 +50,7 @@ def respond(load_data: LoadData | None, message: Message, context: Context) -> M
         log.error("%s", plain(error, 1000))
         return error_message(reason_of(error), message)
     except Exception as error:
-        log.exception("An error that should not happen.")
+        log.exception("Unexpected error.")
         return error_message(reason_of(error), message)
 
 
@@ -81,8 +81,8 @@ def _answerer(load_data: LoadData | None, context: Context, state_dir: str, ttl:
 
 
 def in_simulation() -> bool:
-    """Whether this process is an actor of Flower's simulation engine, by the word of Ray, on which that runs. Neither the server's
-    word counts, which could have a node train on data of the server's choice, nor is there one of Flower's."""
+    """Whether this process is an actor of Flower's simulation engine. Ray, on which the engine runs, says so: Flower does not,
+    and a server that could claim it would make a node train on data of the server's choice."""
     try:
         import ray
     except ImportError:

@@ -1,4 +1,4 @@
-"""Messages to nodes and their replies, over whatever grid: pushed as a window allows, awaited with a limit, none lost sight of."""
+"""Messages to nodes and their replies, over any grid: a window limits what is under way, and each message has a timeout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("flwr.lora_a2")
 Key = TypeVar("Key", bound=Hashable)
 
 WINDOW = 256 * 2**20
-"""Bytes of messages under way at once; the others wait, so that memory does not grow with the number of nodes."""
+"""Bytes of messages under way at once; others wait, so that memory does not grow with the number of nodes."""
 _PRESENCE_EVERY, _REPORT_EVERY = 5.0, 30.0
 
 
@@ -32,20 +32,20 @@ class _Open(Generic[Key]):
 
 @dataclass(frozen=True)
 class Late:
-    """A reply to a message that is no longer waited for."""
+    """A reply to a message that has timed out."""
 
     node: int
     message: Message
 
 
 NO_ANSWER = "No answer within"
-"""How the reason begins where nothing came in time."""
+"""The start of the reason if no reply came in time."""
 
 
 class Courier:
-    """Talks to the nodes of a grid. `clock` (seconds) and `sleep` are the real ones outside of tests.
+    """Exchanges messages with the nodes of a grid. Tests replace `clock` (seconds) and `sleep`.
 
-    `simulated` says whether the nodes are those of Flower's simulation engine, in this process's own hands: never a node tells.
+    `simulated` says whether the nodes are those of Flower's simulation engine; a node's own statement never decides it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Courier:
         self._late: list[Late] = []
 
     def present(self) -> dict[int, str]:
-        """The nodes that are there, each with what tells it from others for good: its key, as far as the grid knows keys."""
+        """The nodes online, each with its lasting identity: its key, if the grid knows keys."""
         if self.simulated:  # the engine's nodes have new keys in every run
             return {node: f"node {node}" for node in self.grid.get_node_ids()}
         return {info.node_id: _identity(info) for info in self.grid.get_nodes()}
@@ -68,10 +68,10 @@ class Courier:
     def converse(
         self, messages: Iterable[tuple[Key, Message, int]], timeout: float, what: str
     ) -> Iterator[tuple[Key, Message | str]]:
-        """Sends each message, with a key and its size in bytes, and yields the replies as they come.
+        """Sends messages, each given with a key and its size in bytes, and yields the replies as they come.
 
-        A text in the place of a reply says why there is none: nothing within `timeout` seconds of sending, or the node has
-        gone. `what` names the conversation in the log.
+        A text in place of a reply says why there is none: none came within `timeout` seconds of sending, or the node has
+        gone. `what` names the exchange in the log.
         """
         source = iter(messages)
         waiting: dict[str, _Open[Key]] = {}
@@ -101,7 +101,7 @@ class Courier:
                 self.sleep(min(1.0, max(0.05, 0.02 * (now - began))))
 
     def late(self) -> list[Late]:
-        """The replies that came since the last call to messages that had been given up."""
+        """The replies since the last call to messages that had timed out."""
         found, self._late = self._late, []
         return found
 
@@ -119,7 +119,7 @@ class Courier:
             identity = reply.metadata.reply_to_message_id
             if identity in self._given_up:
                 node = self._given_up.pop(identity)
-                if not reply.has_error():  # an error is the grid's word that nothing will come
+                if not reply.has_error():  # an error says that no reply will come
                     self._late.append(Late(node, reply))
             elif identity in identities:
                 yield identity, reply

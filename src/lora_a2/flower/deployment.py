@@ -1,6 +1,6 @@
 """A Flower deployment on this machine's loopback: a SuperLink behind a proxy, and SuperNodes, over TLS, each with its own key.
 
-What a machine of its own runs in a real deployment is a process of its own here, with the same commands: docs/deployment.md.
+Each machine of a real deployment is a process here, started with the same command: docs/deployment.md.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def worker(node: int) -> str:
 class Deployment:
     """The processes of a SuperLink and `nodes` SuperNodes, none of them started yet.
 
-    The SuperLink keeps its state in a file, so that it knows its nodes again when it is restarted.
+    The SuperLink keeps its state in a file, so that it still knows its nodes after a restart.
 
     Attributes:
-        port: what nodes reach: the proxy's.
-        control_port: the SuperLink's own, for its operator and the proxy.
+        port: the proxy's port, which nodes connect to.
+        control_port: the SuperLink's own port, for its operator and the proxy.
     """
 
     def __init__(self, processes: Processes, nodes: int) -> None:
@@ -49,11 +49,11 @@ class Deployment:
 
     @property
     def address(self) -> str:
-        """Where nodes find the server."""
+        """The address that nodes connect to."""
         return f"127.0.0.1:{self.port}"
 
     def start_superlink(self) -> None:
-        """Starts the SuperLink, and the proxy where it does not run, and waits until both listen.
+        """Starts the SuperLink, and the proxy if it is not running, and waits until both listen.
 
         Raises:
             RunError: there is no nginx, or one of the two does not start.
@@ -92,20 +92,20 @@ class Deployment:
             authority=made.authority,
         )
         (home / "nginx.conf").write_text(text)
-        # One process, not nginx's two: it keeps the environment by which the processes of a deployment are known.
+        # One process, not nginx's two: it keeps the environment that marks the processes of a deployment.
         command = [nginx(), "-p", str(home), "-c", str(home / "nginx.conf"), "-g", "master_process off;"]
         self.processes.start(PROXY, command)
         self.processes.wait_until(lambda: _listening(self.port), "Starting the proxy")
 
     def register(self, node: int) -> None:
-        """Tells the SuperLink a node's public key; without, it refuses the node."""
+        """Registers a node's public key at the SuperLink, which refuses unregistered nodes."""
         self.flwr("supernode", "register", str(self.certificates.node_public_key(node)), CONNECTION)
 
     def start_supernode(
         self, node: int, config: Mapping[str, str | int], *, authority: Path | None = None, port: int | None = None
     ) -> None:
-        """Starts a SuperNode. `config` is told to its ClientApp; it trusts `authority` (None: ours) and looks for the
-        server at `port` (None: where it is)."""
+        """Starts a SuperNode. Its ClientApp gets `config`; it trusts `authority` (None: ours) and connects to the server at
+        `port` (None: the proxy's)."""
         values = {"partition-id": node, "num-partitions": self.nodes, **config}
         self.processes.start(
             supernode(node),
@@ -122,11 +122,11 @@ class Deployment:
         )
 
     def flwr(self, *arguments: str) -> str:
-        """What a command of Flower's command line prints."""
+        """Runs a command of Flower's command line; returns what it prints."""
         return self.processes.call(["flwr", *arguments])
 
     def start_run(self, app: Path) -> None:
-        """Submits an app; the process RUN streams the ServerApp's log into its own, and ends with the run."""
+        """Submits an app; the process RUN copies the ServerApp's log into its own, and ends with the run."""
         self.processes.start(RUN, ["flwr", "run", str(app), CONNECTION, "--stream"], lasting=False)
 
     def _write_connection(self) -> None:

@@ -67,7 +67,7 @@ class FlowerDriver(Observer):
         self._begun = False
 
     def round_done(self, record: RoundRecord) -> None:
-        """Remembers whose reply counted, also of the rounds before a resume, and logs the round."""
+        """Logs the round and remembers whose reply counted, also in the rounds before a resume."""
         self._last_round |= {client.id: record.server_round for client in record.clients}
         if not self._begun:
             self._recall(record)
@@ -81,14 +81,14 @@ class FlowerDriver(Observer):
             log.warning("Round %d: client %d does not count: %s", record.server_round, client, reason)
 
     def _recall(self, record: RoundRecord) -> None:
-        """Who was silent in a round before this process."""
+        """Restores from a round before the resume which clients did not answer."""
         for client in record.clients:
             self._absence.answered("train", client.id)
         for silent in (c for c, reason in record.refused.items() if reason.startswith(NO_ANSWER)):
             self._absence.silent("train", silent, record.server_round)
 
     def profiles(self, server_round: int) -> Sequence[ClientProfile]:
-        """Those who are there; waits for enough of them. Who is silent again and again is left out, as far as there are others."""
+        """The clients online, once there are enough. Those that repeatedly do not answer are left out if enough others remain."""
         before, self._begun = self._nodes, True
         self._nodes = self._roster.gather(self._options.min_train_nodes)
         for client in self._nodes.keys() - before.keys() if before else ():
@@ -103,19 +103,19 @@ class FlowerDriver(Observer):
         return profile_of(self._config, client, self._roster.profile(client).num_examples)
 
     def failed(self, server_round: int, error: ReplyError) -> None:
-        """Has the round repeated with those who are there then, a limited number of times."""
+        """Lets the round be repeated, at most `max_attempts` times in all, with the clients then online."""
         self._attempts[server_round] = self._attempts.get(server_round, 0) + 1
         log.warning("%s Attempt %d of %d.", error, self._attempts[server_round], self._options.max_attempts)
         if self._attempts[server_round] >= self._options.max_attempts:
             raise error
 
     def phases(self, seconds: dict[str, float]) -> dict[str, float]:
-        """Divides the time of waiting: what the slowest node trained, and all that messages and machinery took beyond."""
+        """Splits the time spent waiting: the slowest node's training, and the rest, which is messages and processes."""
         slowest = min(self._slowest, seconds["train"])
         return {**seconds, "train": slowest, "exchange": seconds["train"] - slowest}
 
     def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
-        """Sends the downloads and yields what comes back in the cohort's order, so that sums do not depend on who was faster."""
+        """Sends the downloads and yields the replies in the cohort's order, so that sums do not depend on who was faster."""
         self._slowest = 0.0
         by_id = {profile.id: profile for profile in cohort}
 
@@ -135,7 +135,7 @@ class FlowerDriver(Observer):
         return train
 
     def evaluate(self, state: ServerState) -> Evaluated:
-        """The global model's metrics, from the server if it can; the clients' own models are evaluated where they are."""
+        """The global model's metrics, from the server if it can evaluate; clients' own models are evaluated on their nodes."""
         found = {} if self._evaluate is None else self._evaluate(state)
         if self._options.evaluation == "none" or (found and not self._plan.federation.method.private):
             return Evaluated(found)
@@ -192,7 +192,7 @@ class FlowerDriver(Observer):
         )
 
     def _folder(self, client: int) -> str:
-        """Only the simulation's nodes share this machine's disk."""
+        """The state folder for simulated nodes, which share this machine's disk; empty for others."""
         return self._state_dir if self._courier.simulated else ""
 
     def _latecomers(self, by_id: dict[int, ClientProfile], server_round: int) -> Iterator[Received]:
@@ -204,8 +204,8 @@ class FlowerDriver(Observer):
                 yield by_id[client], _too_late(late)
 
     def _on_nodes(self, state: ServerState) -> tuple[dict[str, Any], int]:
-        """Each node's accuracy on its own test examples: of the model that it would start from next, and of its own; and the
-        bytes sent for it."""
+        """Metrics on the nodes' own test examples, of the model each would start from next and of its own model; and the
+        bytes downloaded for this."""
         clients = [c for c in sorted(self._nodes) if self._roster.profile(c).num_test_examples]
         clients = [c for c in clients if not self._is_silent(c, state.server_round)]
         counts = {c: self._roster.profile(c).num_test_examples for c in clients}
@@ -238,13 +238,13 @@ class FlowerDriver(Observer):
         return found, sent
 
     def _is_silent(self, client: int, server_round: int) -> bool:
-        """Whether there is no use in asking it for an evaluation."""
+        """Whether a client is not asked for an evaluation because it did not answer before."""
         reason = self._absence.reason("evaluate", client, server_round)
         return reason is not None or self._absence.missed("train", client) > 0
 
 
 def evaluation(right: Mapping[int, int], counts: Mapping[int, int], most: int | None) -> dict[str, Any]:
-    """The metrics of clients of which `right` of `counts` examples were right; none counts for more than `most` (None: for all)."""
+    """Metrics from each client's `right` answers out of `counts`; none weighs more than `most` examples (None: no limit)."""
     if not right:
         return {}
     counted = {client: counts[client] if most is None else min(counts[client], most) for client in right}
@@ -259,7 +259,7 @@ def _too_late(late: Late) -> Rejected:
 
 
 def upload_limit(layout: Layout, rank: int) -> int:
-    """No upload of a run has more bytes than this."""
+    """The largest size in bytes that an upload of the run can have."""
     values = codec.upload_parameters(layout, rank, None, frozenset(ALL_FACTORS))
     dense = sum(math.prod(shape) for _, shape in layout.base)
     return 4 * (values + dense) + values // 8 + 4 * len(layout.base) + 4096

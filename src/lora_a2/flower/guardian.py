@@ -1,8 +1,8 @@
-"""Takes a deployment down where the process that started it could not: python -m lora_a2.flower.guardian HOME.
+"""Takes a deployment down if the process that started it was killed: python -m lora_a2.flower.guardian HOME.
 
-Whoever keeps a deployment in HOME holds the other end of the guardian's standard input. A line on it says that all is done;
-its end without one says that the holder was killed. Then every process that has HOME for its `FLWR_HOME` is killed, and
-HOME is removed with the keys and the data in it.
+The process that owns the deployment in HOME holds the other end of the guardian's standard input. A line means that it has
+cleaned up; end of file without a line means that it was killed. Then the guardian kills every process whose `FLWR_HOME` is
+HOME, and removes HOME with the keys and data in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lora_a2.system.signals import REQUESTS, undisturbed
 
 @contextmanager
 def guarded_home() -> Iterator[Path]:
-    """A private temporary folder that goes in the end, also where this process is killed, and with it all that runs there."""
+    """A private temporary folder, removed at the end with all processes that use it, even if this process is killed."""
     home = Path(tempfile.mkdtemp(prefix="lora-a2-"))
     guardian = subprocess.Popen(
         [sys.executable, "-m", "lora_a2.flower.guardian", str(home)], stdin=subprocess.PIPE, start_new_session=True
@@ -36,7 +36,7 @@ def guarded_home() -> Iterator[Path]:
 
 
 def main(home: str) -> None:
-    """Waits for the end of standard input, and does what is left to do."""
+    """Waits for the end of standard input, and cleans up if the owner did not."""
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read():

@@ -1,4 +1,4 @@
-"""A whole deployment on this machine, from a run's configuration to its run directory: each node sees its own share alone."""
+"""A whole deployment on this machine, from a run's configuration to its run directory. Each node sees only its own share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LocalDeployment(Deployment):
-    """A deployment whose nodes have workers with a share of the run's data each.
+    """A deployment whose nodes each have a worker with a share of the run's data.
 
     Args:
-        processes: where to start it all.
-        config: of the run; it has as many clients as there are nodes.
-        state: the folder of what the nodes keep from round to round.
+        processes: starts the processes.
+        config: of the run; there is one node for each client.
+        state: the folder for what nodes keep from round to round.
     """
 
     def __init__(self, processes: Processes, config: RunConfig, state: Path) -> None:
@@ -45,7 +45,7 @@ class LocalDeployment(Deployment):
         self.labels = write_shares(config, self.shares)
 
     def socket(self, node: int) -> Path:
-        """Where a node's worker listens."""
+        """The socket that a node's worker listens on."""
         return self.processes.home / f"{worker(node)}.sock"
 
     def start_worker(self, node: int) -> None:
@@ -66,11 +66,11 @@ class LocalDeployment(Deployment):
         )
 
     def start_node(self, node: int, port: int | None = None) -> None:
-        """Starts the SuperNode of a node that has a worker; `port` is where it finds the SuperLink."""
+        """Starts the SuperNode of a node that has a worker; it connects to `port` (None: the proxy's)."""
         self.start_supernode(node, {"worker-socket": str(self.socket(node))}, port=port)
 
     def start_all(self, say: Say) -> None:
-        """Starts everything but the run, and waits until the workers listen."""
+        """Starts everything except the run, and waits until the workers listen."""
         self.start_superlink()
         say(f"SuperLink behind a proxy at {self.address}, TLS and a key for each node.")
         for node in range(self.nodes):
@@ -82,7 +82,7 @@ class LocalDeployment(Deployment):
         say(f"{self.nodes} SuperNodes, each with a worker and its own data file.")
 
     def submit(self, options: Mapping[str, Value]) -> None:
-        """Starts the run; `options` are run configuration beside that of `config`."""
+        """Starts the run; `options` are added to the run configuration."""
         app = self.processes.home / "app"
         write_app(app, {**run_values(self.config), "labels": json.dumps(self.labels), **options})
         self.start_run(app)
@@ -90,13 +90,13 @@ class LocalDeployment(Deployment):
 
 @contextmanager
 def local_deployment(config: RunConfig, state: Path) -> Iterator[LocalDeployment]:
-    """A deployment in a temporary folder, which goes with it."""
+    """A deployment in a temporary folder, which is removed at the end."""
     with guarded_home() as home, Processes(home) as processes, interruptible():
         yield LocalDeployment(processes, config, state)
 
 
 def run_values(config: RunConfig) -> dict[str, Value]:
-    """A configuration as Flower takes it: what is not given is left out, and lists are written with commas."""
+    """A configuration as Flower takes it: options that are not given are left out, and lists are joined by commas."""
     values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {key: _flat(value) for key, value in values.items()}
 
@@ -108,10 +108,10 @@ def _flat(value: Any) -> Value:
 def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str, Value]:
     """Deploys, runs a configuration from the start, and takes everything down; returns a summary.
 
-    `options` are those of the server alone, such as min-train-nodes.
+    `options` are the server's own, such as min-train-nodes.
 
     Raises:
-        LoraA2Error: anything the user gave is wrong, or the run did not succeed.
+        LoraA2Error: an option is invalid, or the run failed.
         KeyboardInterrupt: Ctrl-C; its text says how to continue.
     """
     path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).resolve()
@@ -120,7 +120,7 @@ def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[st
 
 
 def resume(run_dir: Path, options: Mapping[str, Value], say: Say) -> dict[str, Value]:
-    """Deploys anew and continues a run after its last finished round; as `launch`."""
+    """Deploys again and continues a run after its last finished round; otherwise as `launch`."""
     run = RunDirectory.open(run_dir.resolve())
     config = config_of(run).model_copy(update={"output_dir": str(run.path)})
     return _run(config, {**options, "resume": str(run.path)}, say)
@@ -145,7 +145,7 @@ def _interrupted(path: Path) -> str:
 
 
 def summary(run: RunDirectory) -> dict[str, Value]:
-    """What a finished run comes to: its last metrics, what was sent, and where it is."""
+    """A finished run's last metrics, the bytes sent, the duration, and where its files are."""
     records = run.load_records()
     metrics = records[-1].metrics
     return {
@@ -160,10 +160,10 @@ def summary(run: RunDirectory) -> dict[str, Value]:
 
 
 def follow(deployment: LocalDeployment, say: Say) -> None:
-    """Passes on what the server logs until the run ends.
+    """Forwards the server's log lines to `say` until the run ends.
 
     Raises:
-        RunError: it could not be started, or a process of the deployment ended before.
+        RunError: the run could not be started, or a process of the deployment ended too early.
     """
     processes = deployment.processes
     with processes.log(RUN).open("rb") as log:
@@ -183,7 +183,7 @@ def follow(deployment: LocalDeployment, say: Say) -> None:
 
 
 def _whole_lines(log: BinaryIO) -> Iterator[bytes]:
-    """The lines that were written since the last call; one that is not finished is left for the next."""
+    """The lines written since the last call; an unfinished line is left for the next call."""
     while line := log.readline():
         if not line.endswith(b"\n"):
             log.seek(-len(line), os.SEEK_CUR)
@@ -192,7 +192,7 @@ def _whole_lines(log: BinaryIO) -> Iterator[bytes]:
 
 
 def server_line(line: bytes, failed: bool = False) -> str:
-    """What a line of the streamed log says, if it is the ServerApp's, or follows upon an error; empty otherwise."""
+    """The text of a line of the streamed log, if it comes from the ServerApp or follows an error; otherwise empty."""
     text = _COLOUR.sub("", line.decode(errors="replace")).rstrip()
     level, found, said = text.partition(":")
     if found and level.strip() in ("INFO", "WARNING", "ERROR"):

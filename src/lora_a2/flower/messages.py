@@ -16,19 +16,19 @@ CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""
 
 SMALL = 2**20
-"""A payload of up to so many bytes travels among the fields; as an array it is three objects more, each a request with 1 KB
-of headers. Arrays travel in chunks, so that no message becomes too large."""
+"""A payload of at most this many bytes travels among the fields: an array needs three more objects, each a request with 1 KB
+of headers. Larger payloads are arrays, which travel in chunks, so that no message becomes too large."""
 
 MOST_METRICS = 32
-"""No answer states more."""
+"""The most metrics that an answer may have."""
 
 _BYTES = "lora-a2.frame"
 
 
 def request_content(request: Request, state_dir: str = "") -> RecordDict:
-    """What the server sends for a request; `state_dir` is the folder of what simulated clients keep.
+    """The server's message for a request; `state_dir` is the folder of simulated clients' state.
 
-    A question for a profile does not say which partition the node is: it may ask for one.
+    A request for a profile names no partition: the node may ask for one.
     """
     fields: dict[str, ConfigRecordValues] = {
         "kind": request.kind,
@@ -48,7 +48,7 @@ def request_content(request: Request, state_dir: str = "") -> RecordDict:
 def read_request_content(content: RecordDict, partition: int, num_partitions: int) -> tuple[Request, str]:
     """The request that a node received, and the folder for simulated clients' state.
 
-    `partition` of `num_partitions` is what the node takes itself for; what the server says stands above it.
+    `partition` and `num_partitions` are the node's own configuration; the server's values take precedence.
 
     Raises:
         Refused: it is not a request of this release.
@@ -58,10 +58,10 @@ def read_request_content(content: RecordDict, partition: int, num_partitions: in
         run = json.loads(str(fields.get("run")))
     except ValueError:
         raise Refused(
-            Reason.RELEASE, "The message is no request of lora-a2: run the same release at both ends."
+            Reason.RELEASE, "The message is not a request of lora-a2: run the same release at both ends."
         ) from None
     total = fields.get("num-partitions", num_partitions)
-    if partition >= num_partitions:  # a mistake of the node's own, to be said as such
+    if partition >= num_partitions:  # the node's own mistake: report it as such
         total = num_partitions
     elif isinstance(total, int):
         partition = min(partition, total - 1)
@@ -84,7 +84,7 @@ def answer_message(answer: Answer, message: Message) -> Message:
 
 
 def error_message(reason: Reason, message: Message) -> Message:
-    """The reply to `message` that says why there is no other."""
+    """The reply to `message` that says why there is no answer."""
     return Message(Error(CLIENT_APP_ERROR, str(reason)), reply_to=message)
 
 
@@ -92,7 +92,7 @@ def read_answer(message: Message, limit: int) -> Answer:
     """The answer in a reply, with a payload of at most `limit` bytes.
 
     Raises:
-        ReplyError: an error came back, or something else than an answer.
+        ReplyError: an error came back, or something other than an answer.
     """
     if message.has_error():
         raise ReplyError(f"The node reports: {plain(message.error.reason) or 'an error without a reason'}")
@@ -107,7 +107,7 @@ def read_answer(message: Message, limit: int) -> Answer:
     fields.pop("payload", None)
     notes = fields.pop("notes", [])
     if len(fields) > MOST_METRICS:
-        raise ReplyError(f"The reply states {len(fields)} things; at most {MOST_METRICS} are accepted.")
+        raise ReplyError(f"The reply has {len(fields)} metrics; at most {MOST_METRICS} are accepted.")
     metrics: dict[str, int | float | str] = {}
     for name, value in fields.items():
         if not isinstance(value, int | float | str) or not _sound(value):
@@ -119,12 +119,12 @@ def read_answer(message: Message, limit: int) -> Answer:
 
 
 def _sound(value: float | str) -> bool:
-    """A text of one short line, or a number that arithmetic takes."""
+    """Whether it is a text of one short line, or a number that arithmetic can take."""
     return plain(value) == value if isinstance(value, str) else abs(value) < 2**63
 
 
 def received_bytes(message: Message) -> int:
-    """The payload bytes that a reply carries, whatever it is."""
+    """The payload bytes that a reply carries, valid or not."""
     if message.has_error():
         return 0
     content = message.content
@@ -148,7 +148,7 @@ def number(metrics: Mapping[str, int | float | str], name: str, low: int, high: 
 
 
 def _content(name: str, fields: Mapping[str, ConfigRecordValues], payload: bytes) -> RecordDict:
-    """The fields and the payload, which is told from them by its type."""
+    """The fields and the payload as records; a payload among the fields is recognised by its type."""
     if len(payload) > SMALL:
         array = Array("uint8", (len(payload),), _BYTES, payload)
         return RecordDict({name: ConfigRecord(dict(fields)), "payload": ArrayRecord({"frame": array})})
@@ -156,15 +156,15 @@ def _content(name: str, fields: Mapping[str, ConfigRecordValues], payload: bytes
 
 
 def _payload(content: RecordDict, fields: Mapping[str, object]) -> bytes:
-    """The payload beside or among the fields; empty where there is none.
+    """The payload beside or among the fields; empty if there is none.
 
     Raises:
-        ReplyError: it is something else than bytes.
+        ReplyError: it is not bytes.
     """
     if "payload" not in content:
         payload = fields.get("payload", b"")
         if not isinstance(payload, bytes):
-            raise ReplyError("The payload is no bytes.")
+            raise ReplyError("The payload is not bytes.")
         return payload
     arrays = list(content.array_records.get("payload", ArrayRecord()).values())
     if len(arrays) != 1 or arrays[0].stype != _BYTES:

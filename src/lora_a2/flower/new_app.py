@@ -17,7 +17,7 @@ from lora_a2.system.files import write_atomic
 
 
 def default_config() -> dict[str, Any]:
-    """Every key of the app's run configuration with its default; an empty text where that depends on other keys."""
+    """Every key of the app's run configuration with its default; empty if the default depends on other keys."""
     config, options = RunConfig(), ServerOptions.model_validate({})
     values = {}
     for name in app_fields():
@@ -32,10 +32,10 @@ def config_block(values: Mapping[str, Any]) -> str:
 
 
 def write_app(folder: Path) -> list[Path]:
-    """The files of a new app in `folder`, which is made and gives the app its name.
+    """Writes a new app to `folder`, which is created and gives the app its name; returns its files.
 
     Raises:
-        ConfigError: the folder's name cannot be a package's, or something is there already.
+        ConfigError: the folder's name is not a valid package name, or the folder is not empty.
     """
     name = folder.absolute().name
     if not name.isidentifier() or keyword.iskeyword(name) or not name.islower() or not name.isascii():

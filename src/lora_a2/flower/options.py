@@ -1,6 +1,6 @@
 """The run configuration of the Flower app: the keys of `RunConfig`, and those that only a server of real nodes needs.
 
-Flower knows no "not given", so an empty text stands for it.
+Flower has no missing values, so an empty text means "not given".
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, marks_of, option
 
 USUAL_RATIO = 10.0
-"""`max-update-ratio` where the clients are nodes; honest replies have been seen up to 6 times the median (1 example, 6 epochs, a learning rate of 0.05)."""
+"""Default `max-update-ratio` if the clients are nodes. Honest replies reached 6 times the median (1 example, 6 epochs,
+learning rate 0.05)."""
 
 
 _server = partial(option, group="Server", reach="nobody")
 
 
 class ServerOptions(Options):
-    """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for the usual limit,
-    which follows from what all nodes state (`bounds.fair_share`); in the simulation engine there is none."""
+    """Options of a server of nodes. Times are in seconds; a limit of 0 examples means the default, which depends on all
+    nodes' counts (`bounds.fair_share`); the simulation engine has no limit."""
 
-    labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, where the server has no data.")
+    labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, if the server has no data.")
     evaluation: Literal["auto", "server", "nodes", "none"] = _server(
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )
-    min_train_nodes: int = _server(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
-    max_node_examples: int = _server(0, ge=0, description="No node counts for more training examples than this.")
-    max_node_test_examples: int = _server(0, ge=0, description="No node counts for more test examples than this.")
-    start_timeout: float = _server(60.0, ge=0, description="How long the first round waits for all announced nodes.")
+    min_train_nodes: int = _server(1, ge=1, description="Least number of nodes, and of usable replies, in a round.")
+    max_node_examples: int = _server(0, ge=0, description="Most training examples that a node counts for.")
+    max_node_test_examples: int = _server(0, ge=0, description="Most test examples that a node counts for.")
+    start_timeout: float = _server(60.0, ge=0, description="How long the first round waits for all num-clients nodes.")
     node_timeout: float = _server(600.0, gt=0, description="How long a round waits for min-train-nodes nodes.")
-    round_timeout: float = _server(3600.0, gt=0, description="How long a node may take for its reply.")
+    round_timeout: float = _server(3600.0, gt=0, description="How long a node may take to reply.")
     max_attempts: int = _server(5, ge=1, description="How often a round with too few usable replies is tried.")
     resume: str = _server("", description="The run directory to continue.")
     from_round: int = _server(
-        0, ge=0, description="With resume: after this round, where the last checkpoint is damaged."
+        0, ge=0, description="With resume: continue after this round, if the last checkpoint is damaged."
     )
 
     def rules(self, simulated: bool, max_update_ratio: float | None) -> RoundRules:
-        """What a round must come to. `max_update_ratio` is the one given; nodes have a usual one, and 0 takes it away."""
+        """The rules of a round. None for `max_update_ratio` means `USUAL_RATIO` for nodes, and no bound in simulations; 0
+        means no bound."""
         ratio = USUAL_RATIO if max_update_ratio is None and not simulated else max_update_ratio
         return RoundRules(
             min_replies=self.min_train_nodes,
@@ -55,10 +57,10 @@ class ServerOptions(Options):
         )
 
     def label_names(self) -> tuple[str, ...]:
-        """The class names; empty where none are given.
+        """The class names; empty if none are given.
 
         Raises:
-            ConfigError: fewer than two, or one twice.
+            ConfigError: there are fewer than two, or duplicates.
         """
         text = self.labels.strip()
         if not text:
@@ -89,11 +91,11 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
 
 
 def app_fields() -> tuple[str, ...]:
-    """The fields of `RunConfig` that an app has a key for; the others mean nothing where clients are Flower's."""
+    """The fields of `RunConfig` that an app has a key for; the others have no effect with Flower."""
     return tuple(name for name, field in RunConfig.model_fields.items() if marks_of(field).app)
 
 
 def sent_config(config: RunConfig) -> dict[str, Any]:
-    """What the nodes are told of a configuration: all but what is the server's own."""
+    """The part of a configuration that is sent to the nodes: all but the server's own fields."""
     own = {name for name, field in RunConfig.model_fields.items() if marks_of(field).reach == "nobody"}
     return config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=own)

@@ -1,6 +1,6 @@
-"""Waits that begin short and grow: a node that is in the middle of a round hears of the next message at once, an idle one hardly asks.
+"""Waits that start short and grow: during a round a node gets the next message at once; an idle node seldom polls.
 
-Every question of a SuperNode to its SuperLink is a request of 1 KB over what may be a thin uplink.
+Each poll of a SuperNode is a request of 1 KB, possibly over a slow uplink.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 SHORTEST = 0.1
 SHARE = 0.1
-"""A wait lasts this share of the time that has been waited already."""
+"""The length of a wait as a share of the time waited so far."""
 
 
 class Patience(types.ModuleType):
-    """Stands in for the module `time` in a loop that sleeps whenever it finds nothing to do.
+    """Replaces the module `time` in a loop that sleeps whenever it finds nothing to do.
 
     A sleep takes `SHARE` of the time slept since the last event, at least `SHORTEST` seconds and at most what the loop
-    asks for. It is an event that the loop begins to ask for another time, which is to wait for something else.
+    asks for. A change of the time asked for is an event too: the loop then waits for something else.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Patience(types.ModuleType):
         return getattr(time, name)
 
     def event(self) -> None:
-        """Something happened; the next wait is short again."""
+        """Makes the next wait short again."""
         self._waited = 0.0
 
     def sleep(self, seconds: float) -> None:
-        """Sleeps, at most for `seconds`."""
+        """Sleeps for at most `seconds`."""
         if seconds != self._asked:
             self._asked = seconds
             self.event()

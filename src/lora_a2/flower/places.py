@@ -1,4 +1,4 @@
-"""Who is which client of a run: a partition belongs to a node's key, for as long as the run lasts."""
+"""Which node is which client: a partition belongs to a node's key for the whole run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_a2.system.files import read_sealed, write_sealed
 
 @dataclass(frozen=True)
 class NodeProfile:
-    """What a node states of itself. `partition` is the one it would like to be."""
+    """What a node states about itself. `partition` is the one it asks for."""
 
     partition: int
     num_partitions: int
@@ -21,15 +21,15 @@ class NodeProfile:
 
 
 class Places:
-    """The partitions 0 … `total` − 1 and whose they are.
+    """The partitions 0 … `total` − 1 and their owners.
 
-    A node gets the partition that it asks for while that is nobody's, else the first that is; so whoever asks for another
-    node's partition does not keep that one out. Where all are somebody's, a node stands in for one that is not there, until
-    that one is back. What a node first stated of its examples is the most that it may state later.
+    A node gets the partition that it asks for if that has no owner, otherwise the first without one; so a node that asks for
+    another's partition does not keep the other out. If all have owners, a node substitutes for an owner that is offline, until
+    that one is back. A node may never state more examples than it first did.
 
     Args:
-        total: how many partitions there are; None: not known yet.
-        path: the file that remembers whose they are; None: no file.
+        total: the number of partitions; None: not known yet.
+        path: the file that stores the owners; None: no file.
     """
 
     def __init__(self, total: int | None = None, path: Path | None = None) -> None:
@@ -40,12 +40,12 @@ class Places:
             self._load(path)
 
     def keep(self, path: Path) -> None:
-        """Remembers whose they are in this file from now on."""
+        """Stores the owners in this file from now on."""
         self._path = path
         self._save()
 
     def admit(self, identity: str, profile: NodeProfile) -> NodeProfile:
-        """What counts of a node's statement."""
+        """A node's profile, with no more examples than it first stated."""
         first = self._first.setdefault(identity, profile)
         return replace(
             profile,
@@ -54,7 +54,7 @@ class Places:
         )
 
     def assign(self, present: Mapping[int, tuple[str, NodeProfile]]) -> dict[int, int]:
-        """Partition → node, of the nodes that are there, each with its identity and profile, as far as there is room."""
+        """Partition → node, for as many nodes as there are partitions. `present`: node → its identity and profile."""
         total = len(present) if self.total is None else self.total
         held = {identity: partition for partition, identity in self._owners.items()}
         result = {held[i]: node for node, (i, _) in sorted(present.items()) if i in held and held[i] < total}

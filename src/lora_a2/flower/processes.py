@@ -1,7 +1,7 @@
-"""The processes of a deployment on one machine: started together, watched together, and gone together.
+"""The processes of a deployment on one machine: started, watched and ended together.
 
-Flower's processes start others, some in sessions of their own, which outlive a parent that is killed. All of them inherit
-the environment, and with it `FLWR_HOME`, a folder that is ours alone: whatever still has it in the end is ended too.
+Flower's processes start others, some in their own sessions, which outlive a killed parent. All inherit the environment, and
+with it `FLWR_HOME`, a folder that only this deployment uses: every process that still has it at the end is ended too.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from lora_a2.errors import RunError
 from lora_a2.system.signals import undisturbed
 
 GRACE_SECONDS = 10.0
-"""How long a process has to end by itself before it is killed."""
+"""How long a process may take to end before it is killed."""
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
 }
-"""Flower installs nothing, asks nobody for updates and reports to nobody."""
+"""Flower installs nothing, does not look for updates and sends no telemetry."""
 
 
 def program(name: str) -> str:
-    """A command of this Python's environment, whatever PATH says; one that is given by its whole path is left so.
+    """The path of a command in this Python's environment, whatever PATH says; an absolute path is returned as it is.
 
     Raises:
         RunError: it is not installed.
     """
-    path = Path(sys.executable).parent / name  # which is `name` itself where that is a whole path
+    path = Path(sys.executable).parent / name  # `name` itself if that is absolute
     if not path.exists():
         raise RunError(f"There is no {name} beside {sys.executable}: install lora-a2[flower].")
     return str(path)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses at the moment."""
+    """A TCP port of the loopback that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Processes:
-    """Named processes with a log file each, in the environment of one `FLWR_HOME`; a context that ends them all."""
+    """Named processes, each with a log file, that share one `FLWR_HOME`; as a context it ends them all."""
 
     def __init__(self, home: Path, extra: Mapping[str, str] | None = None) -> None:
         self.home = home
@@ -75,9 +75,9 @@ class Processes:
             self.stop_all()
 
     def start(self, name: str, command: Sequence[str], *, lasting: bool = True) -> None:
-        """Starts a process in the background; its output is appended to `log(name)`. One that is not `lasting` may end."""
+        """Starts a process in the background; its output is appended to `log(name)`. Unless `lasting`, it may end early."""
         if self.alive(name):
-            raise RunError(f"{name} runs already.")
+            raise RunError(f"{name} is already running.")
         with self.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [program(command[0]), *command[1:]],
@@ -85,7 +85,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others in order
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which then ends the others in order
             )
         (self._lasting.add if lasting else self._lasting.discard)(name)
 
@@ -115,7 +115,7 @@ class Processes:
         return done.stdout
 
     def log(self, name: str) -> Path:
-        """Where a process's output is."""
+        """The file with a process's output."""
         return self.logs / f"{name}.log"
 
     def alive(self, name: str) -> bool:
@@ -123,10 +123,10 @@ class Processes:
         return name in self._running and self._running[name].poll() is None
 
     def check(self) -> None:
-        """Sees to it that every lasting process still runs.
+        """Checks that every lasting process still runs.
 
         Raises:
-            RunError: one has ended; with the last line that it wrote.
+            RunError: one has ended; the message has its last line of output.
         """
         for name, process in self._running.items():
             if name in self._lasting and process.poll() is not None:
@@ -135,7 +135,7 @@ class Processes:
                 )
 
     def finish(self, name: str) -> None:
-        """Takes note that a process has ended by itself.
+        """Collects a process that ends by itself.
 
         Raises:
             RunError: it ended with an error.
@@ -158,13 +158,13 @@ class Processes:
             time.sleep(0.05)
 
     def kill(self, name: str) -> None:
-        """SIGKILL to a process and all that it started, as when a machine loses power."""
+        """Sends SIGKILL to a process and all that it started, as if the machine lost power."""
         process = self._running.pop(name)
         _kill(_family(process.pid))
         process.wait()
 
     def stop(self, name: str) -> None:
-        """SIGTERM to a process, SIGKILL where that is not enough, and to what it leaves behind."""
+        """Sends SIGTERM to a process, then SIGKILL if it does not end, and to processes that it leaves behind."""
         process = self._running.pop(name)
         family = _family(process.pid)
         _terminate([process])
@@ -172,7 +172,7 @@ class Processes:
         process.wait()
 
     def stop_all(self) -> None:
-        """Ends every process, the last started first; what they leave behind is killed."""
+        """Ends every process, the last started first, and kills processes that they leave behind."""
         families = [member for process in self._running.values() for member in _family(process.pid)]
         _terminate(list(reversed(self._running.values())))
         _kill(families)
@@ -182,12 +182,12 @@ class Processes:
         self._running.clear()
 
     def members(self) -> list[psutil.Process]:
-        """Every process of this machine that runs with our `FLWR_HOME`, as far as we may see, this one excepted."""
+        """Every visible process of this machine that has our `FLWR_HOME`, except this one."""
         return members(self.home)
 
 
 def members(home: Path) -> list[psutil.Process]:
-    """Every process of this machine whose `FLWR_HOME` is `home`, as far as we may see, this one excepted."""
+    """Every visible process of this machine whose `FLWR_HOME` is `home`, except this one."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -197,7 +197,7 @@ def members(home: Path) -> list[psutil.Process]:
 
 
 def kill_members(home: Path) -> None:
-    """SIGKILL to every process whose `FLWR_HOME` is `home`, until none starts another."""
+    """Sends SIGKILL to every process whose `FLWR_HOME` is `home`, until none is left."""
     end = time.monotonic() + GRACE_SECONDS
     while (found := members(home)) and time.monotonic() < end:
         _kill(found)
@@ -212,7 +212,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to end and gives them `GRACE_SECONDS` for it together."""
+    """Sends SIGTERM to processes and waits for them, `GRACE_SECONDS` in all."""
     end = time.monotonic() + GRACE_SECONDS
     for process in processes:
         process.terminate()
@@ -229,7 +229,7 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def _last_words(output: bytes | str | None) -> str:
-    """Why a program ended, by its output: what Flower says of it, or else the last line."""
+    """Why a program ended, from its output: Flower's reason, or else the last line."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
     _, found, reason = text.rpartition("Exit Code: ")
     if found:

@@ -1,7 +1,7 @@
-"""The proxy before a SuperLink: nginx, which lets the fleet service through and nothing else.
+"""The proxy in front of a SuperLink: nginx, which passes on the fleet service and nothing else.
 
-Flower serves control, fleet and runtime on one port, and checks keys in the fleet service alone: whoever reaches that port
-may start runs, which are programs. So a SuperLink listens on the loopback, and this is what other machines reach.
+Flower serves control, fleet and runtime on one port, and checks keys only in the fleet service: anyone who reaches that port
+can start runs, which are programs. So the SuperLink listens on the loopback, and other machines reach only the proxy.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from pathlib import Path
 from lora_a2.errors import ConfigError, RunError
 
 _SYNTAX = re.compile(r"[\"$\\\x00-\x1f]")
-"""What nginx reads as syntax between quotes too."""
+"""Characters that nginx reads as syntax even between quotes."""
 
 
 def nginx() -> str:
-    """Where nginx is.
+    """The path of nginx.
 
     Raises:
         RunError: it is not installed.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     if (found := shutil.which("nginx", path=path)) is None:
-        raise RunError("There is no nginx, which a SuperLink is published through: install it (apt-get install nginx).")
+        raise RunError(
+            "There is no nginx, which is the proxy in front of the SuperLink: install it (apt-get install nginx)."
+        )
     return found
 
 
@@ -34,14 +36,14 @@ def configuration(*, listen: str, superlink: str, certificate: Path, key: Path, 
     """nginx's configuration.
 
     Args:
-        listen: port, or address and port, that nodes reach.
+        listen: the port, or address and port, that nodes connect to.
         superlink: address and port of the SuperLink, whose certificate is for "localhost".
-        certificate: of the server, for the names that nodes reach it by, with whatever lies between it and the authority.
+        certificate: the server's, for the names that nodes use, with its chain of intermediate certificates.
         key: of that certificate.
-        authority: that signed the SuperLink's certificate.
+        authority: the certificate of the authority that signed the SuperLink's.
 
     Raises:
-        ConfigError: a path or an address with characters that nginx would read as syntax.
+        ConfigError: a path or an address has characters that nginx would read as syntax.
     """
     text = files("lora_a2.flower").joinpath("nginx.conf").read_text(encoding="utf-8")
     values = {"LISTEN": listen, "SUPERLINK": superlink, "CERTIFICATE": certificate, "KEY": key, "AUTHORITY": authority}

@@ -1,4 +1,4 @@
-"""Who is there: the nodes of a grid and the client that each of them is, asked once and checked."""
+"""The nodes of a grid that take part: each is asked for its profile once, checked, and given a partition."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _LOOK_EVERY, _REPORT_EVERY, _ASK_AGAIN = 0.25, 10.0, 30.0
 class Roster:
     """The nodes that take part.
 
-    A node that joins is asked once, and again after a while if it was refused; nobody waits for its answer but the first
-    round.
+    A node that joins is asked once, and again after a while if it was refused; only the first round waits for answers.
 
     Args:
-        courier: reaches them.
-        content: the question for a profile.
-        layout: the digest of the adapter's layout, in hex, that a node must derive too.
-        fingerprint: of the base weights that a node must have too.
+        courier: exchanges messages with them.
+        content: makes the request for a profile.
+        layout: the digest of the adapter's layout, in hex; each node must derive the same.
+        fingerprint: of the base weights; each node must have the same.
         node_timeout: how long to wait for enough nodes, and for a node's profile, in seconds.
-        places: how many partitions there are, and whose they are.
+        places: the partitions and their owners.
     """
 
     def __init__(
@@ -54,11 +53,11 @@ class Roster:
 
     @property
     def num_partitions(self) -> int:
-        """How many clients the run has; 0: not known yet."""
+        """The number of the run's clients; 0: not known yet."""
         return self.places.total or 0
 
     def present(self) -> dict[int, int]:
-        """Partition → node, of the nodes that are there now, have stated their profile and have a place."""
+        """Partition → node, for the nodes that are online, are admitted and have a partition."""
         online = self._courier.present()
         self._ask(set(online))
         self._hear(online)
@@ -71,17 +70,17 @@ class Roster:
         return found
 
     def profile(self, partition: int) -> NodeProfile:
-        """What counts of the statement of the last node that had this partition."""
+        """The profile, as admitted, of the last node that had this partition."""
         return self._assigned[partition]
 
     def gather(self, least: int, patience: float | None = None) -> dict[int, int]:
-        """The nodes present, once they are `least`.
+        """The nodes present, once there are at least `least`.
 
-        With `patience`, in seconds, it waits that long for all clients of the run, and for the profile of every node that is
-        there; where the run's number of clients is not known, those who are there then are all it will have.
+        With `patience`, in seconds, it waits that long for all clients of the run, and until every online node has stated
+        its profile; if the run's number of clients is not known, the clients then present are all that it will have.
 
         Raises:
-            RunError: fewer than `least` within the node timeout.
+            RunError: fewer than `least` came within the node timeout.
         """
         began = self._courier.clock()
         next_report = began
@@ -93,7 +92,7 @@ class Roster:
                 if self.places.total is None:
                     self.places.total = len(found)
                     log.warning(
-                        "num-clients is not given: the run has the %d clients that are there now, and takes no others.",
+                        "num-clients is not given: the run has the %d clients that are online now, and admits no others.",
                         len(found),
                     )
                     return self.present()
@@ -106,7 +105,7 @@ class Roster:
             if self._courier.clock() >= next_report:
                 wanted = least if patience is None else max(least, self.num_partitions)
                 log.info(
-                    "Waiting for nodes: %d there, %d wanted (limit %.0f s)%s.",
+                    "Waiting for nodes: %d of %d are online (limit %.0f s)%s.",
                     *(len(found), wanted, self._timeout if len(found) < least else patience or 0, self._complaints()),
                 )
                 next_report = self._courier.clock() + _REPORT_EVERY
@@ -117,7 +116,7 @@ class Roster:
         return "".join(f"; {line}" for line in few(lines))
 
     def _ask(self, online: set[int]) -> None:
-        """Asks those who are new, or whose refusal is a while ago."""
+        """Asks nodes that are new, or were refused some time ago."""
         now = self._courier.clock()
         self._refused = {node: why for node, why in self._refused.items() if node in online}
         waiting = {node for node, _ in self._asked.values()}
@@ -129,7 +128,7 @@ class Roster:
                     self._asked[identity] = node, now
 
     def _hear(self, online: Mapping[int, str]) -> None:
-        """Admits or refuses those who have answered, in a fixed order."""
+        """Admits or refuses the nodes that have answered, in a fixed order."""
         now = self._courier.clock()
         replies = self._courier.grid.pull_messages(list(self._asked)) if self._asked else []
         heard: dict[int, Message | str] = {}
@@ -153,7 +152,7 @@ class Roster:
                 self._known[node] = self.places.admit(online[node], profile)
 
     def _refuse(self, node: int, reason: str) -> None:
-        """Asks again after a while. The log hears of it, but not for ever."""
+        """Refuses a node, which is asked again after a while. At most MOST_LINES refusals of a node are logged."""
         reason = plain(reason, 400)
         if self._refused.get(node, ("", 0.0))[0] != reason and self._lines[node] < MOST_LINES:
             self._lines[node] += 1
@@ -179,6 +178,6 @@ class Roster:
             num_examples=number(metrics, "num_examples", 1, _MOST),
             num_test_examples=number(metrics, "num_test_examples", 0, _MOST),
         )
-        if self._courier.simulated:  # the engine's nodes are this process's own, and know how many they are
+        if self._courier.simulated:  # the engine's nodes belong to this process, and know their number
             self.places.total = self.places.total or total
         return profile

@@ -40,12 +40,12 @@ from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, fin
 from lora_a2.simulation import evaluate_clients, make_pool
 
 NODES_FILE = "nodes.json"
-"""In a run directory: which node is which client."""
+"""The file in a run directory that says which node is which client."""
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What the server knows before it has spoken to a node. `num_clients` None: as many as there are when the run starts."""
+    """What the server knows before it contacts a node. `num_clients` None: the number of nodes at the start of the run."""
 
     config: RunConfig
     options: ServerOptions
@@ -57,12 +57,12 @@ class _Start:
 
 
 def make_server_app(load_data: LoadData | None = None) -> ServerApp:
-    """A ServerApp. `load_data` gives class names and test data; None: what the run configuration names."""
+    """A ServerApp. `load_data` returns class names and test data; None: the run configuration names them."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid, and no other
+        courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid
         serve(courier, context.run_config, load_data)
 
     return app
@@ -74,7 +74,7 @@ def serve(
     """Runs a federation over the nodes that `courier` reaches, from the start or from where it was interrupted.
 
     Raises:
-        LoraA2Error: an option is wrong, the nodes do not come, or a round does not succeed; what was finished is kept.
+        LoraA2Error: an option is invalid, too few nodes come, or a round fails; finished rounds are kept.
     """
     start = _prepare(run_config, load_data)
     options, model = start.options, start.model
@@ -138,7 +138,7 @@ def _prepare(run_config: Mapping[str, bool | float | int | str], load_data: Load
 
 
 def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> LabelledData:
-    """What the server has itself: all of a simulation's data; or, where class names are given, test data at most."""
+    """The server's own data: all of a simulation's; or, if class names are given, test data at most."""
     labels = options.label_names()
     if not labels:
         return (load_data or open_data)(config)
@@ -156,14 +156,12 @@ def _question(start: _Start, courier: Courier) -> Request:
         run=sent_config(resolved(start.config, start.model, 1)),
         labels=start.data.label_names,
         partition=0,
-        num_partitions=0
-        if courier.simulated
-        else start.num_clients or 0,  # 0: the node goes by what it was started with
+        num_partitions=0 if courier.simulated else start.num_clients or 0,  # 0: the node uses its own configuration
     )
 
 
 def _places(start: _Start, courier: Courier) -> Places:
-    """Where the clients are nodes, a run that goes on remembers who they are."""
+    """The partitions; a resumed run over nodes restores their owners."""
     if courier.simulated:
         return Places()
     return Places(start.num_clients, None if start.run is None else start.run.path / NODES_FILE)
@@ -181,7 +179,7 @@ def _num_clients(start: _Start, roster: Roster) -> int:
 def _create(start: _Start, config: RunConfig) -> RunDirectory:
     path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).expanduser().resolve()
     facts = {**environment(start.model, start.data), "run_id": start.run_id, "flwr": version("flwr")}
-    # What labels a client has is its own affair: it is not asked.
+    # A client is not asked which labels it has: that is private.
     described = describe_clients(config, start.model, start.data.label_names, ())
     stored = with_absolute_paths(config.model_copy(update={"output_dir": str(path)}))
     return RunDirectory.create(path, dump_config(stored), facts, described)
@@ -190,7 +188,7 @@ def _create(start: _Start, config: RunConfig) -> RunDirectory:
 def _server_evaluation(
     start: _Start, config: RunConfig, courier: Courier, pool: Pool
 ) -> Callable[[ServerState], dict[str, Any]] | None:
-    """The server's own evaluation: in a simulation client by client, as its data are all of theirs."""
+    """The server's own evaluation, if any: in a simulation client by client, since the server has all their data."""
     chosen, test = start.options.evaluation, start.data.test
     if chosen == "none" or chosen == "nodes" or (chosen == "auto" and not len(test)):
         return None

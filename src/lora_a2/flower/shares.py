@@ -1,4 +1,4 @@
-"""The shares of a data set, a folder for each node: what the nodes of a real deployment have from the start."""
+"""The shares of a data set, one folder for each node. Nodes of a real deployment have their data from the start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
     A share without test examples has no TEST. Returns the names of the labels.
 
     Raises:
-        DataError, ConfigError: data that cannot be read, or not be split in this way.
+        DataError, ConfigError: the data cannot be read, or cannot be split in this way.
     """
     data = open_data(config)
     split = split_data(
@@ -41,7 +41,7 @@ def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
 
 
 def share_of(folder: Path, node: int) -> Path:
-    """Where a node's share is."""
+    """The folder of a node's share."""
     return folder / f"node-{node}"
 
 

@@ -1,4 +1,4 @@
-"""Clients of Flower's simulation engine: computed in the actor's process, which loads model and data once."""
+"""Clients of Flower's simulation engine: they run in the actor's process, which loads model and data once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lora_a2.node.participant import Participant, threads
 from lora_a2.node.protocol import Request
 
 LoadData = Callable[[RunConfig], LabelledData]
-"""The whole data set of a simulation, before it is split over the clients."""
+"""Loads the whole data set of a simulation, before it is split over the clients."""
 
 _participants: dict[tuple[object, str], Participant] = {}
 
 
 def participant(load_data: LoadData | None, state_dir: str) -> Participant:
-    """This process's participant, made when it is first asked for. `state_dir` is empty until there is state to keep."""
+    """This process's participant, created on first use. `state_dir` is empty until there is state to keep."""
     key = load_data, state_dir
     if key not in _participants:
         threads(1)
@@ -34,7 +34,7 @@ def participant(load_data: LoadData | None, state_dir: str) -> Participant:
 
 
 class _Split:
-    """Gives each partition its share; the split is made once for all of them."""
+    """Returns each partition's share; the split is computed once for all of them."""
 
     def __init__(self, load_data: LoadData) -> None:
         self._load_data = load_data

@@ -1,10 +1,10 @@
-"""`flower-superexec` that runs this package's ClientApp, and forks.
+"""A `flower-superexec` that runs only this package's ClientApp, and forks it.
 
-- Flower's runs the app that the server sends along: who controls the server runs programs on every node. Here the app is
-  the one that is installed on the node, whatever came, and no other kind of task is taken.
-- Flower's starts a new Python for every message, which takes more than a second of a core before our ClientApp has begun.
-  Here the process that starts it has imported it already. Each message still has a process of its own, and is found sooner
-  than by Flower's question once a second.
+- Flower's runs the app that the server sends: whoever controls the server runs programs on every node. This one always runs
+  the app that is installed on the node, and takes no other kind of task.
+- Flower's starts a new Python for every message, which takes more than a second of a core before our ClientApp starts.
+  This one forks a process that has already imported the app. Each message still has its own process, and is found sooner
+  than by Flower's poll once a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lora_a2.flower.patience import Patience
 from lora_a2.system.lifeline import end_with_parent
 
 REPLACED = ("install_from_fab", "get_load_client_app_fn")
-"""The functions of Flower that unpack the app which the server sends, and load it."""
+"""The functions of Flower that unpack and load the app that the server sends."""
 
 
 class ForkingExecutor(SubprocessExecutor):
@@ -43,14 +43,14 @@ class ForkingExecutor(SubprocessExecutor):
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], **options: Any
     ) -> tuple[set[TaskType], set[str]]:
-        """ClientApps alone are asked for."""
+        """Asks only for ClientApps."""
         return supported_task_types & {TaskType.CLIENT_APP}, set()
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Starts the process and returns at once."""
         self._patience.event()
         if spec.task_type != TaskType.CLIENT_APP:
-            return LaunchResult.failed(f"A node of lora-a2 runs its own ClientApp, and no {spec.task_type}.")
+            return LaunchResult.failed(f"A node of lora-a2 runs only its own ClientApp, not a {spec.task_type}.")
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -60,7 +60,7 @@ class ForkingExecutor(SubprocessExecutor):
 
 
 def use_own_client_app() -> None:
-    """Has Flower run the ClientApp of this package: what the server sends is neither unpacked nor imported.
+    """Makes Flower run this package's ClientApp: the app that the server sends is neither unpacked nor imported.
 
     Raises:
         RunError: this release of Flower loads apps in another way.
@@ -68,14 +68,14 @@ def use_own_client_app() -> None:
     changed = vars(run_clientapp)
     if missing := [name for name in REPLACED if name not in changed]:
         raise RunError(
-            f"This release of Flower is unknown: it has no {missing[0]} where apps are loaded. Install flwr 1.41."
+            f"This release of Flower is not supported: it has no {missing[0]} for loading apps. Install flwr 1.41."
         )
     changed["install_from_fab"] = lambda *given, **options: None
     changed["get_load_client_app_fn"] = lambda *given, **options: lambda *names: client_app.app
 
 
 def _run(spec: ExecutionSpec, parent: int) -> NoReturn:
-    """The life of the forked process. Nothing of its parent's main loop may go on in it, hence the hard end."""
+    """Runs the forked process. It ends by `os._exit`, since it must not continue its parent's main loop."""
     status = 1
     try:
         end_with_parent(parent)
@@ -98,7 +98,7 @@ def _run(spec: ExecutionSpec, parent: int) -> NoReturn:
 
 
 def _parent() -> int | None:
-    """The process that this one is to end with, where it was told."""
+    """The process that this one ends with, if it is given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--parent-pid", type=int)
     given: int | None = parser.parse_known_args()[0].parent_pid
@@ -106,16 +106,16 @@ def _parent() -> int | None:
 
 
 def main() -> None:
-    """Runs a SuperExec until its SuperNode ends; arguments are those of `flower-superexec`.
+    """Runs a SuperExec until its SuperNode ends, with the arguments of `flower-superexec`.
 
-    Flower's own watch over `--parent-pid` takes a parent that was killed, and not yet waited for, to be alive: here the kernel
-    watches, so it has to be the process that started this one.
+    Flower's own check of `--parent-pid` counts a killed parent that nobody has waited for as alive. Here the kernel watches, so
+    `--parent-pid` must be the process that started this one.
     """
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
     if (parent := _parent()) is not None:
         end_with_parent(parent)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave nothing behind
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children leave no zombies
     use_own_client_app()
     patience = Patience()
     changed = vars(run_superexec)

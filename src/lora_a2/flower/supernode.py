@@ -1,12 +1,12 @@
-"""`flower-supernode` that runs nobody's programs: python -m lora_a2.flower.supernode, with the same arguments.
+"""A `flower-supernode` that runs no programs of the server: python -m lora_a2.flower.supernode, with the same arguments.
 
 - Flower's SuperNode runs the app that the server sends. The SuperExec of this one, `lora_a2.flower.superexec`, runs the
   ClientApp that is installed on the node.
-- Flower's sleeps for 3 seconds whenever it finds no message, and that is always so right after it has sent a reply: a round
-  would spend more seconds between processes than many a node trains. There is no option for this, so the sleeps of that one
-  module are those of `lora_a2.flower.patience`.
+- Flower's sleeps for 3 seconds whenever it finds no message, which is always the case right after it sends a reply: waiting
+  would take longer than many a node trains. There is no option for this, so `lora_a2.flower.patience` replaces the sleeps of
+  that one module.
 
-With `--isolation process` the SuperExec is the user's own affair: `python -m lora_a2.flower.superexec` is ours.
+With `--isolation process` the user starts the SuperExec: `python -m lora_a2.flower.superexec`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def main() -> None:
     if getattr(start_client_internal, "time", None) is time:
         vars(start_client_internal)["time"] = Patience()
     else:
-        print("This release of Flower is unknown: each round waits up to 3 seconds for a SuperNode.", file=sys.stderr)
+        print("Unsupported release of Flower: each round waits up to 3 seconds for this SuperNode.", file=sys.stderr)
     _start_superexec()
     flower_supernode()
 
 
 def _start_superexec() -> None:
-    """Starts our SuperExec, which ends with this process, and has Flower start none."""
+    """Starts our SuperExec, which ends with this process, and keeps Flower from starting its own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
@@ -46,7 +46,7 @@ def _start_superexec() -> None:
         return
     if given.isolation != "subprocess":
         print(
-            "Start 'python -m lora_a2.flower.superexec': Flower's runs the programs that a server sends.",
+            "Start 'python -m lora_a2.flower.superexec': flower-superexec would run programs that the server sends.",
             file=sys.stderr,
         )
         return
@@ -62,14 +62,14 @@ def _start_superexec() -> None:
 
 
 def _check_release() -> None:
-    """Sees to it that this release of Flower can be kept from running what a server sends."""
+    """Checks that this release of Flower can be kept from running what the server sends."""
     try:
         from lora_a2.flower.superexec import use_own_client_app
 
         use_own_client_app()
     except (ImportError, RunError) as error:
         raise SystemExit(
-            f"Error: this release of Flower is unknown to lora-a2, so no node is started: {error}"
+            f"Error: lora-a2 does not support this release of Flower, so no node is started: {error}"
         ) from None
 
 

@@ -1,5 +1,5 @@
-"""A client on a machine of its own: what it is asked, what it answers, what it keeps, and the worker that stays resident.
+"""A client on its own machine: requests and answers, the state it keeps, and its resident worker.
 
-A node's operator starts the worker once; model and data stay loaded from round to round. Whoever speaks to the federation's
-server passes the encoded download on through a local socket and sends back the encoded upload; it needs neither.
+A node's operator starts the worker once; model and data stay loaded from round to round. The process that talks to the
+server forwards the encoded download through a local socket and sends back the encoded upload; it needs neither.
 """

@@ -1,7 +1,8 @@
-"""The worker's side of its socket: many connections at once, read and written in one thread, while another one computes.
+"""The worker's end of its socket: one thread reads and writes many connections, while another computes.
 
-Nobody holds the worker up. A message must be there as a whole within a time limit, however steadily it drips; an answer must be
-taken within one; what waits takes at most the memory of one largest message; and whoever hangs up takes its request back.
+No client can block the worker. A message must be complete within a time limit, however steadily it comes; an answer must be
+read within the same limit; waiting requests take at most the memory of one message of the largest size; and closing the
+connection withdraws the request.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from lora_a2.node.refusals import Reason, Refused
 from lora_a2.system.machine import peer_user
 
 MESSAGE_SECONDS = 60.0
-"""How long a message may take from its first byte to its last, either way."""
+"""How long a message may take from its first byte to its last, in either direction."""
 BACKLOG = 1024
 """Connections that the kernel holds until they are accepted."""
 MOST_CONNECTIONS = 512
-"""Connections at once; others are told that there are too many."""
+"""Connections at once; further ones are refused."""
 
 Reply = Answer | Reason
 
 
 @dataclass
 class Call:
-    """A request to be answered. `gone` is set once whoever asked has hung up."""
+    """A request to be answered. `gone` is set once the sender has closed the connection."""
 
     request: Request
     answer: Callable[[Reply], None]
@@ -42,7 +43,7 @@ class Call:
 
 
 class Door:
-    """Takes requests from a listening socket; a context, whose thread ends with it.
+    """Takes requests from a listening socket; a context, whose thread stops at its end.
 
     Args:
         listener: a bound Unix socket.
@@ -70,15 +71,15 @@ class Door:
         self._thread.join()
 
     def close(self) -> None:
-        """Lets nobody in any more: connections are cut, what they asked is taken back, and `calls` ends."""
+        """Accepts no more connections: open ones are cut, their requests withdrawn, and `calls` ends."""
         with suppress(RuntimeError):  # closed already
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def calls(self) -> Iterator[Call]:
-        """The requests, one after the other, as they come; those that were taken back are passed over.
+        """The requests, one at a time, as they come; withdrawn ones are skipped.
 
         Raises:
-            OSError: the socket cannot be listened at any longer.
+            OSError: listening at the socket failed.
         """
         while not isinstance(call := self._calls.get(), Exception | None):
             if not call.gone.is_set():
@@ -118,11 +119,11 @@ class Door:
             writer.transport.abort()
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Reply | None:
-        """What a connection is answered; None where it has gone."""
+        """The reply for a connection; None if it has gone."""
         try:
             self._admit(writer.get_extra_info("socket"))
             async with asyncio.timeout(self._seconds):
-                if not (first := await reader.read(1)):  # gone without a word: it only looked if somebody listens
+                if not (first := await reader.read(1)):  # gone without a byte: it only checked that a worker listens
                     return None
                 header_size, size = sizes(first + await _exactly(reader, PREFIX_SIZE - 1), self._limit)
                 header = parsed(await _exactly(reader, header_size))
@@ -162,21 +163,19 @@ class Door:
             hung_up.cancel()
         if answer.done():
             return answer.result()
-        log.warning(
-            "%s of run %s was taken back: whoever asked has gone.", request.kind.capitalize(), request.run_id[:8]
-        )
+        log.warning("%s of run %s was withdrawn: its sender has gone.", request.kind.capitalize(), request.run_id[:8])
         return None
 
 
 class _Budget:
-    """So many bytes for the payloads that are there at once."""
+    """Bounds the bytes of all payloads held at once."""
 
     def __init__(self, total: int) -> None:
         self._free, self._changed = total, asyncio.Condition()
 
     @asynccontextmanager
     async def taken(self, size: int) -> AsyncIterator[None]:
-        """Waits until there is room for `size` bytes, and holds it; `size` is not above the total."""
+        """Waits until `size` bytes are free, and holds them; `size` is at most the total."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._free >= size)
             self._free -= size
@@ -189,7 +188,7 @@ class _Budget:
 
 
 async def _exactly(reader: asyncio.StreamReader, size: int) -> bytes:
-    """The next `size` bytes; memory grows with what arrives, not with what is announced."""
+    """The next `size` bytes; memory grows with the bytes received, not with the size announced."""
     data = bytearray()
     while len(data) < size:
         if not (piece := await reader.read(min(PIECE, size - len(data)))):
@@ -199,14 +198,14 @@ async def _exactly(reader: asyncio.StreamReader, size: int) -> bytes:
 
 
 async def _end_of(reader: asyncio.StreamReader) -> None:
-    """Returns when the other side has hung up; what it says out of turn is dropped."""
+    """Returns when the other side has closed the connection; anything else that it sends is dropped."""
     with suppress(OSError):
         while await reader.read(PIECE):
             pass
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
-    writer.transport.set_write_buffer_limits(0)  # to drain is then to have sent all
+    writer.transport.set_write_buffer_limits(0)  # then `drain` returns once all is sent
     if isinstance(reply, Reason):
         writer.write(packed({"refused": reply.name}, 0))
     else:

@@ -1,4 +1,4 @@
-"""The data of one node: its own file, with the class names that the federation agreed on."""
+"""The data of one node: its own file, with the federation's class names."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lora_a2.node.protocol import Request
 
 @dataclass(frozen=True)
 class OwnData:
-    """Where a node's examples are, and which of them are for testing.
+    """The source of a node's examples, and which of them are for testing.
 
-    `test_fraction` is held out where the data bring no test set and `test_data` names none; 0: nothing is.
+    `test_fraction` is held out if the data have no test set and `test_data` names none; 0 holds out nothing.
     """
 
     data: str
@@ -32,14 +32,14 @@ class OwnData:
         """The node's examples, tokenised.
 
         Raises:
-            DataError: they cannot be read, or have a label that the federation does not know.
+            DataError: they cannot be read, or have a label that is not one of the federation's.
         """
         train, test = self._examples(request.labels, config.seed)
         name = f"client {request.partition}"
         return Client(request.partition, name, _tokenised(train, model), _tokenised(test, model))
 
     def check(self) -> int:
-        """The number of examples in the file, before any federation is there to ask for them.
+        """The number of examples in the file, read before any request.
 
         Raises:
             DataError: they cannot be read.

@@ -30,12 +30,12 @@ from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.settings.options import marks_of
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
-"""The client's own data, tokenised for a model."""
+"""Loads the client's own data, tokenised for a model."""
 
 
 def taken_fields() -> tuple[str, ...]:
-    """The fields of a run that a node takes from whoever asks: those declared so. Which model, data and device, what code it
-    runs and what it writes is the node's own."""
+    """The fields of a run that a node takes from a request: those declared with reach "nodes". Model, data, device, code and
+    files are the node's own."""
     return tuple(name for name, field in RunConfig.model_fields.items() if marks_of(field).reach == "nodes")
 
 
@@ -45,7 +45,7 @@ _EVALUATED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class _Seat:
-    """A client's place in a run, for one request; `go_on` raises once there is no reason to work on it any longer."""
+    """A client's place in a run, for one request; `go_on` raises once the request is to be abandoned."""
 
     config: RunConfig
     federation: Federation
@@ -57,14 +57,14 @@ class _Seat:
 
 
 class Participant:
-    """Answers requests. The last model is kept; a run that asks for another one has it loaded in its place.
+    """Answers requests. The last model stays loaded; a run with another model replaces it.
 
     Args:
         load_client: reads the client's data; called once for each model and partition.
-        store: the folder of what clients keep from round to round.
+        store: the folder for what clients keep from round to round.
         policy: what is allowed.
-        own: the fields of the configuration that the node decides, such as its model; None where it has no word in it, as in
-            a simulation.
+        own: the fields of the configuration that the node decides, such as its model; None if it decides none, as in a
+            simulation.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Participant:
         self._federation: tuple[object, Federation] | None = None
 
     def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
-        """What leaves the node for `request`; given up between two steps once whoever asked has `gone`.
+        """The answer to `request`; abandoned between two steps once its sender has `gone`.
 
         Raises:
             LoraA2Error: the request is refused, or something that it needs is missing.
@@ -89,7 +89,7 @@ class Participant:
 
         def go_on() -> None:
             if gone():
-                raise Refused(Reason.LATE, "whoever asked has gone.")
+                raise Refused(Reason.LATE, "its sender has gone.")
             if time.monotonic() > deadline:
                 raise Refused(Reason.POLICY, f"more than the policy's max-seconds = {limit} have passed.")
 
@@ -101,7 +101,7 @@ class Participant:
         self._policy.check_model(model.fingerprint)
         if (partition := request.partition) not in clients:
             if self._own is not None:
-                clients.clear()  # a node is one client, whatever number it is given
+                clients.clear()  # a node is one client, whatever its partition
             clients[partition] = self._load_client(config, request, model)
         key = config, request.labels
         if self._federation is None or self._federation[0] != key:
@@ -123,7 +123,7 @@ class Participant:
     def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[int, Client]]:
         key = config.part(ModelConfig), config.seed, request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # let go of the old model before the new one is loaded
+            self._loaded = None  # free the old model before the new one is loaded
             model = open_model(config, request.labels)
             self._loaded = key, model, {}
             log.info("Loaded the model %s; its fingerprint is %s.", config.model, model.fingerprint)
@@ -156,7 +156,7 @@ def _train(seat: _Seat, request: Request) -> Answer:
 
 
 def _kept(seat: _Seat, request: Request) -> tuple[ClientState, tuple[str, ...]]:
-    """What the client held before the round of its download, and a notice where private factors are lost.
+    """The client's state before the round of its download, and a note if its private factors are lost.
 
     Raises:
         Refused: the round is not allowed, or the download is another client's.
@@ -183,9 +183,9 @@ def _evaluate(seat: _Seat, request: Request) -> Answer:
 
 
 def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
-    """How many of the client's own test examples the model gets right, of as many as are `stated`."""
+    """How many of the client's own test examples the model gets right, scaled to the number `stated`."""
     test, right = seat.client.test, 0
-    order = np.argsort([len(ids) for ids in test.input_ids], kind="stable")  # the batches are those of one `predict`
+    order = np.argsort([len(ids) for ids in test.input_ids], kind="stable")  # the same batches as one call of `predict`
     for start in range(0, len(order), _EVALUATED_AT_ONCE):
         seat.go_on()
         rows = order[start : start + _EVALUATED_AT_ONCE]
@@ -195,15 +195,15 @@ def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
 
 
 def threads(count: int) -> None:
-    """Computes on so many cores. With 1 the results are those of the simulator, where each client has one core."""
+    """Sets the number of cores to compute on. With 1 the results equal the simulator's, where each client has one core."""
     torch.set_num_threads(count)
 
 
 def own_fields(model: str, device: str, dtype: str | None, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What a node decides for itself, checked; without a `dtype` that of the run is used.
+    """The fields that a node decides, checked; without a `dtype` the run's is used.
 
     Raises:
-        ConfigError: no such number type.
+        ConfigError: `dtype` is unknown.
     """
     given = {"model": model, "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     config = make_config({}, given)

@@ -1,4 +1,4 @@
-"""What a node's owner allows: a TOML file on the node, and the last word whatever a server asks."""
+"""What a node's owner allows: a TOML file on the node, which no server can override."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def _known_methods(names: tuple[str, ...]) -> tuple[str, ...]:
 def _digests(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if not value or set(value) - set("0123456789abcdef"):
-            raise ValueError(f"{value!r} is no fingerprint: 'lora-a2 node' logs the one of its model when it starts.")
+            raise ValueError(
+                f"{value!r} is not a fingerprint: 'lora-a2 node' logs its model's when it loads the model."
+            )
     return values
 
 
@@ -51,7 +53,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
 
 
 class Policy(BaseModel):
-    """What a node answers. An empty list allows everything.
+    """The requests that a node answers. An empty list allows everything.
 
     Raises:
         ConfigError: one line that names each wrong key, what was given and what is expected.
@@ -60,25 +62,25 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=kebab, populate_by_name=True)
 
     model_fingerprints: Annotated[Names, AfterValidator(_digests)] = Field(
-        (), description="Models that may be trained, by the fingerprint of their weights."
+        (), description="Fingerprints of the models that may be trained."
     )
-    methods: Annotated[Names, AfterValidator(_known_methods)] = Field((), description="Algorithms that may be used.")
+    methods: Annotated[Names, AfterValidator(_known_methods)] = Field((), description="Methods that may be used.")
     labels: Names = Field((), description="The class names that a run must have, in any order.")
     max_local_epochs: Int = Field(100, ge=1, description="Most local epochs in a round.")
     max_batch_size: Int = Field(4096, ge=1, description="Largest batch.")
     max_rank: Int = Field(1024, ge=1, description="Largest rank of the adapter.")
     max_rounds: Int = Field(10_000, ge=1, description="Most server rounds in a run.")
-    max_seconds: Int = Field(7200, ge=1, description="Longest time that one request is worked on.")
+    max_seconds: Int = Field(7200, ge=1, description="Longest time spent on one request.")
     max_message: Int = Field(4096, ge=1, description="Largest message, in megabytes.")
     evaluation: Annotated[bool, Field(strict=True)] = Field(
-        True, description="Whether the number of right answers on the node's test examples is told."
+        True, description="Whether the server is told the number of right answers on the node's test examples."
     )
     round_examples_to: Int = Field(
-        1, ge=1, description="Numbers of examples are told as multiples of this; 1 tells them exactly."
+        1, ge=1, description="Counts of examples are rounded to multiples of this; 1 states them exactly."
     )
 
     def check(self, config: RunConfig, labels: Iterable[str]) -> None:
-        """Compares a run with what is allowed.
+        """Checks a run.
 
         Raises:
             Refused: it is not allowed; the detail names the key.
@@ -89,32 +91,32 @@ class Policy(BaseModel):
         self._require(not self.labels or sorted(labels) == sorted(self.labels), "labels", list(labels), "labels")
 
     def check_round(self, server_round: int) -> None:
-        """Compares the round of a download with what is allowed.
+        """Checks the round of a download.
 
         Raises:
-            Refused: there are not to be so many.
+            Refused: it is beyond the most rounds allowed.
         """
         self._require(server_round <= self.max_rounds, "server round", server_round, "max_rounds")
 
     def check_model(self, fingerprint: str) -> None:
-        """Compares a model with what is allowed.
+        """Checks a model.
 
         Raises:
-            Refused: it is none of those named.
+            Refused: its fingerprint is not among those allowed.
         """
         allowed = not self.model_fingerprints or fingerprint in self.model_fingerprints
         self._require(allowed, "model with the fingerprint", fingerprint, "model_fingerprints")
 
     def check_evaluation(self) -> None:
-        """Lets an evaluation pass.
+        """Checks that evaluations are allowed.
 
         Raises:
-            Refused: none is answered.
+            Refused: they are not.
         """
         self._require(self.evaluation, "kind", "evaluate", "evaluation")
 
     def stated(self, examples: int) -> int:
-        """The number that is told for so many examples: a multiple of `round_examples_to`, and 0 only for none."""
+        """The count that is stated for `examples`: the nearest multiple of `round_examples_to`, and 0 only for 0."""
         step = self.round_examples_to
         return max(round(examples / step), 1) * step if examples else 0
 
@@ -139,10 +141,10 @@ _LIMITS = {
     "max_rank": "r",
     "max_rounds": "num_server_rounds",
 }
-"""Key of a policy → the run's field that may not be larger."""
+"""Key of a policy → the run's field that it bounds."""
 
 NO_LIMITS = Policy.model_validate(dict.fromkeys((*_LIMITS, "max_seconds"), sys.maxsize))
-"""For clients of a simulation, whose owner is who runs it."""
+"""For clients of a simulation, which belong to whoever runs it."""
 
 
 def load_policy(path: Path) -> Policy:

@@ -1,9 +1,9 @@
-"""Requests to a node and its answers, and how they cross a local socket. Standard library only.
+"""Requests to a node and its answers, and their format on a local socket. Standard library only.
 
     message   magic 4s | header's length u32 | payload's length u64 | header (JSON, UTF-8) | payload
 
-Lengths are little-endian and compared with the reader's limits before anything is allocated. Whoever asks keeps the
-connection open until the answer is there: closing it takes the request back.
+Lengths are little-endian and compared with the reader's limits before anything is allocated. The sender of a request keeps
+the connection open until it has the answer: closing it withdraws the request.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ PREFIX_SIZE = _PREFIX.size
 _HEADER_LIMIT = 1 << 20
 _MOST_PARTITIONS = 1_000_000
 PIECE = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a node is asked.
+    """A request to a node.
 
     Attributes:
-        kind: for its profile, to train, or to evaluate.
-        run_id: names the run, also when it is resumed.
+        kind: whether the node states its profile, trains or evaluates.
+        run_id: names the run, and stays the same when it is resumed.
         run: the run's configuration, by kebab-case key.
         labels: the class names that all nodes share.
         partition, num_partitions: which of how many clients the node is.
-        last_round: the last round in which this client's reply counted; 0: none.
+        last_round: the last round in which this client's reply was accepted; 0: none.
         payload: the encoded download; empty for a profile.
     """
 
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What leaves a node: the encoded upload, if any, and the numbers that are stated, nothing else."""
+    """What leaves a node: the encoded upload, if any, and the stated metrics and notes, nothing else."""
 
     metrics: Mapping[str, int | float | str]
     payload: bytes = b""
@@ -76,10 +76,10 @@ _DIGESTS = frozenset({"layout", "fingerprint"})
 
 
 def outgoing(answer: Answer) -> Answer:
-    """`answer`, once it is seen to state nothing but known numbers, digests and notes.
+    """`answer`, if it holds only known numbers, digests and notes.
 
     Raises:
-        Refused: it would say more.
+        Refused: it holds anything else.
     """
     for name, value in answer.metrics.items():
         known = _is_digest(value) if name in _DIGESTS else name in _NUMBERS and _is_number(value)
@@ -102,14 +102,14 @@ def ask(path: Path, request: Request, timeout: float, limit: int) -> Answer:
     """The answer of the worker that listens at `path`.
 
     Raises:
-        Refused: no worker, no answer within `timeout` seconds, an answer of more than `limit` bytes, or its refusal.
+        Refused: there is no worker, no answer within `timeout` seconds, an answer of more than `limit` bytes, or a refusal.
     """
     fields = {name: getattr(request, name) for name in _FIELDS}
     deadline = time.monotonic() + timeout
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             _connect(connection, path, deadline)
-            with suppress(BrokenPipeError):  # a worker that refuses what it has seen so far says why
+            with suppress(BrokenPipeError):  # a worker that refuses what it has read so far says why
                 connection.settimeout(_left(deadline))
                 send(connection, fields, request.payload)
             header, payload = receive(connection, limit, _left(deadline))
@@ -141,7 +141,7 @@ def _left(deadline: float) -> float:
     """The seconds until `deadline`.
 
     Raises:
-        TimeoutError: it is over.
+        TimeoutError: it has passed.
     """
     if (left := deadline - time.monotonic()) <= 0:
         raise TimeoutError
@@ -152,7 +152,7 @@ _FIELDS = ("kind", "run_id", "run", "labels", "partition", "num_partitions", "la
 
 
 def read_request(header: Mapping[str, Any], payload: bytes) -> Request:
-    """The request that a received message stands for.
+    """The request in a received message.
 
     Raises:
         Refused: a field is missing, unknown, or of another type.
@@ -165,9 +165,9 @@ def read_request(header: Mapping[str, Any], payload: bytes) -> Request:
     if header["kind"] not in KINDS or header.keys() - set(_FIELDS):
         raise _invalid(f"The request is {header['kind']!r} with {sorted(header)}; run the same release of lora-a2.")
     if not all(isinstance(label, str) for label in header["labels"]):
-        raise _invalid("The request has labels that are no texts.")
+        raise _invalid("The request has labels that are not texts.")
     if not _plain_name(header["run_id"]):
-        raise _invalid(f"The run id {header['run_id']!r} is not made of letters, digits and hyphens.")
+        raise _invalid(f"The run id {header['run_id']!r} has characters other than letters, digits and hyphens.")
     if not 0 <= header["partition"] < header["num_partitions"] <= _MOST_PARTITIONS:
         raise _invalid(f"There is no partition {header['partition']} of {header['num_partitions']}.")
     values = {**header, "labels": tuple(header["labels"])}
@@ -223,7 +223,7 @@ def parsed(text: bytes) -> dict[str, Any]:
 def send(connection: socket.socket, header: Mapping[str, Any], payload: bytes) -> None:
     """Sends one message, within the connection's timeout."""
     connection.sendall(packed(header, len(payload)))
-    if payload:  # without one the other side may have answered and gone by now, and sending even nothing would fail
+    if payload:  # without one the other side may have answered and gone, and even an empty send would fail
         connection.sendall(payload)
 
 
@@ -231,8 +231,8 @@ def receive(connection: socket.socket, limit: int, timeout: float) -> tuple[dict
     """Receives one message with a payload of at most `limit` bytes, all of it within `timeout` seconds.
 
     Raises:
-        Refused: it is not a message, too large, or cut off.
-        TimeoutError: it is not there in time, however steadily it comes.
+        Refused: it is not a message, is too large, or is cut off.
+        TimeoutError: it is not complete in time, however steadily it comes.
     """
     deadline = time.monotonic() + timeout
     header_size, payload_size = sizes(_exactly(connection, PREFIX_SIZE, deadline), limit)
@@ -241,7 +241,7 @@ def receive(connection: socket.socket, limit: int, timeout: float) -> tuple[dict
 
 
 def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
-    """The next `size` bytes; memory grows with what arrives, not with what is announced."""
+    """The next `size` bytes; memory grows with the bytes received, not with the size announced."""
     data = bytearray()
     while len(data) < size:
         connection.settimeout(_left(deadline))
@@ -253,5 +253,5 @@ def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
 
 
 def cut_off(found: int, size: int) -> Refused:
-    """What is wrong with a message that ends too early."""
+    """The error for a message that ends too early."""
     return _invalid(f"The message ends after {found} of {size} bytes.")

@@ -1,8 +1,8 @@
-"""All that a node ever says of an error, and what it says of itself: fixed sentences. Standard library only.
+"""The fixed sentences that a node sends about errors and about itself. Standard library only.
 
-An error that has seen data, labels, paths or a configuration names them. So its text stays on the node, in the log, and
-one of the `Reason`s goes to the server. There is no other way out: the worker sends the name of a reason, and whoever
-passes it on looks up its sentence here.
+The text of an error may name data, labels, paths or the configuration. So it stays in the node's log, and the server gets
+one of the `Reason`s. There is no other way out: the worker sends only the name of a reason, and the ClientApp looks up its
+sentence here.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class Reason(StrEnum):
     CONFIG = "The run's configuration is not valid on the node; the node's log says why."
     DATA = "The node's data cannot be used for this run; the node's log says why."
     MODEL = "The node cannot use its model for this run; the node's log says why."
-    DOWNLOAD = "What was sent is not valid for the node's model and this run; the node's log says why."
-    LOST = "The node has lost what it kept from round to round; it is sent all of it in the next round."
+    DOWNLOAD = "The download is not valid for the node's model and this run; the node's log says why."
+    LOST = "The node has lost its state; the next round sends it everything again."
     SETUP = "The node is not set up for this app; its log says what is missing."
     WORKER = "No worker answers on the node; the node's log says more."
     LATE = "The node's worker did not answer in time."
-    BUSY = "The node's worker is asked too much at once."
+    BUSY = "The node's worker has too many connections."
     FAILED = "The node failed; its log says why."
 
 
 class Note(StrEnum):
-    """What a node says besides its answer."""
+    """A sentence that a node adds to its answer."""
 
     PRIVATE_LOST = "The private factors were lost; they start anew."
 
 
 class Refused(NodeError):
-    """A request that a node does not answer. The text is for the node's own log, `reason` for whoever asked."""
+    """A request that a node refuses. The text is for the node's own log, `reason` for the server."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -54,7 +54,7 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def reason_of(error: Exception) -> Reason:
-    """What the server is told of an error; `Reason.FAILED` where nobody has decided that it may know more."""
+    """The reason that the server is told for an error; `Reason.FAILED` unless the table above allows more."""
     if isinstance(error, Refused):
         return error.reason
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.FAILED)

@@ -1,10 +1,9 @@
 """What a client keeps from round to round, on its own disk.
 
-    FOLDER/RUN/PARTITION/round-N.kept    what it held after round N: a SHA-256 digest, then safetensors
+    FOLDER/RUN/PARTITION/round-N.kept    its state after round N: a SHA-256 digest, then safetensors
 
-The digest covers run, partition and round too, so that a file is what its name says or counts as lost. The last two rounds
-are kept: a server that was stopped in the middle of round N asks for it again, and the client then starts again from what
-it held before.
+The digest covers run, partition and round too, so a file under a wrong name counts as lost. The last two rounds are kept: a
+server that was stopped in the middle of round N asks for it again, and the client then restarts from its state before N.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class ClientStore:
         self._owner = f"{run_id}/{partition}"
 
     def before(self, server_round: int) -> ClientState:
-        """What was kept last before `server_round`; nothing where there is none.
+        """The last state kept before `server_round`; empty if there is none.
 
-        Nor is there any where its file is damaged: what is older is not what the client held. The log tells of it.
+        It is also empty, and the log says so, if that file is damaged: an older state is not what the client held.
         """
         number = max((n for n in self._rounds() if n < server_round), default=0)
         if not number:
@@ -49,7 +48,7 @@ class ClientStore:
             return ClientState()
 
     def keep(self, state: ClientState) -> None:
-        """Replaces what was kept for this state's round; only it and the one before stay."""
+        """Stores the state under its round; only it and the one before stay."""
         server_round = state.server_round
         tensors = client_tensors(state)
         if state.adapter is not None:

@@ -1,4 +1,4 @@
-"""The resident worker: answers requests on a local socket that only its own user may open, one after the other."""
+"""The resident worker: answers requests one at a time, on a local socket that only its own user may open."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lora_a2.node.refusals import reason_of
 from lora_a2.system.machine import SOCKET_PATH_LIMIT
 
 Answerer = Callable[[Request, Callable[[], bool]], Answer]
-"""(request, whether whoever asked has gone) → the answer."""
+"""(request, whether its sender has gone) → the answer."""
 
 
 @contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A socket at `path`, mode 0600 in a folder that is this user's alone, and taken away at the end.
+    """A socket at `path`, mode 0600 in a folder that only this user may enter; removed at the end.
 
     Raises:
         NodeError: others may enter the folder, the path is too long, or another worker listens there.
@@ -48,7 +48,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 
 def serve(listener: socket.socket, answer: Answerer, limit: int) -> None:
-    """Answers requests until it is interrupted. What goes wrong in one is answered, logged, and forgotten.
+    """Answers requests until it is interrupted. An error in one is answered and logged, and does not affect others.
 
     `limit` is the largest payload in bytes that is accepted.
     """
@@ -58,7 +58,7 @@ def serve(listener: socket.socket, answer: Answerer, limit: int) -> None:
 
 
 def reply_to(request: Request, answer: Answerer, gone: Callable[[], bool]) -> Reply:
-    """The answer to a request, or the reason why there is none: details of an error stay in the log."""
+    """The answer to a request, or the reason why there is none; details of an error stay in the log."""
     began = time.perf_counter()
     try:
         found = outgoing(answer(request, gone))

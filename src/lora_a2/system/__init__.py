@@ -1,1 +1,1 @@
-"""What touches the operating system: files, locks, signals, child processes, text for terminals."""
+"""The interface to the operating system: files, locks, signals, child processes, text for terminals."""

@@ -1,8 +1,8 @@
-"""Files that a kill cannot leave half written, and that tell when they have been changed.
+"""Files that a kill cannot leave half written, with digests that detect changes.
 
-Bytes on a disk change: a bit flips, a copy ends early, somebody edits. What is read back later is therefore kept with its
-digest: a folder's files in `SHA256SUMS` beside them, as the program sha256sum writes and checks it (`write_all`, `check`);
-a JSON object in itself (`write_sealed`, `read_sealed`).
+Bytes on a disk change: a bit flips, a copy ends early, somebody edits. So what is read back later is kept with its digest:
+a folder's files in `SHA256SUMS` beside them, in the format of the program sha256sum (`write_all`, `check`); a JSON object's
+digest inside it (`write_sealed`, `read_sealed`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 from lora_a2.errors import RunError
 
 SUMS = "SHA256SUMS"
-"""The name of the file with the digests of those beside it: a line a file, its sha256 in hex, two blanks, its name."""
+"""The file with the digests of those beside it: one line for each file, its sha256 in hex, two blanks, its name."""
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 _SEAL = "sealed"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` so that a reader, or a kill, sees the old content or the new and nothing between.
+    """Replaces `path` atomically: a reader, or a kill, finds either the old content or the new.
 
     Raises:
-        OSError: it cannot be written; `filename` is `path`, and what was there is there still.
+        OSError: it cannot be written; `filename` is `path`, and the old content remains.
     """
     temporary = path.with_name(f".{path.name}.partial")
     with _named(path):
@@ -42,7 +42,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
-                temporary.unlink()  # it may take the room that something else needs
+                temporary.unlink()  # it would take space that something else may need
             raise
         directory = os.open(path.parent, os.O_RDONLY)
         try:
@@ -52,7 +52,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds `data` to the end of a file, and waits until it is on the disk. A kill may leave the first part of it.
+    """Appends `data` to a file, and waits until it is on the disk. A kill may leave only its first part.
 
     Raises:
         OSError: it cannot be written; `filename` is `path`.
@@ -65,7 +65,7 @@ def append(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """The system names no file when there is no room left, or a disk breaks: a user must know which."""
+    """Adds the path to errors: the system names no file when a disk is full or fails, but the user must know which."""
     try:
         yield
     except OSError as error:
@@ -91,7 +91,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The values that `write_sealed` was given.
 
     Raises:
-        RunError: there is no such file, or it is not as it was written.
+        RunError: there is no such file, or it was changed.
     """
     values = read_json_object(path)
     if _SEAL not in values:
@@ -105,7 +105,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        RunError: there is no such file, or it holds something else.
+        RunError: there is no such file, or it does not hold a JSON object.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -119,7 +119,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files and their `SHA256SUMS`, in order: where the last is there, all of them are.
+    """Writes files and, last, their `SHA256SUMS`: if that exists, all of them do.
 
     Raises:
         OSError: as `write_atomic`.
@@ -131,7 +131,7 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Writes the `SHA256SUMS` of the files that are in a folder.
+    """Writes the `SHA256SUMS` of all files in a folder.
 
     Raises:
         OSError: as `write_atomic`.
@@ -144,10 +144,10 @@ def seal(folder: Path) -> None:
 
 
 def check(folder: Path) -> frozenset[str]:
-    """The names of the files that `write_all` wrote, each of which is as it was written.
+    """The names of the files that `write_all` wrote, all unchanged.
 
     Raises:
-        RunError: one is not, or is missing; the message names it.
+        RunError: one was changed or is missing; the message names it.
     """
     try:
         lines = (folder / SUMS).read_bytes().decode("ascii").splitlines()

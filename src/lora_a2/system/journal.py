@@ -1,9 +1,9 @@
-"""A file of JSON lines that only grows, and beside it the digest of each line.
+"""An append-only file of JSON lines, and beside it the digest of each line.
 
     NAME.jsonl    the lines
-    NAME.sha256   the sha256 of each, in hex, a line a line
+    NAME.sha256   the sha256 of each line, in hex, one per line
 
-How many lines count is said elsewhere: a kill may leave more of either, which are cut off.
+The number of committed lines is stored elsewhere: a kill may leave more lines in either file, which are cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lora_a2.system.files import append, sha256, write_atomic
 
 
 class Journal:
-    """The lines at `path`, which ends in .jsonl; files that are not there are empty."""
+    """The lines at `path`, which ends in .jsonl; missing files count as empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,15 +38,15 @@ class Journal:
         """The first `count` lines.
 
         Raises:
-            RunError: one of them is not what it was, or is missing.
+            RunError: one of them was changed or is missing.
         """
         lines, digests = _lines(self.path)[:count], _lines(self._digests)[:count]
         if len(lines) < count or len(digests) < count:
             name, found = (self.path, lines) if len(lines) < count else (self._digests, digests)
-            raise RunError(f"{name} is damaged: it has {len(found)} whole lines, and {count} were committed.")
+            raise RunError(f"{name} is damaged: it has {len(found)} whole lines, but {count} were committed.")
         for number, (line, digest) in enumerate(zip(lines, digests, strict=True), start=1):
             if sha256(line).encode() != digest:
-                raise RunError(f"{self.path} is damaged: line {number} is not what {self._digests} says of it.")
+                raise RunError(f"{self.path} is damaged: line {number} does not match its digest in {self._digests}.")
         return lines
 
     def cut(self, count: int) -> None:
@@ -62,5 +62,5 @@ class Journal:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The whole lines: what follows the last newline was broken off by a kill."""
+    """The whole lines: text after the last newline is a line that a kill cut off."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []

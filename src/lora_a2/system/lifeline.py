@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ends: also by SIGKILL, which it cannot pass on."""
+"""Processes that end with their parent, even if it is killed by SIGKILL, which it cannot pass on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def end_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when `parent`, which started it, is gone; on Linux, elsewhere nothing happens.
+    """Makes the kernel kill this process when `parent`, which started it, ends. Only on Linux; elsewhere it does nothing.
 
-    It holds for the thread that started this process: that one has to wait for it.
+    The kernel watches the thread that started this process, so that thread must wait for it.
     """
     if sys.platform != "linux":
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:  # it had gone before the kernel was told
+    if os.getppid() != parent:  # it ended before the kernel was told
         os.kill(os.getpid(), signal.SIGKILL)

@@ -15,12 +15,12 @@ LOCK = ".lock"
 
 
 class Lock:
-    """Holds a folder that is there, from its making on until it is released, or left as a context.
+    """Locks an existing folder, until `release` or the end of the context.
 
-    The system lets go of it too when the process ends, however it ends.
+    The system releases the lock too when the process ends, however it ends.
 
     Raises:
-        RunError: somebody holds it already, or it cannot be written.
+        RunError: another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class Lock:
             raise RunError(f"{folder / LOCK} cannot be locked: {error.strerror}.") from error
 
     def release(self) -> None:
-        """Lets go of it; again does nothing."""
+        """Releases the lock; a second call does nothing."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -50,10 +50,10 @@ class Lock:
 
 
 def claimed(folder: Path) -> Lock:
-    """The lock of a folder that is made where it is missing.
+    """The lock of a folder, which is created if it is missing.
 
     Raises:
-        RunError: as `Lock`, and where it cannot be made.
+        RunError: as `Lock`, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

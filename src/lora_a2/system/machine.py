@@ -1,6 +1,6 @@
-"""What the system offers beside files and signals, and what is done without it.
+"""System features other than files and signals, and what happens without them.
 
-Linux offers all of it. "Elsewhere" is another Unix, such as a Mac's: everything runs there, in one process. Windows is refused.
+Linux has all of them. "Elsewhere" means another Unix, such as macOS: everything runs there, in one process. Windows is refused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from lora_a2.errors import LoraA2Error
 
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
-"""Bytes of a local socket's path that the system takes."""
+"""The longest path of a local socket, in bytes."""
 
 _MAC_LOCAL, _MAC_PEER = 0, 1  # SOL_LOCAL and LOCAL_PEERCRED of sys/un.h, which Python does not name
 _MAC_CREDENTIALS = 76  # bytes of struct xucred: version, user, and groups
 
 
 def require_unix() -> None:
-    """Nothing here can run on Windows itself.
+    """Checks that the system is not Windows.
 
     Raises:
         LoraA2Error: this is Windows.
@@ -36,33 +36,33 @@ def require_unix() -> None:
 
 
 def forks() -> bool:
-    """Whether this process can be copied in the midst of its work: on Linux; a Mac's own libraries do not survive it."""
+    """Whether this process can fork while it works: on Linux; macOS's own libraries do not survive it."""
     return sys.platform == "linux"
 
 
 def cores() -> list[int]:
-    """The numbers of the cores that this process may use; elsewhere, of all cores of the machine."""
+    """The numbers of the cores that this process may use; elsewhere of all cores."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def stay_on(numbers: Iterable[int]) -> None:
-    """Keeps this process, and what it starts, on these cores; elsewhere nothing happens."""
+    """Pins this process, and its children, to these cores; elsewhere it does nothing."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has held."""
-    import resource  # Windows has none, and comes as far as `require_unix`
+    """The peak memory of this process in bytes."""
+    import resource  # missing on Windows, which must still get to `require_unix`
 
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def private_memory() -> int:
-    """The bytes of memory that this process holds and shares with no other; elsewhere 0."""
+    """The bytes of memory that this process does not share with others; elsewhere 0."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -71,9 +71,9 @@ def private_memory() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets what one step has freed serve the next: glibc gives it back to the kernel, which then has to clear it page by page.
+    """Keeps memory freed by one step for the next: glibc would return it to the kernel, which clears every page again.
 
-    Elsewhere nothing happens.
+    Elsewhere it does nothing.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -82,7 +82,7 @@ def keep_freed_memory() -> None:
 
 
 def peer_user(connection: socket.socket) -> int:
-    """The user at the other end of a local socket, as the kernel knows it."""
+    """The id of the user at the other end of a local socket, from the kernel."""
     if hasattr(socket, "SO_PEERCRED"):
         _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     else:
@@ -92,7 +92,7 @@ def peer_user(connection: socket.socket) -> int:
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """The instructions that the processor has, by the kernel's names for them (avx512_bf16, …); elsewhere none are known."""
+    """The processor's instruction sets, by the kernel's names (avx512_bf16, …); elsewhere empty."""
     try:
         return flags_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -100,7 +100,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
-    """What every core of a /proc/cpuinfo has: under "flags" on x86, under "Features" on ARM, whose cores may differ."""
+    """The flags that all cores in a /proc/cpuinfo have: "flags" on x86, "Features" on ARM, whose cores may differ."""
     pairs = (line.partition(":") for line in cpuinfo.splitlines())
     found = [frozenset(value.split()) for key, _, value in pairs if key.strip() in ("flags", "Features")]
     return frozenset.intersection(*found) if found else frozenset()

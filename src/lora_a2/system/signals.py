@@ -1,4 +1,4 @@
-"""Requests to stop: every one is an interruption that cleans up, and nothing interrupts the cleaning."""
+"""Requests to stop: each is an interruption with a clean-up that nothing interrupts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from types import FrameType
 from typing import Any
 
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, a service manager, and a terminal that is closed; not every system has all of them."""
+"""Sent by Ctrl-C, a service manager, and a terminal that closes; not every system has all of them."""
 INSISTING = 3
-"""At so many requests the process ends at once, without cleaning up."""
+"""After this many requests the process ends at once, without a clean-up."""
 
 _heard: list[int] = []
 _watching = False
 
 
 def status() -> int:
-    """The exit status of a process that was asked to stop: 128 and the number of the first request, as of one that was ended
-    by it; Ctrl-C's where there was none."""
+    """The exit status of a process that was asked to stop: 128 + the first request's signal number, as if the signal had
+    ended it; Ctrl-C's if there was none."""
     return 128 + (_heard[0] if _heard else signal.SIGINT)
 
 
 @contextmanager
 def interruptible(*, last: bool = False) -> Iterator[None]:
-    """The first request to stop raises KeyboardInterrupt, as Ctrl-C does; later ones wait for what that cleans up, but not
-    for ever: the third ends the process. What a process was started to ignore, as by nohup, stays ignored.
+    """The first request to stop raises KeyboardInterrupt, as Ctrl-C does; the second waits for the clean-up; the third ends
+    the process. Signals that the process was started to ignore, as by nohup, stay ignored.
 
-    Inside another one it changes nothing. After the `last` one requests are ignored: the process ends anyway.
+    Nested uses have no effect. After the context with `last`, requests are ignored: the process ends anyway.
     """
     global _watching
     if _watching:
@@ -39,7 +39,7 @@ def interruptible(*, last: bool = False) -> Iterator[None]:
     owner = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a process that was forked for some work: nothing to clean up, nothing to say
+        if os.getpid() != owner:  # a forked child: nothing to clean up or to report
             os._exit(128 + number)
         _heard.append(number)
         if len(_heard) == 1:
@@ -58,7 +58,7 @@ def interruptible(*, last: bool = False) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Requests to stop are ignored: what runs here ends by itself, and soon."""
+    """Ignores requests to stop: the work in this context ends soon by itself."""
     with _handled(signal.SIG_IGN):
         yield
 
@@ -67,7 +67,7 @@ def undisturbed() -> Iterator[None]:
 def _handled(
     handler: Callable[[int, FrameType | None], Any] | signal.Handlers, afterwards: signal.Handlers | None = None
 ) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals only to the main thread
         yield
         return
     before = {number: signal.getsignal(number) for number in REQUESTS}

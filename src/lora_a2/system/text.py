@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit for a log, a terminal, a ledger and a report: one short line of visible characters."""
+"""Makes untrusted text fit for a log, a terminal, a ledger and a report: one short line of visible characters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MOST_LINES = 3
 
 
 def plain(text: object, most: int = MOST_CHARACTERS) -> str:
-    """`text` as one line of at most about `most` characters; what would move a cursor, start a line or reorder others is escaped.
+    """`text` as one line of at most about `most` characters, without any that move a cursor, start a line or reorder others.
 
-    Escaped are control and format characters, line separators, surrogates and unassigned code points (Unicode categories
-    C*, Zl, Zp), each as in Python's string literals. What is cut off is counted.
+    Control and format characters, line separators, surrogates and unassigned code points (Unicode categories C*, Zl, Zp) are
+    escaped as in Python's string literals. Characters that are cut off are counted.
     """
     whole = text if isinstance(text, str) else str(text)
     shown, size = [], 0
@@ -24,19 +24,19 @@ def plain(text: object, most: int = MOST_CHARACTERS) -> str:
             break
         shown.append(written)
     left = len(whole) - len(shown)
-    return "".join(shown) + (f"… ({left} characters more)" if left else "")
+    return "".join(shown) + (f"… ({left} more characters)" if left else "")
 
 
 def visible(text: str) -> str:
-    """`text` whole, with what would move a cursor, start a line or reorder others escaped as `plain` does it."""
+    """The whole `text`, with characters escaped as in `plain`."""
     return "".join(c if _visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def few(texts: Sequence[object], most: int = MOST_LINES) -> tuple[str, ...]:
-    """The first `most` texts, each `plain`, and one that counts the others."""
+    """The first `most` texts, each made `plain`, and one that counts the others."""
     shown = tuple(plain(text) for text in texts[:most])
     left = len(texts) - len(shown)
-    return (*shown, f"{left} lines more were left out.") if left else shown
+    return (*shown, f"{left} more lines were left out.") if left else shown
 
 
 def _visible(character: str) -> bool:
