@@ -92,6 +92,9 @@ def test_the_results_are_those_of_the_simulator(method: str, options: dict[str, 
     assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
     for a, b in zip(mine, theirs, strict=True):
         ours, others = a.pop("metrics"), b.pop("metrics")
+        # Downloads for an evaluation where the clients are: of personal models here, which the server cannot evaluate.
+        assert (a.pop("evaluation_bytes") > 0) == bool(METHODS[method].private)
+        assert b.pop("evaluation_bytes") == 0
         assert a == b
         assert ours["accuracy"] == others["accuracy"]
         if METHODS[method].private:  # the nodes' own evaluation counts what the simulator measures

@@ -29,6 +29,9 @@ CREDIBLE = 100
 LARGEST_SHARE = 3
 """A client counts for no more than so many times the examples of the second largest."""
 
+LARGEST_GRADIENT = 1e3
+"""No mean gradient by a weight is larger; honest ones of cross-entropy stay below 10."""
+
 _LEAST_START = 1e-3
 _RANDOM_WALK = 1.0
 _LARGEST_WEIGHT = 100.0
@@ -62,6 +65,9 @@ def check_reach(federation: Federation, download: Download, upload: Upload, step
         largest = _LARGEST_WEIGHT if start is None else float(np.abs(start).max(initial=0.0))
         reached = largest + FARTHEST_STEP * rate * steps
         limit = 1.05 * steps * (rate * (FARTHEST_STEP + decay * reached) + _ROUNDING * reached)
+        if federation.method.rotates and start is not None:
+            # A rotation keeps the length of each column over the rank slices, before and after which lie this far apart.
+            limit += 2 * math.sqrt(start.shape[0]) * (largest + limit)
         moved = float(np.abs(values).max(initial=0.0))
         if moved > limit:
             raise ReplyError(
@@ -99,6 +105,19 @@ def check_size(federation: Federation, download: Download, upload: Upload, steps
                 f"Client {upload.client} moved a value by {size:.3g}; more than {limit:.3g}, {LARGEST_GROWTH:.0f} times the "
                 "largest that it was sent, is out of all proportion."
             )
+
+
+def check_gradients(upload: Upload) -> None:
+    """Refuses gradients that are out of all proportion.
+
+    Raises:
+        ReplyError: a value is larger than LARGEST_GRADIENT.
+    """
+    size = _largest(map(dense, upload.base_update.values()))
+    if size > LARGEST_GRADIENT:
+        raise ReplyError(
+            f"Client {upload.client} sent a gradient of {size:.3g}; more than {LARGEST_GRADIENT:.0f} is out of all proportion."
+        )
 
 
 def usual_norm(records: Sequence[RoundRecord]) -> float:

@@ -13,6 +13,7 @@ from lora_a2.core.types import ClientProfile, Download, Reply, ServerState, Uplo
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import (
+    check_gradients,
     check_reach,
     check_size,
     check_usual,
@@ -188,7 +189,9 @@ class Exchange:
         upload = screen(federation, profile, download, data)
         steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
         norm = 0.0
-        if not federation.method.asks_gradients(download.server_round):
+        if federation.method.asks_gradients(download.server_round):
+            check_gradients(upload)
+        else:
             check_size(federation, download, upload, steps)
             norm = update_norm(federation, upload, steps)
             if rules.max_update_ratio is not None:

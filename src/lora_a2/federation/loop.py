@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lora_a2.core.sampling import choose_cohort
-from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.core.types import EVERYTHING, ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
@@ -149,6 +149,7 @@ def run_rounds(
             state, record = server_round(plan.federation, state, cohort, train, rules, callback, recent)
         except ReplyError as error:
             driver.failed(number, error)
+            state = replace(state, held={**state.held, **dict.fromkeys(error.lost, EVERYTHING)})
             continue
         record = replace(record, seconds=driver.phases(record.seconds))
         if number % plan.eval_every == 0 or number == plan.num_server_rounds:

@@ -157,6 +157,7 @@ class Method:
 
         select: (start, probed, trained factors, rank budget, rng) → Mask, after a probe; None: all ranks are trained.
         finish: (start, trained, server round) → what is sent and kept: pruned or rotated, say; None: as trained.
+        rotates: `finish` turns rank slices into each other, so that values move farther than training moves them.
         penalties: terms of the local loss.
         transforms: what becomes of an update on its way.
         gradients: rounds in which clients send gradients of the target weights, from which the server makes all factors.
@@ -191,6 +192,7 @@ class Method:
     mixed_ranks: bool = False
     select: Select | None = None
     finish: Finish | None = None
+    rotates: bool = False
     penalties: tuple[Penalty, ...] = ()
     transforms: tuple[Transform, ...] = ()
     gradients: Gradients | None = None

@@ -13,6 +13,8 @@ has no unique nearest rotation (R* turns by half a circle) R* itself. SVDs in fl
 a path that allows reflections, which ours never makes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from lora_a2.core.types import Adapter, Factors
@@ -32,13 +34,8 @@ def align(start: Adapter, trained: Adapter, server_round: int) -> Finished:
     """The same products from factors turned towards the received ones."""
     if server_round == 1:
         return Finished(trained)
-    return Finished(
-        Adapter(
-            {n: _turned(f, start.factors[n], server_round) for n, f in trained.factors.items()},
-            trained.lora_alpha,
-            trained.head,
-        )
-    )
+    factors = {n: _turned(f, start.factors[n], server_round) for n, f in trained.factors.items()}
+    return Finished(replace(trained, factors=factors))
 
 
 def _turned(own: Factors, reference: Factors, server_round: int) -> Factors:
@@ -56,4 +53,5 @@ METHOD = Method(
     downloads="A and B",
     schedule=always("A", "B"),
     finish=align,
+    rotates=True,
 )
