@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import BertTokenizerFast
 
 from lora_a2 import simulation
@@ -21,6 +22,9 @@ from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
 torch.set_num_threads(1)
+# How long an example takes depends on who else computes.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

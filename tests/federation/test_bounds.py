@@ -45,7 +45,7 @@ def shared_model() -> Model:
 
 
 def plan_for(name: str, sizes: Sequence[int], ratio: float | None = RATIO, **options: Any) -> Plan:
-    usual = {"num_server_rounds": 3, "batch_size": 4, "local_epochs": 1, "r": 4, "rank_budget": 2, "num_workers": 1}
+    usual = {"num_server_rounds": 3, "batch_size": 8, "local_epochs": 1, "r": 4, "rank_budget": 2, "num_workers": 1}
     if METHODS[name].select is None:
         usual["rank_budget"] = 4
     plan = make_plan(shared_model(), tiny_clients(tuple(sizes)), name, **{**usual, **options})
@@ -206,7 +206,7 @@ def test_a_forged_number_counts_for_little() -> None:
 
 
 def test_steps_are_those_of_training() -> None:
-    plan = plan_for("lora-a2", (9, 8, 1))
+    plan = plan_for("lora-a2", (9, 8, 1), batch_size=4)
     assert [local_steps(plan.federation, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
 
 
