@@ -131,7 +131,7 @@ def test_cost_gives_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_cost_is_that_of_the_method_with_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """RoBERTa-base has 12 blocks with 4 square layers and one up and one down; B of all of them has so many values a rank."""
+    """RoBERTa-base has 12 blocks with 4 square layers and one up and one down; B of all of them has this many values a rank."""
     # Round 1 carries nothing; from then on what 30 clients may have changed: all 16 slices but the share (15/16)³⁰.
     b_values = 12 * (4 * 768 + 3072 + 768) * 16 * 30 * 49
     changed = 1 - (15 / 16) ** 30

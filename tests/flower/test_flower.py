@@ -92,7 +92,7 @@ def test_the_results_are_those_of_the_simulator(method: str, options: dict[str, 
     assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
     for a, b in zip(mine, theirs, strict=True):
         ours, others = a.pop("metrics"), b.pop("metrics")
-        # Downloads for an evaluation where the clients are: of personal models here, which the server cannot evaluate.
+        # Downloads for an evaluation if the clients are: of personal models here, which the server cannot evaluate.
         assert (a.pop("evaluation_bytes") > 0) == bool(METHODS[method].private)
         assert b.pop("evaluation_bytes") == 0
         assert a == b

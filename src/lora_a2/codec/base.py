@@ -37,7 +37,7 @@ class BaseMessage:
 
 
 def pack_base(update: BaseUpdate, layout: Layout, dtype: str) -> bytes:
-    """A change of base weights as it stands behind a frame; empty where there is none.
+    """A change of base weights as it stands behind a frame; empty if there is none.
 
     Raises:
         CodecError: a weight that the layout does not have, or of another shape, or a value that overflows.
@@ -66,7 +66,7 @@ def attach(frame: bytes, packed: bytes, whole: bool, dtype: str) -> bytes:
 
 
 def attach_base(frame: bytes, message: BaseMessage, layout: Layout, dtype: str) -> bytes:
-    """`frame` with a change of base weights behind it; the frame alone where there is none.
+    """`frame` with a change of base weights behind it; the frame alone if there is none.
 
     Raises:
         CodecError: as `pack_base`.
@@ -86,7 +86,7 @@ def detach_frame(data: bytes) -> bytes:
 
 
 def read_base(data: bytes, layout: Layout) -> BaseMessage:
-    """The change of base weights of a message, in float32; empty where it is a frame alone.
+    """The change of base weights of a message, in float32; empty if it is a frame alone.
 
     Raises:
         CodecError: anything does not add up.
@@ -128,7 +128,7 @@ def base_parameters(update: BaseUpdate) -> int:
 
 
 def base_size(update_parameters: int, layout: Layout, dtype: str) -> int:
-    """How many bytes `attach_base` adds for a change of so many values."""
+    """How many bytes `attach_base` adds for a change of this many values."""
     if not update_parameters:
         return 0
     return _ENVELOPE.size + 4 * len(layout.base) + VALUE_TYPES[dtype].size([update_parameters]) + _CHECKSUM.size

@@ -174,7 +174,7 @@ def decode_download(
     Args:
         data: one whole message.
         schema: this end's; layout, factors and value type must be those of the message.
-        held: supplies what does not travel, at the frame's rank; may be None where everything does.
+        held: supplies what does not travel, at the frame's rank; may be None if everything does.
         server_round: the round to insist on; None: any.
 
     Raises:

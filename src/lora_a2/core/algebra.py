@@ -55,7 +55,7 @@ def initial_adapter(
     head: Mapping[str, FloatArray] | None = None,
     core: bool = False,
 ) -> Adapter:
-    """B = 0 and A Gaussian, the start of every run (paper: Setting); a core R, where there is one, is zero too.
+    """B = 0 and A Gaussian, the start of every run (paper: Setting); a core R, if there is one, is zero too.
 
     The paper leaves A's standard deviation open; 1/√(3·d_in) is the variance of PEFT's default start.
     Drawn in the layout's order from `rng`.

@@ -58,7 +58,7 @@ def weight_name(module: str) -> str:
 class Layout:
     """The ordered modules of an adapter and the tensors of a trained head; both ends derive it from the model.
 
-    `head` is empty where the head is frozen. `dense` names the weights that full fine-tuning moves, with their shapes;
+    `head` is empty if the head is frozen. `dense` names the weights that full fine-tuning moves, with their shapes;
     empty for methods that train an adapter.
     """
 

@@ -21,13 +21,13 @@ from lora_a2.federation.records import RoundRecord
 FARTHEST_STEP = 0.1 / math.sqrt(0.001 * (1 - 0.9**2 / 0.999))
 """|m̂ / √v̂| ≤ (1 − β₁) / √((1 − β₂)(1 − β₁² / β₂)) = 7.27 by the inequality of Cauchy and Schwarz; ordinary steps are below 1."""
 LARGEST_GROWTH = 1000.0
-"""A reply, and a new state, may have a value so many times the largest of what it starts from; honest ones stay far below."""
+"""A reply, and a new state, may have a value this many times the largest of what it starts from; honest ones stay far below."""
 WINDOW = 5
 """Rounds over which the median is taken."""
 CREDIBLE = 100
-"""A client is taken to have made no more steps than one with so many times the median number of examples."""
+"""A client is taken to have made no more steps than one with this many times the median number of examples."""
 LARGEST_SHARE = 3
-"""A client counts for no more than so many times the examples of the second largest."""
+"""A client counts for no more than this many times the examples of the second largest."""
 
 LARGEST_GRADIENT = 1e3
 """No mean gradient by a weight is larger; honest ones of cross-entropy stay below 10."""
@@ -39,12 +39,12 @@ _ROUNDING = 2.0**-23
 
 
 def local_steps(federation: Federation, num_examples: int) -> int:
-    """Steps of AdamW that a client with so many examples makes in a round."""
+    """Steps of AdamW that a client with this many examples makes in a round."""
     return federation.local_epochs * -(-num_examples // federation.training.batch_size)
 
 
 def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
-    """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 where none did."""
+    """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 if none did."""
     total, count = 0.0, 0
     for values, rate, _ in _travelled(federation, upload, upload.update):
         total += float(np.sum(np.square(values, dtype=np.float64))) / rate**2
@@ -164,7 +164,7 @@ def check_state(federation: Federation, old: ServerState, new: ServerState, move
 
 def fair_share(counts: Sequence[int]) -> int | None:
     """The largest number of examples for which a client counts: LARGEST_SHARE times that of the second largest; None for fewer
-    than three clients, where nobody can tell who is out of proportion.
+    than three clients, if nobody can tell who is out of proportion.
 
     So one client that states any number does not decide alone; two that agree may. On Dirichlet splits of BANKING77 and 20
     Newsgroups with α = 0.01 the largest client has up to 1.9 times as many as the second.
@@ -198,5 +198,5 @@ def _factors(adapter: Adapter) -> list[FloatArray]:
 
 
 def _largest(arrays: Iterable[FloatArray]) -> float:
-    """The largest absolute value; 0 where there is none."""
+    """The largest absolute value; 0 if there is none."""
     return max((float(np.abs(values).max(initial=0.0)) for values in arrays), default=0.0)

@@ -51,12 +51,12 @@ class RoundRules:
     """What the server's operator demands of a round.
 
     Attributes:
-        min_replies: so many usable replies.
+        min_replies: this many usable replies.
         max_examples: no client counts for more examples than this; None: for as many as it has.
-        max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
+        max_update_ratio: no client moves farther than AdamW can, nor than this many times the median of the last rounds
             (`bounds.update_norm`); None: how far is not looked at.
         fair_shares: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
-            place where it is given.
+            place if it is given.
         credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
     """
 

@@ -54,7 +54,7 @@ def client_tensors(state: ClientState) -> Named:
 
 
 def client_of(arrays: Mapping[str, Array], server_round: int, lora_alpha: float | None) -> ClientState:
-    """The inverse of `client_tensors`; `lora_alpha` is that of the adapter held, None where none is.
+    """The inverse of `client_tensors`; `lora_alpha` is that of the adapter held, None if none is.
 
     Raises:
         KeyError, ValueError: something is missing.

@@ -44,7 +44,7 @@ class Absence:
         return self._missed.get((kind, client), 0)
 
     def reason(self, kind: Kind, client: int, server_round: int) -> str | None:
-        """Why it is left out of a round; None where it is not."""
+        """Why it is left out of a round; None if it is not."""
         until = self._until.get((kind, client), 0)
         if server_round > until:
             return None

@@ -39,7 +39,7 @@ class Late:
 
 
 NO_ANSWER = "No answer within"
-"""How the reason begins where nothing came in time."""
+"""How the reason begins if nothing came in time."""
 
 
 class Courier:

@@ -53,7 +53,7 @@ class Deployment:
         return f"127.0.0.1:{self.port}"
 
     def start_superlink(self) -> None:
-        """Starts the SuperLink, and the proxy where it does not run, and waits until both listen.
+        """Starts the SuperLink, and the proxy if it does not run, and waits until both listen.
 
         Raises:
             RunError: there is no nginx, or one of the two does not start.

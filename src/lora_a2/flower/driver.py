@@ -135,7 +135,7 @@ class FlowerDriver(Observer):
         return train
 
     def evaluate(self, state: ServerState) -> Evaluated:
-        """The global model's metrics, from the server if it can; the clients' own models are evaluated where they are."""
+        """The global model's metrics, from the server if it can; the clients' own models are evaluated if they are."""
         found = {} if self._evaluate is None else self._evaluate(state)
         if self._options.evaluation == "none" or (found and not self._plan.federation.method.private):
             return Evaluated(found)

@@ -16,7 +16,7 @@ CLIENT_APP_ERROR = 2
 """Flower's code for an error that a ClientApp reports."""
 
 SMALL = 2**20
-"""A payload of up to so many bytes travels among the fields; as an array it is three objects more, each a request with 1 KB
+"""A payload of up to this many bytes travels among the fields; as an array it is three objects more, each a request with 1 KB
 of headers. Arrays travel in chunks, so that no message becomes too large."""
 
 MOST_METRICS = 32
@@ -156,7 +156,7 @@ def _content(name: str, fields: Mapping[str, ConfigRecordValues], payload: bytes
 
 
 def _payload(content: RecordDict, fields: Mapping[str, object]) -> bytes:
-    """The payload beside or among the fields; empty where there is none.
+    """The payload beside or among the fields; empty if there is none.
 
     Raises:
         ReplyError: it is something else than bytes.

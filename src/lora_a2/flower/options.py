@@ -18,7 +18,7 @@ from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, marks_of, option
 
 USUAL_RATIO = 10.0
-"""`max-update-ratio` where the clients are nodes; honest replies have been seen up to 6 times the median (1 example, 6 epochs, a learning rate of 0.05)."""
+"""`max-update-ratio` if the clients are nodes; honest replies have been seen up to 6 times the median (1 example, 6 epochs, a learning rate of 0.05)."""
 
 
 _server = partial(option, group="Server", reach="nobody")
@@ -28,11 +28,11 @@ class ServerOptions(Options):
     """What only a server of nodes needs to know. Times are in seconds; 0 examples stand for the usual limit,
     which follows from what all nodes state (`bounds.fair_share`); in the simulation engine there is none."""
 
-    labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, where the server has no data.")
+    labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, if the server has no data.")
     evaluation: Literal["auto", "server", "nodes", "none"] = _server(
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )
-    min_train_nodes: int = _server(1, ge=1, description="A round needs so many nodes, and so many usable replies.")
+    min_train_nodes: int = _server(1, ge=1, description="A round needs this many nodes, and this many usable replies.")
     max_node_examples: int = _server(0, ge=0, description="No node counts for more training examples than this.")
     max_node_test_examples: int = _server(0, ge=0, description="No node counts for more test examples than this.")
     start_timeout: float = _server(60.0, ge=0, description="How long the first round waits for all announced nodes.")
@@ -55,7 +55,7 @@ class ServerOptions(Options):
         )
 
     def label_names(self) -> tuple[str, ...]:
-        """The class names; empty where none are given.
+        """The class names; empty if none are given.
 
         Raises:
             ConfigError: fewer than two, or one twice.

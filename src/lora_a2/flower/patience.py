@@ -1,4 +1,4 @@
-"""Waits that begin short and grow: a node that is in the middle of a round hears of the next message at once, an idle one hardly asks.
+"""Waits that begin short and grow: a node that is in the middle of a round is notified of the next message at once, an idle one hardly asks.
 
 Every question of a SuperNode to its SuperLink is a request of 1 KB over what may be a thin uplink.
 """

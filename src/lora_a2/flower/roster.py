@@ -153,7 +153,7 @@ class Roster:
                 self._known[node] = self.places.admit(online[node], profile)
 
     def _refuse(self, node: int, reason: str) -> None:
-        """Asks again after a while. The log hears of it, but not for ever."""
+        """Asks again after a while. The log is notified of it, but not for ever."""
         reason = plain(reason, 400)
         if self._refused.get(node, ("", 0.0))[0] != reason and self._lines[node] < MOST_LINES:
             self._lines[node] += 1

@@ -45,7 +45,7 @@ NODES_FILE = "nodes.json"
 
 @dataclass(frozen=True)
 class _Start:
-    """What the server knows before it has spoken to a node. `num_clients` None: as many as there are when the run starts."""
+    """What the server knows before it has spoken to a node. `num_clients` None: all there are when the run starts."""
 
     config: RunConfig
     options: ServerOptions
@@ -71,7 +71,7 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
 def serve(
     courier: Courier, run_config: Mapping[str, bool | float | int | str], load_data: LoadData | None = None
 ) -> RunDirectory:
-    """Runs a federation over the nodes that `courier` reaches, from the start or from where it was interrupted.
+    """Runs a federation over the nodes that `courier` reaches, from the start or from if it was interrupted.
 
     Raises:
         LoraA2Error: an option is wrong, the nodes do not come, or a round does not succeed; what was finished is kept.

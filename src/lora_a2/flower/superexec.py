@@ -98,7 +98,7 @@ def _run(spec: ExecutionSpec, parent: int) -> NoReturn:
 
 
 def _parent() -> int | None:
-    """The process that this one is to end with, where it was told."""
+    """The process that this one is to end with, if it was told."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--parent-pid", type=int)
     given: int | None = parser.parse_known_args()[0].parent_pid

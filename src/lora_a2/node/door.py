@@ -118,7 +118,7 @@ class Door:
             writer.transport.abort()
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Reply | None:
-        """What a connection is answered; None where it has gone."""
+        """What a connection is answered; None if it has gone."""
         try:
             self._admit(writer.get_extra_info("socket"))
             async with asyncio.timeout(self._seconds):

@@ -63,7 +63,7 @@ class Participant:
         load_client: reads the client's data; called once for each model and partition.
         store: the folder of what clients keep from round to round.
         policy: what is allowed.
-        own: the fields of the configuration that the node decides, such as its model; None where it has no word in it, as in
+        own: the fields of the configuration that the node decides, such as its model; None if it has no word in it, as in
             a simulation.
     """
 
@@ -195,7 +195,7 @@ def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
 
 
 def threads(count: int) -> None:
-    """Computes on so many cores. With 1 the results are those of the simulator, where each client has one core."""
+    """Computes on this many cores. With 1 the results are those of the simulator, where each client has one core."""
     torch.set_num_threads(count)
 
 

@@ -92,7 +92,7 @@ class Policy(BaseModel):
         """Compares the round of a download with what is allowed.
 
         Raises:
-            Refused: there are not to be so many.
+            Refused: there are not to be this many.
         """
         self._require(server_round <= self.max_rounds, "server round", server_round, "max_rounds")
 
@@ -114,7 +114,7 @@ class Policy(BaseModel):
         self._require(self.evaluation, "kind", "evaluate", "evaluation")
 
     def stated(self, examples: int) -> int:
-        """The number that is told for so many examples: a multiple of `round_examples_to`, and 0 only for none."""
+        """The number that is told for this many examples: a multiple of `round_examples_to`, and 0 only for none."""
         step = self.round_examples_to
         return max(round(examples / step), 1) * step if examples else 0
 

@@ -54,7 +54,7 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def reason_of(error: Exception) -> Reason:
-    """What the server is told of an error; `Reason.FAILED` where nobody has decided that it may know more."""
+    """What the server is told of an error; `Reason.FAILED` if nobody has decided that it may know more."""
     if isinstance(error, Refused):
         return error.reason
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.FAILED)

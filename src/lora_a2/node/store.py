@@ -35,7 +35,7 @@ class ClientStore:
         self._owner = f"{run_id}/{partition}"
 
     def before(self, server_round: int) -> ClientState:
-        """What was kept last before `server_round`; nothing where there is none.
+        """What was kept last before `server_round`; nothing if there is none.
 
         Nor is there any where its file is damaged: what is older is not what the client held. The log tells of it.
         """

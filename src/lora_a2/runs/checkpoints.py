@@ -90,7 +90,7 @@ class Checkpoints:
         return read_sealed(self._last)
 
     def previous(self) -> dict[str, Any] | None:
-        """The summary before; None where there was none.
+        """The summary before; None if there was none.
 
         Raises:
             RunError: it is damaged.

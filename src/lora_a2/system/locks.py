@@ -50,10 +50,10 @@ class Lock:
 
 
 def claimed(folder: Path) -> Lock:
-    """The lock of a folder that is made where it is missing.
+    """The lock of a folder that is made if it is missing.
 
     Raises:
-        RunError: as `Lock`, and where it cannot be made.
+        RunError: as `Lock`, and if it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

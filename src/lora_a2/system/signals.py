@@ -13,7 +13,7 @@ from typing import Any
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, a service manager, and a terminal that is closed; not every system has all of them."""
 INSISTING = 3
-"""At so many requests the process ends at once, without cleaning up."""
+"""At this many requests the process ends at once, without cleaning up."""
 
 _heard: list[int] = []
 _watching = False
@@ -21,7 +21,7 @@ _watching = False
 
 def status() -> int:
     """The exit status of a process that was asked to stop: 128 and the number of the first request, as of one that was ended
-    by it; Ctrl-C's where there was none."""
+    by it; Ctrl-C's if there was none."""
     return 128 + (_heard[0] if _heard else signal.SIGINT)
 
 
