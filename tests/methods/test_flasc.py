@@ -24,5 +24,5 @@ def test_a_quarter_unless_told_otherwise_and_of_no_other_method() -> None:
     assert METHODS["flasc"].density == 0.25
     with pytest.raises(ConfigError, match="density: fl-lora has no such switch; use flasc"):
         get_method("fl-lora", density=0.5)
-    with pytest.raises(ConfigError, match="density: 0.0 should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"density: 0.0 should be greater than 0"):
         get_method("flasc", density=0)
