@@ -65,7 +65,7 @@ from lora_a2.commands.common import examples, trust_option
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("~/.lora-a2/clients"),
     show_default=True,
-    help="What the node keeps from round to round, for methods that keep something.",
+    help="Folder for what the node keeps from round to round: what it was sent, and private factors.",
 )
 @click.option(
     "--policy",
