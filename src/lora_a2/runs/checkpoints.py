@@ -8,6 +8,7 @@ previous.json         the commit before, for when the last one is damaged
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def require_fit(adapter: Adapter, layout: Layout) -> None:
         raise ValueError("its shapes are not those of the model")
     if {n: v.shape for n, v in adapter.head.items()} != dict(layout.head):
         raise ValueError("its head is not that of the model")
+
+
+def ordered(adapter: Adapter, layout: Layout) -> Adapter:
+    """An adapter that fits the layout in the layout's order: files have their own, and servers draw numbers in this one."""
+    factors = {m.name: adapter.factors[m.name] for m in layout.modules}
+    return replace(adapter, factors=factors, head={name: adapter.head[name] for name, _ in layout.head})
 
 
 class Checkpoints:
@@ -107,7 +114,7 @@ class Checkpoints:
         try:
             state = server_of(self.tensors(summary), summary)
             require_fit(state.adapter, layout)
-            return state
+            return replace(state, adapter=ordered(state.adapter, layout))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"The checkpoint in {self.folder} is damaged: {error}.") from error
 
