@@ -17,8 +17,8 @@ Named = dict[str, Array]
 
 
 def named(prefix: str, tensors: Mapping[Key, Array]) -> Named:
-    """`prefix/KIND/NAME` → array."""
-    return {f"{prefix}/{kind}/{name}": np.ascontiguousarray(v) for (kind, name), v in tensors.items()}
+    """`prefix/KIND/NAME` → array, of the same shape: `np.ascontiguousarray` would make a vector of a number."""
+    return {f"{prefix}/{kind}/{name}": np.asarray(v, order="C") for (kind, name), v in tensors.items()}
 
 
 def under(prefix: str, arrays: Mapping[str, Array]) -> Tensors:
