@@ -552,6 +552,29 @@ def test_lost_private_factors_are_noticed(
     assert caplog.text.count("The private factors were lost; they start anew.") == NODES
 
 
+@pytest.mark.parametrize("least", [1, NODES])
+def test_if_too_many_lost_what_they_kept_the_round_is_repeated_with_everything(
+    least: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """All of them, or so many that too few are left: the second attempt brings what the first did not."""
+    import shutil
+
+    seen: list[int] = []
+
+    def lose(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message:
+        seen.append(k)
+        if len(seen) == NODES:
+            for kept in next(grid.store.iterdir()).iterdir():
+                if least == 1 or kept.name == "0":
+                    shutil.rmtree(kept)
+        return reply
+
+    grid = FakeGrid(tmp_path / "nodes", NODES, lose)
+    run, twin = flower(options, tmp_path, grid, min_train_nodes=least), flower(options, tmp_path / "twin")
+    assert [len(r["clients"]) for r in ledger(run)] == [NODES] * 3
+    assert tensors(run) == tensors(twin)
+
+
 def test_lost_base_weights_cost_one_round(options: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 

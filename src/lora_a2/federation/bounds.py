@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lora_a2 import codec
+from lora_a2.core.algebra import add, difference, turned_back
 from lora_a2.core.types import Adapter, Download, FloatArray, ServerState, Upload, dense
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
@@ -43,6 +45,15 @@ def local_steps(federation: Federation, num_examples: int) -> int:
     return federation.local_epochs * -(-num_examples // federation.training.batch_size)
 
 
+def trained(federation: Federation, download: Download, upload: Upload) -> Upload:
+    """The upload as training alone would have made it: for methods whose clients rotate, turned back."""
+    if not federation.method.rotates:
+        return upload
+    start = download.adapter
+    back = turned_back(add(start, upload.update), start)
+    return replace(upload, update=difference(back, start, upload.shared))
+
+
 def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
     """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 if none did."""
     total, count = 0.0, 0
@@ -65,9 +76,6 @@ def check_reach(federation: Federation, download: Download, upload: Upload, step
         largest = _LARGEST_WEIGHT if start is None else float(np.abs(start).max(initial=0.0))
         reached = largest + FARTHEST_STEP * rate * steps
         limit = 1.05 * steps * (rate * (FARTHEST_STEP + decay * reached) + _ROUNDING * reached)
-        if federation.method.rotates and start is not None:
-            # A rotation keeps the length of each column over the rank slices, before and after which lie this far apart.
-            limit += 2 * math.sqrt(start.shape[0]) * (largest + limit)
         moved = float(np.abs(values).max(initial=0.0))
         if moved > limit:
             raise ReplyError(

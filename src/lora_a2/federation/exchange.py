@@ -21,6 +21,7 @@ from lora_a2.federation.bounds import (
     fair_share,
     largest_move,
     local_steps,
+    trained,
     update_norm,
     usual_norm,
 )
@@ -193,9 +194,10 @@ class Exchange:
             check_gradients(upload)
         else:
             check_size(federation, download, upload, steps)
-            norm = update_norm(federation, upload, steps)
+            moved = trained(federation, download, upload)
+            norm = update_norm(federation, moved, steps)
             if rules.max_update_ratio is not None:
-                check_reach(federation, download, upload, steps)
+                check_reach(federation, download, moved, steps)
                 check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
         counted = _at_most(upload.num_examples, rules.max_examples)
         record = client_record(federation, profile, replace(upload, num_examples=counted), download.adapter.rank)
