@@ -164,6 +164,22 @@ def test_a_client_with_another_start_asks_for_all_of_it(method: Method) -> None:
     agree(made, state, profile, kept)
 
 
+def test_a_moved_model_is_packed_once_whoever_missed_it() -> None:
+    """Clients of many rounds miss the same base weights: memory does not grow with the rounds."""
+    made, profiles = federation(METHODS["flora"]), population(METHODS["flora"], [5, 9, 2, 7, 4])
+    base = {f"{m.name}.weight": np.ones((m.d_out, m.d_in), np.float32) for m in made.layout.modules}
+    changed = {("base", name): np.asarray(4) for name in base}
+    held = {0: 0, 1: 1, 2: 2, 3: 3, 4: EVERYTHING}
+    state = ServerState(4, made.initial, 0, base_delta=base, changed=changed, held=held)
+    outbox = Outbox(made, state)
+    for profile in profiles:
+        download, data = outbox.download(profile)
+        assert download.base_whole
+        _, kept = receive(made, data, simulated(made, state, profile, ClientState()))
+        assert kept.base_delta.keys() == base.keys()
+    assert len(outbox._bodies) == 5 and len({id(body.base) for body in outbox._bodies.values()}) == 1
+
+
 def test_the_digest_tells_every_value() -> None:
     made = federation(METHODS["fl-lora"])
     base = {"wide.weight": np.zeros((3, 11), np.float32)}

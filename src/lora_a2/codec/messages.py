@@ -59,10 +59,10 @@ class Body:
     schema: DownloadSchema
 
 
-def encode_body(download: Download, schema: DownloadSchema) -> Body:
+def encode_body(download: Download, schema: DownloadSchema, base: bytes | None = None) -> Body:
     """What downloads of the same content have in common; see `addressed`.
 
-    Base weights travel in float32 whatever the value type, since rounding errors would add up in them.
+    `base` is what an earlier body packed of the same change of base weights; None: it is packed here. Base weights travel in float32 whatever the value type, since rounding errors would add up in them.
 
     Raises:
         CodecError: the adapter does not fit the layout, or a value overflows the value type.
@@ -76,7 +76,7 @@ def encode_body(download: Download, schema: DownloadSchema) -> Body:
         bitmap = np.packbits(_bits(download.changed, layout, kinds, rank)).tobytes()
         blocks = _changed_blocks(adapter, layout, kinds, download.changed)
     frame = bitmap + _content(blocks, layout, schema.value_type, schema.sparse)
-    return Body(frame, pack_base(download.base_update, layout, EXACT), schema)
+    return Body(frame, pack_base(download.base_update, layout, EXACT) if base is None else base, schema)
 
 
 def addressed(download: Download, body: Body) -> bytes:

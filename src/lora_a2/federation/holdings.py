@@ -44,6 +44,7 @@ class Outbox:
         self._federation, self._state = federation, state
         self._views: dict[int, tuple[Adapter, bytes]] = {}
         self._bodies: dict[tuple[int, int], codec.Body] = {}
+        self._bases: dict[tuple[bool, tuple[str, ...]], bytes] = {}
 
     def download(self, profile: ClientProfile) -> tuple[Download, bytes]:
         """What a client will hold, and the message that makes it so.
@@ -68,7 +69,12 @@ class Outbox:
             held,
         )
         if (rank, since) not in self._bodies:
-            self._bodies[rank, since] = codec.encode_body(download, schema(federation, since))
+            moved = (
+                download.base_whole,
+                tuple(download.base_update),
+            )  # the same for many rounds, and may be a whole model
+            body = codec.encode_body(download, schema(federation, since), self._bases.get(moved))
+            self._bodies[rank, since], self._bases[moved] = body, body.base
         return download, codec.addressed(download, self._bodies[rank, since])
 
     def _view(self, rank: int) -> tuple[Adapter, bytes]:
