@@ -33,6 +33,7 @@ from lora_a2.flower.messages import (
 )
 from lora_a2.flower.server_app import serve
 from lora_a2.methods import METHODS
+from lora_a2.node.policy import Policy
 from lora_a2.node.protocol import Answer, Request
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import launch
@@ -134,6 +135,12 @@ def test_the_nodes_evaluate_where_the_server_has_no_data(options: dict[str, Any]
     assert metrics["accuracy"] == server["accuracy"]
     assert list(metrics["per_client"].values()) == list(server["per_client"].values())
     assert "macro_f1" not in metrics  # it would need to know which labels a node has
+
+
+def test_the_last_round_that_a_policy_allows_is_evaluated(options: dict[str, Any], tmp_path: Path) -> None:
+    grid = FakeGrid(tmp_path / "nodes", NODES)
+    grid.participant._policy = Policy(max_rounds=int(options["num-server-rounds"]))
+    assert "accuracy" in ledger(flower(options, tmp_path, grid, evaluation="nodes"))[-1]["metrics"]
 
 
 def test_nothing_is_evaluated_if_nobody_wants_it(options: dict[str, Any], tmp_path: Path) -> None:
