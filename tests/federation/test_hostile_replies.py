@@ -250,7 +250,12 @@ def test_memory_is_bounded_by_what_both_ends_know(kind: str, rank: int, sparse: 
         forms = struct.pack("<8I", *[rank] * 8)
         frame = claimed("download", RANK, True, 100)
         whole = 4 * rank * 80 * 8 if rank < 1000 else 10
-        data = sealed(struct.pack("<4sBBBQ", b"LoAB", 1, 0, 0, len(frame)) + frame + forms + bytes(whole))
+        data = sealed(
+            struct.pack("<4sBBBQ16s16s", b"LoAB", 1, 0, 0, len(frame), bytes(16), bytes(16))
+            + frame
+            + forms
+            + bytes(whole)
+        )
     else:
         data = claimed(kind, rank, sparse, size)
     known = 4 * (RANK * sum(m.d_in + m.d_out for m in BIG.modules) + sum(m.d_in * m.d_out for m in BIG.modules))

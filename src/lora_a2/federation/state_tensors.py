@@ -50,7 +50,8 @@ def client_tensors(state: ClientState) -> Named:
     """A client's state, but for `lora_alpha` and the round, which are numbers of its own file."""
     held: Named = {} if state.adapter is None else named("held", state.adapter.tensors)
     base = {f"base/weight/{name}": np.ascontiguousarray(v) for name, v in state.base_delta.items()}
-    return {**held, **base, **named("private", state.private), **named("extra", state.extra)}
+    name: Named = {"base_id": np.frombuffer(state.base_id, np.uint8)}
+    return {**held, **base, **name, **named("private", state.private), **named("extra", state.extra)}
 
 
 def client_of(arrays: Mapping[str, Array], server_round: int, lora_alpha: float | None) -> ClientState:
@@ -64,6 +65,7 @@ def client_of(arrays: Mapping[str, Array], server_round: int, lora_alpha: float 
         server_round,
         adapter_of(held, lora_alpha) if lora_alpha is not None else None,
         {name: v for (_, name), v in under("base", arrays).items()},
+        bytes(arrays["base_id"].tobytes()),
         under("private", arrays),
         under("extra", arrays),
     )
