@@ -83,7 +83,7 @@ def lines(ledger: Path) -> list[dict[str, Any]]:
 def watch(
     deployment: LocalDeployment, run: Path, on_round: Callable[[int], None] = lambda number: None, **options: Any
 ) -> list[tuple[float, dict[str, Any]]]:
-    """Does a run; each round's record with the time at which it was seen in the ledger. `on_round` hears of each."""
+    """Does a run; each round's record with the time at which it was seen in the ledger. `on_round` is notified of each."""
     deployment.submit({"output-dir": str(run), **{key.replace("_", "-"): value for key, value in options.items()}})
     seen: list[tuple[float, dict[str, Any]]] = []
     while deployment.processes.alive(RUN):

@@ -1,4 +1,4 @@
-"""Whether runs survive what goes wrong in deployments, each fault so many times, done to real processes.
+"""Whether runs survive what goes wrong in deployments, each fault this many times, done to real processes.
 
     .venv/bin/python benchmarks/faults.py --runs 20
 

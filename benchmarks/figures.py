@@ -97,7 +97,7 @@ class Floors:
 
     @classmethod
     def read(cls, path: Path) -> Floors:
-        """Of a file that `write` made, or none where there is no such file."""
+        """Of a file that `write` made, or none if there is no such file."""
         if not path.is_file():
             return cls({}, {})
         rows = json.loads(path.read_text())

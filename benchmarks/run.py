@@ -91,7 +91,7 @@ def _options() -> argparse.Namespace:
         "--clients", type=int, default=4, help="of the 30 clients, how many take part in the timed rounds"
     )
     parser.add_argument("--roberta-clients", type=int, default=2, help="the same for RoBERTa-base's shape on the CPU")
-    parser.add_argument("--examples", type=int, help="of each client, at most so many: a trial, not recorded")
+    parser.add_argument("--examples", type=int, help="of each client, at most this many: a trial, not recorded")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help='"cuda" measures S_gpu too')
     parser.add_argument(

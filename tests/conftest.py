@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import BertTokenizerFast
 
 from lora_a2 import simulation
@@ -21,6 +22,9 @@ from tiny import LABELS, WORDS, backbone
 
 # Small products on many threads mostly wait for each other: on a busy machine a test took 40 times as long.
 torch.set_num_threads(1)
+# How long an example takes depends on who else computes.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +42,7 @@ def _one_worker() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real test data beside the project; tests that need it skip where it is missing."""
+    """The folder of real test data beside the project; tests that need it skip if it is missing."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "data").is_dir():
         pytest.skip(f"no test data at {folder}/data")

@@ -112,7 +112,7 @@ class Subject:
             time.sleep(0.05)
 
     def wait_for_round(self, server_round: int) -> None:
-        """Waits until so many rounds are in the ledger."""
+        """Waits until this many rounds are in the ledger."""
         self.wait(lambda: len(self.records()) >= server_round, f"round {server_round}")
 
     def wait_for_fault(self) -> None:
@@ -261,7 +261,7 @@ def too_few(subject: Subject) -> None:
 
 
 def superlink_killed(subject: Subject) -> None:
-    """The SuperLink killed and started again: nodes come back, and the run goes on where it was: cohorts, alternation."""
+    """The SuperLink killed and started again: nodes come back, and the run goes on if it was: cohorts, alternation."""
     _kill_superlink(subject, fraction_train=0.67)
 
 

@@ -106,7 +106,7 @@ def _pass_on(node: ssl.SSLSocket, superlink: ssl.SSLSocket, requests: Requests) 
 
 
 def _received(side: ssl.SSLSocket) -> bytes | None:
-    """What has come: bytes, none of them at the end, or None where it was only TLS's own."""
+    """What has come: bytes, none of them at the end, or None if it was only TLS's own."""
     side.setblocking(False)
     try:
         return side.recv(1 << 16)

@@ -31,7 +31,7 @@ def become_a_mac() -> None:
         for name in names:
             delattr(module, name)
     for kernel in ("_attention", "_skinny", "_table"):
-        sys.modules[f"{_KERNELS}.{kernel}"] = None  # type: ignore[assignment]  # as where there was no compiler
+        sys.modules[f"{_KERNELS}.{kernel}"] = None  # type: ignore[assignment]  # as if there was no compiler
     in_kilobytes = resource.getrusage
     resource.getrusage = lambda who: SimpleNamespace(ru_maxrss=1024 * in_kilobytes(who).ru_maxrss)  # type: ignore[assignment,return-value]
     ctypes.CDLL = SimpleNamespace  # type: ignore[assignment,misc]  # a library without prctl and mallopt

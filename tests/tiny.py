@@ -182,7 +182,7 @@ def model_of(network: PreTrainedModel, family: str, num_labels: int = 3, dtype: 
 
 
 def clients(sizes: Sequence[int], num_labels: int = 3) -> tuple[Client, ...]:
-    """Clients with so many random training examples each, and half as many to test with."""
+    """Clients with this many random training examples each, and half as many to test with."""
     return tuple(
         Client(k, f"client {k}", examples(n, num_labels, seed=k), examples(n // 2 + 1, num_labels, seed=100 + k))
         for k, n in enumerate(sizes)

@@ -41,7 +41,12 @@ class LostState(CodecError):
 
 
 class ReplyError(LoraA2Error):
-    """A well-formed upload that must not touch the server's state."""
+    """A well-formed upload that must not touch the server's state, or a round with too few usable ones.
+
+    `lost`: clients of such a round that do not hold what their downloads built on.
+    """
+
+    lost: frozenset[int] = frozenset()
 
 
 class RunError(LoraA2Error):

@@ -65,7 +65,7 @@ def _evaluate(predicted: np.ndarray, clients: Sequence[Client]) -> Evaluation:
 def evaluate_state(
     pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], kept: ClientStates
 ) -> dict[str, Any]:
-    """A round's metrics: the global model's, and under "personal" those of the clients' own models where they have some."""
+    """A round's metrics: the global model's, and under "personal" those of the clients' own models if they have some."""
     found = evaluate_clients(pool, state, clients).to_json()
     if method.private:
         found["personal"] = evaluate_personal(pool, state, clients, kept).to_json()
@@ -110,7 +110,7 @@ def _for_unnamed(options: PlanOptions, method: Method) -> PlanOptions:
 
 
 def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
-    """The workers of a plan: forked processes, one a core; this process alone where it cannot be forked, as on an accelerator.
+    """The workers of a plan: forked processes, one a core; this process alone if it cannot be forked, as on an accelerator.
 
     Where whole backbones are trained there is one unless more are asked for, since each holds a model and its AdamW state.
     `fork` False is for processes in which other threads are at work, such as those of a network client.
@@ -135,7 +135,7 @@ def simulate(
     """Runs the rounds after `state` (None: from the start) and yields state and record after each.
 
     `kept` is what the clients had kept when `state` was reached (None: nothing); it is brought up to date each round.
-    `callback` hears of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
+    `callback` is notified of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
     for line in _notes(model.classifier, plan):

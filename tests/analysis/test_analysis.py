@@ -120,7 +120,7 @@ def test_pairs_that_share_classes_are_found_and_chance_is_not(monkeypatch: pytes
     assert alike.sharing is not None and alike.apart is not None and alike.sharing > alike.apart + 0.8
     p_values = np.array([test.p_value for test in chance if test is not None])
     assert len(p_values) == 60
-    assert 0.35 < p_values.mean() < 0.65, "uniform where there is nothing to find"
+    assert 0.35 < p_values.mean() < 0.65, "uniform if there is nothing to find"
     assert p_values.min() >= 1 / 200, "a random permutation test never says 0"
 
 

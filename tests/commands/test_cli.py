@@ -28,7 +28,7 @@ class Summary:
     full_finetuning_parameters, reduction_percent = 2_240_000_000, 99.94
     server_rounds, seconds, output_dir = 10, 75.2, "runs/my run"
     client_worst_tenth, peak_memory_bytes = 0.5, 900_000_000
-    personal_accuracy = None
+    personal_accuracy, evaluation_bytes, exact_aggregation = None, 0, True
 
     def to_json(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "output_dir": self.output_dir}
@@ -166,7 +166,7 @@ def interrupting(started: bool) -> Callable[..., None]:
                 RunStart(
                     output_dir="runs/a b",
                     num_clients=2,
-                    clients_per_pass=2,
+                    clients_per_round=2,
                     first_round=1,
                     num_server_rounds=2,
                     full_finetuning_bytes_per_round=8,

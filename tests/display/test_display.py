@@ -49,7 +49,7 @@ def start(display: Display, first_round: int = 1) -> None:
         RunStart(
             output_dir="runs/x",
             num_clients=10,
-            clients_per_pass=4,
+            clients_per_round=4,
             first_round=first_round,
             num_server_rounds=5,
             full_finetuning_bytes_per_round=4_000_000,

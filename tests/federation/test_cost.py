@@ -48,7 +48,9 @@ def test_published_uploads_of_lora_a2_are_within_the_bounds(rank: int, published
     assert cost.uploaded_parameters == 30 * 50 * rank * 82_944
     assert cost.uploaded_parameters_min == 30 * 50 * rank * 72 * 768  # 60 of 72 modules are 768 wide
     assert cost.uploaded_parameters_min < published < cost.uploaded_parameters_max
-    assert cost.downloaded_parameters == 30 * 50 * 16 * 165_888
+    # 49 rounds after the first, in each of which one of two factors may have changed.
+    assert cost.downloaded_parameters_min < cost.downloaded_parameters <= cost.downloaded_parameters_max
+    assert cost.downloaded_parameters_max == 30 * 49 * 16 * 82_944
 
 
 def test_a_method_without_selection_has_no_spread() -> None:

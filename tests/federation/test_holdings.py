@@ -20,7 +20,7 @@ from lora_a2.errors import CodecError, LostState, ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.client import upload_schema
 from lora_a2.federation.exchange import Rejected
-from lora_a2.federation.holdings import Outbox, as_held, digest, rank_of, receive, simulated, start
+from lora_a2.federation.holdings import Outbox, as_held, base_id, digest, rank_of, receive, simulated, start
 from lora_a2.federation.server import server_round
 from lora_a2.methods import METHODS
 from lora_a2.methods.base import Method
@@ -164,15 +164,47 @@ def test_a_client_with_another_start_asks_for_all_of_it(method: Method) -> None:
     agree(made, state, profile, kept)
 
 
+def test_a_moved_model_is_packed_once_whoever_missed_it() -> None:
+    """Clients of many rounds miss the same base weights: memory does not grow with the rounds."""
+    made, profiles = federation(METHODS["flora"]), population(METHODS["flora"], [5, 9, 2, 7, 4])
+    base = {f"{m.name}.weight": np.ones((m.d_out, m.d_in), np.float32) for m in made.layout.modules}
+    changed = {("base", name): np.asarray(4) for name in base}
+    held = {0: 0, 1: 1, 2: 2, 3: 3, 4: EVERYTHING}
+    state = ServerState(4, made.initial, 0, base_delta=base, changed=changed, held=held)
+    outbox = Outbox(made, state)
+    for profile in profiles:
+        download, data = outbox.download(profile)
+        assert download.base_whole
+        _, kept = receive(made, data, simulated(made, state, profile, ClientState()))
+        assert kept.base_delta.keys() == base.keys()
+    assert len(outbox._bodies) == 5 and len({id(body.base) for body in outbox._bodies.values()}) == 1
+
+
 def test_the_digest_tells_every_value() -> None:
     made = federation(METHODS["fl-lora"])
-    base = {"wide.weight": np.zeros((3, 11), np.float32)}
+    base = base_id({"wide.weight": np.zeros((3, 11), np.float32)})
     whole = digest(made, made.initial, base)
     for key, values in made.initial.tensors.items():
         other = values.copy()
         other.flat[-1] = -other.flat[-1] if other.flat[-1] else -0.0
         assert digest(made, made.initial.with_tensors({key: other}), base) != whole
-    assert digest(made, made.initial, {}) != whole
+    assert digest(made, made.initial, base_id({})) != whole
+    assert base_id({"wide.weight": np.full((3, 11), -0.0, np.float32)}) != base
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex-lora"])
+def test_another_processor_s_last_bits_cost_no_download(name: str) -> None:
+    """A product of factors differs in its last bits from processor to processor: the name of the weights goes along, not a digest."""
+    method = METHODS[name]
+    made, profiles = federation(method), population(method, EXAMPLES)
+    nodes, state = Nodes(made, 0), ServerState(0, made.initial, 0)
+    for number in range(1, 5):
+        state, record = server_round(made, state, profiles, nodes)
+        assert not record.refused and len(record.clients) == 4
+        for client, kept in nodes.kept.items():
+            off = {n: np.nextafter(v, np.float32(9)) for n, v in kept.base_delta.items()}
+            nodes.earlier[client][-1] = replace(kept, base_delta=off)
+        assert number == 1 or all(kept.base_delta for kept in nodes.kept.values())
 
 
 def test_a_forged_patch_is_a_codec_error() -> None:

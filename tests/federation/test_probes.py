@@ -14,7 +14,7 @@ from lora_a2 import codec
 from lora_a2.config.run import RunConfig
 from lora_a2.core.randomness import generator
 from lora_a2.core.selection import CRITERIA
-from lora_a2.core.types import Adapter, Factor, ServerState, Upload
+from lora_a2.core.types import EVERYTHING, Adapter, Factor, ServerState, Upload
 from lora_a2.engine.local import CohortTraining
 from lora_a2.engine.work import ClientTask, TrainingSettings, epoch_orders
 from lora_a2.errors import ConfigError
@@ -57,7 +57,9 @@ def decoded(plan: Plan, state: ServerState, data: bytes) -> Upload:
 def begun(plan: Plan, rounds: int) -> ServerState:
     """A state whose B is not zero; its next round trains B if `rounds` is even."""
     state = plan.start()
-    return replace(state, server_round=rounds, adapter=random_adapter(MODEL.layout, RANK, seed=rounds))
+    adapter = random_adapter(MODEL.layout, RANK, seed=rounds)
+    held = {profile.id: EVERYTHING for profile in plan.profiles}
+    return replace(state, server_round=rounds, adapter=adapter, held=held)
 
 
 @settings(max_examples=12, deadline=None)

@@ -33,6 +33,7 @@ from lora_a2.flower.messages import (
 )
 from lora_a2.flower.server_app import serve
 from lora_a2.methods import METHODS
+from lora_a2.node.policy import Policy
 from lora_a2.node.protocol import Answer, Request
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import launch
@@ -92,6 +93,9 @@ def test_the_results_are_those_of_the_simulator(method: str, options: dict[str, 
     assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
     for a, b in zip(mine, theirs, strict=True):
         ours, others = a.pop("metrics"), b.pop("metrics")
+        # Downloads for an evaluation if the clients are: of personal models here, which the server cannot evaluate.
+        assert (a.pop("evaluation_bytes") > 0) == bool(METHODS[method].private)
+        assert b.pop("evaluation_bytes") == 0
         assert a == b
         assert ours["accuracy"] == others["accuracy"]
         if METHODS[method].private:  # the nodes' own evaluation counts what the simulator measures
@@ -131,6 +135,12 @@ def test_the_nodes_evaluate_where_the_server_has_no_data(options: dict[str, Any]
     assert metrics["accuracy"] == server["accuracy"]
     assert list(metrics["per_client"].values()) == list(server["per_client"].values())
     assert "macro_f1" not in metrics  # it would need to know which labels a node has
+
+
+def test_the_last_round_that_a_policy_allows_is_evaluated(options: dict[str, Any], tmp_path: Path) -> None:
+    grid = FakeGrid(tmp_path / "nodes", NODES)
+    grid.participant._policy = Policy(max_rounds=int(options["num-server-rounds"]))
+    assert "accuracy" in ledger(flower(options, tmp_path, grid, evaluation="nodes"))[-1]["metrics"]
 
 
 def test_nothing_is_evaluated_if_nobody_wants_it(options: dict[str, Any], tmp_path: Path) -> None:
@@ -547,6 +557,29 @@ def test_lost_private_factors_are_noticed(
     logging.getLogger("flwr").propagate = True
     flower({**options, "method": "fedsa-lora"}, tmp_path, FakeGrid(tmp_path / "nodes", NODES, lose))
     assert caplog.text.count("The private factors were lost; they start anew.") == NODES
+
+
+@pytest.mark.parametrize("least", [1, NODES])
+def test_if_too_many_lost_what_they_kept_the_round_is_repeated_with_everything(
+    least: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """All of them, or so many that too few are left: the second attempt brings what the first did not."""
+    import shutil
+
+    seen: list[int] = []
+
+    def lose(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message:
+        seen.append(k)
+        if len(seen) == NODES:
+            for kept in next(grid.store.iterdir()).iterdir():
+                if least == 1 or kept.name == "0":
+                    shutil.rmtree(kept)
+        return reply
+
+    grid = FakeGrid(tmp_path / "nodes", NODES, lose)
+    run, twin = flower(options, tmp_path, grid, min_train_nodes=least), flower(options, tmp_path / "twin")
+    assert [len(r["clients"]) for r in ledger(run)] == [NODES] * 3
+    assert tensors(run) == tensors(twin)
 
 
 def test_lost_base_weights_cost_one_round(options: dict[str, Any], tmp_path: Path) -> None:

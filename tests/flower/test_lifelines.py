@@ -54,7 +54,7 @@ def wait(ready: Callable[[], bool], what: str, holder: subprocess.Popen[str]) ->
 
 
 def kill(holder: subprocess.Popen[str], expected: int) -> None:
-    """SIGKILL to the parent of at least so many processes; asserts that all of them end."""
+    """SIGKILL to the parent of at least this many processes; asserts that all of them end."""
     started = psutil.Process(holder.pid).children(recursive=True)
     assert len(started) >= expected, started
     holder.kill()

@@ -68,6 +68,19 @@ def test_the_pooled_gradient_s_sign_is_the_start() -> None:
         assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max(), n
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2", "rembert"])
+def test_other_number_types_and_families(family: str) -> None:
+    """In bfloat16 too, where frozen weights are of another type than the gradient; and nearly what float32 gives."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, members = model_of(backbone(family), family, dtype=dtype), clients([9, 5, 12])
+        plan = make_plan(model, members, "fed-sb", num_server_rounds=3, r=20, batch_size=4, learning_rate=1e-3)
+        states = [state for state, _ in simulate(model, members, plan)]
+        found.append(np.concatenate([delta_weight(states[0].adapter, n).ravel() for n in states[0].adapter.factors]))
+        assert states[-1].adapter.tensors.finite()
+    assert np.dot(*found) > 0.8 * np.linalg.norm(found[0]) * np.linalg.norm(found[1])
+
+
 def test_what_travels_is_counted() -> None:
     """The gradient of every target weight up in round 1; B, A and R down in round 2; R alone both ways from then on."""
     model, members = model_of(backbone("bert"), "bert"), clients([9, 5, 12])

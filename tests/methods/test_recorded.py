@@ -1,7 +1,7 @@
 """Every method's result is, byte for byte, what the release before made of the same seed.
 
 `recorded.json` holds it for one processor and one release of PyTorch and NumPy; on others sums are rounded otherwise, and
-values are compared. `RECORD=1 pytest tests/test_recorded.py` records anew.
+values are compared. `RECORD=1 pytest tests/methods/test_recorded.py` records anew.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def trained_state(model: Model, moved: bool = False) -> ServerState:
     adapter = random_adapter(model.layout, rank=2)
     module = model.layout.modules[0]
     base = {f"{module.name}.weight": np.full((module.d_out, module.d_in), 0.01, np.float32)} if moved else {}
-    return ServerState(1, adapter, 0, base=base)
+    return ServerState(1, adapter, 0, base_delta=base)
 
 
 @pytest.mark.parametrize("kind", ["bare", "classifier"])

@@ -239,7 +239,12 @@ def held(server_round: int, value: float | None = None) -> ClientState:
     full = np.full((2, 3), server_round if value is None else value, np.float32)
     adapter = Adapter({"a": Factors(A=full, B=full.T.copy())}, 4.5, {"bias": full[0]})
     return ClientState(
-        server_round, adapter, {"a.weight": full}, Tensors({("B", "a"): full + 1}), Tensors({("x", "y"): full})
+        server_round,
+        adapter,
+        {"a.weight": full},
+        bytes(range(16)),
+        Tensors({("B", "a"): full + 1}),
+        Tensors({("x", "y"): full}),
     )
 
 
@@ -271,8 +276,8 @@ def same(found: ClientState, expected: ClientState) -> bool:
         (found.private, expected.private),
         (found.extra, expected.extra),
     )
-    numbers = found.server_round, found.adapter.lora_alpha
-    return numbers == (expected.server_round, expected.adapter.lora_alpha) and all(
+    numbers = found.server_round, found.adapter.lora_alpha, found.base_id
+    return numbers == (expected.server_round, expected.adapter.lora_alpha, expected.base_id) and all(
         mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)  # type: ignore[index]
         for mine, other in pairs
     )

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from lora_a2.config.run import RunConfig
 from lora_a2.core.types import Layout
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
+from lora_a2.federation.state_tensors import server_tensors
+from lora_a2.methods import METHODS
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.simulation import make_plan, simulate
@@ -396,6 +399,28 @@ def test_resuming_a_finished_run_changes_nothing(study: dict[str, Any], tmp_path
     again = resume(tmp_path / "run", Observer())
     assert contents(tmp_path / "run") == before
     assert (again.accuracy, again.uploaded_bytes) == (first.accuracy, first.uploaded_bytes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_from_what_was_written(method: str, tmp_path: Path) -> None:
+    """Half of the clients a round, a trained head and, where it may be, a server optimizer: states of all shapes."""
+    model, clients = tiny_model(head="trained"), tiny_clients((7, 12, 4, 5))
+    more = {"server_optimizer": "adam"} if METHODS[method].linear else {}
+    plan = make_plan(model, clients, method, num_server_rounds=4, local_epochs=1, r=4, fraction_train=0.5, **more)
+    whole = list(simulate(model, clients, plan))
+    run, kept = RunDirectory.create(tmp_path / "run", "seed = 1\n", {"data_sha256": "0"}), {}
+    for state, record in simulate(model, clients, plan, kept=kept):
+        run.commit(state, record, kept)
+        if record.server_round == 2:
+            break
+    records = run.load_records()
+    again = simulate(model, clients, plan, state=run.load_state(model.layout), kept=run.load_clients(), records=records)
+    for (state, record), (other, expected) in zip(again, whole[2:], strict=True):
+        assert replace(record, seconds=expected.seconds) == expected
+        mine, theirs = server_tensors(state), server_tensors(other)
+        assert {k: (v.shape, v.tobytes()) for k, v in mine.items()} == {
+            k: (v.shape, v.tobytes()) for k, v in theirs.items()
+        }
 
 
 def test_changed_data_are_refused(study: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the system offers, as it is found here, and where it is missing."""
+"""What the system offers, as it is found here, and if it is missing."""
 
 from __future__ import annotations
 

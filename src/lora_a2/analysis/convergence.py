@@ -37,7 +37,7 @@ def client_accuracies(run: RunRecord) -> pd.Series:
 
 
 def rounds_to(table: pd.DataFrame, goal: float) -> int | None:
-    """The first round of a `curve` with at least `goal` of its best accuracy (0..1); None where there is no accuracy."""
+    """The first round of a `curve` with at least `goal` of its best accuracy (0..1); None if there is no accuracy."""
     accuracy = table["accuracy"].dropna()
     if accuracy.empty:
         return None
@@ -49,7 +49,7 @@ def discordance(run: RunRecord) -> pd.DataFrame:
     """Server round → discordance, change (both norms, see `RoundAnalysis`) and relative, their ratio.
 
     Discordance is ‖Σ w_k s_k B_k A_k − W‖ with W the effective weights that the server made of them: what averaging the
-    factors, cutting ranks or rounding lost. It is 0, up to rounding, for an exact method. NaN where it is not recorded.
+    factors, cutting ranks or rounding lost. It is 0, up to rounding, for an exact method. NaN if it is not recorded.
     """
     rows = [(line.server_round, line.discordance, line.change) for line in run.analyses]
     table = pd.DataFrame(rows, columns=["server_round", "discordance", "change"]).set_index("server_round")

@@ -21,7 +21,7 @@ def place(module: str) -> tuple[int, str]:
 def selected_ranks(run: RunRecord, client: int | None = None, server_round: int | None = None) -> pd.DataFrame:
     """Mean number of rank slices that a client uploaded of each module; index layer, a column for each module type.
 
-    Over all clients and rounds, or those given. Modules of which nothing was ever uploaded count 0 where the run recorded
+    Over all clients and rounds, or those given. Modules of which nothing was ever uploaded count 0 if the run recorded
     its modules.
 
     Raises:

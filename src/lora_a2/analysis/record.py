@@ -49,12 +49,12 @@ class RoundAnalysis:
     Attributes:
         server_round: 1-based.
         clients: ids of those whose reply counted, ascending.
-        rank: of the adapter that they hold; None where nothing was selected.
-        masks: for each client its selected rank slices, a bitmap over (module, rank) in hex; empty where nothing was selected.
-        norms: of the first clients' changes of the effective weights, at most `recording.MAX_PAIRED` of them; empty where
+        rank: of the adapter that they hold; None if nothing was selected.
+        masks: for each client its selected rank slices, a bitmap over (module, rank) in hex; empty if nothing was selected.
+        norms: of the first clients' changes of the effective weights, at most `recording.MAX_PAIRED` of them; empty if
             the server does not see the whole change.
-        cosines: of each pair of these, the upper triangle row by row; None where a client changed nothing.
-        discordance: ‖mean of the clients' effective weights − the server's new effective weights‖; None where the server
+        cosines: of each pair of these, the upper triangle row by row; None if a client changed nothing.
+        discordance: ‖mean of the clients' effective weights − the server's new effective weights‖; None if the server
             does not see the clients' weights.
         change: ‖the server's new effective weights − those before the round‖; None likewise.
     """
@@ -79,7 +79,7 @@ class RoundAnalysis:
         return cls(**{**values, **tuples})
 
     def selected(self, modules: Sequence[ModuleShape]) -> dict[int, Mask]:
-        """Client id → its mask, module → bool (r,); empty where nothing was selected."""
+        """Client id → its mask, module → bool (r,); empty if nothing was selected."""
         if self.rank is None:
             return {}
         unpacked = (unpack_mask(text, len(modules) * self.rank) for text in self.masks)
@@ -129,7 +129,7 @@ def clients_json(
 class RunRecord:
     """A run directory: `config` by kebab-case key, `rounds` the committed ones.
 
-    `clients`, `analyses`, `modules` and `label_names` are empty where the run did not record them, `clients` also where
+    `clients`, `analyses`, `modules` and `label_names` are empty if the run did not record them, `clients` also where
     the clients were nodes.
     """
 

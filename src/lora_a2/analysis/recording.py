@@ -83,7 +83,7 @@ class _Seen:
 
 
 class Recorder:
-    """Hears of every reply of a round, and sums the round up when its new state is there.
+    """Is notified of every reply of a round, and sums the round up when its new state is there.
 
     `seconds` is the time that the last round's recording took.
     """

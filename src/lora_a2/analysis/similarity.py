@@ -39,7 +39,7 @@ def mask_similarity(run: RunRecord, rounds: Iterable[int] | None = None) -> pd.D
 
 
 def update_similarity(run: RunRecord, rounds: Iterable[int] | None = None) -> pd.DataFrame:
-    """Cosine of the clients' changes of the effective weights, mean over `rounds` (None: all); empty where not recorded."""
+    """Cosine of the clients' changes of the effective weights, mean over `rounds` (None: all); empty if not recorded."""
     return _mean_matrix([line.cosine_matrix() for line in _chosen(run, rounds) if line.norms])
 
 
@@ -74,7 +74,7 @@ class SharingTest:
     Attributes:
         correlation: of similarity and label overlap over all pairs of clients.
         p_value: share of the permutations of the clients with at least this correlation.
-        sharing: mean similarity of the pairs with a class in common; None where there are none.
+        sharing: mean similarity of the pairs with a class in common; None if there are none.
         apart: likewise of those without.
         num_clients: K.
     """
@@ -87,7 +87,7 @@ class SharingTest:
 
 
 def sharing_test(similarity: pd.DataFrame, overlap: pd.DataFrame) -> SharingTest | None:
-    """The Mantel test of `similarity` against `overlap`, one-sided; None where it cannot be made.
+    """The Mantel test of `similarity` against `overlap`, one-sided; None if it cannot be made.
 
     Mantel: "The Detection of Disease Clustering and a Generalized Regression Approach", Cancer Research 1967. Pairs are
     not independent, clients are: so the labels of the clients are permuted, rows and columns together. Every permutation

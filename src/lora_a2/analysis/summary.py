@@ -25,7 +25,7 @@ GOALS = (0.9, 0.95, 0.99)
 
 
 def analyze(run: RunRecord) -> dict[str, Any]:
-    """The statistics of a run, ready for `json.dumps`; None where the run did not record what it takes.
+    """The statistics of a run, ready for `json.dumps`; None if the run did not record what it takes.
 
     Raises:
         RunError: no round is finished.

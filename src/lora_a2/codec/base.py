@@ -1,6 +1,7 @@
 """Changes of base weights: what follows a frame for methods that move the frozen weights.
 
-    envelope  magic 4s | version u8 | flags u8 | value type u8 | frame's length u64
+    envelope  magic 4s | version u8 | flags u8 | value type u8 | frame's length u64 | what the server calls the weights before
+              and after the change, 16s each
     frame     a download or an upload
     forms     a u32 for each weight in the layout's order: 0 not there, 2³²−1 the difference itself, else the rank R of
               its factors
@@ -22,7 +23,7 @@ from lora_a2.core.types import BaseUpdate, Factors, FloatArray, Layout
 from lora_a2.errors import CodecError
 
 _MAGIC, _VERSION = b"LoAB", 1
-_ENVELOPE = struct.Struct("<4sBBBQ")
+_ENVELOPE = struct.Struct("<4sBBBQ16s16s")
 _CHECKSUM = struct.Struct("<I")
 _WHOLE = 1
 _ABSENT, _DENSE = 0, 2**32 - 1
@@ -34,10 +35,12 @@ class BaseMessage:
 
     update: BaseUpdate
     whole: bool = False
+    before: bytes = bytes(16)
+    after: bytes = bytes(16)
 
 
 def pack_base(update: BaseUpdate, layout: Layout, dtype: str) -> bytes:
-    """A change of base weights as it stands behind a frame; empty where there is none.
+    """A change of base weights as it stands behind a frame; empty if there is none.
 
     Raises:
         CodecError: a weight that the layout does not have, or of another shape, or a value that overflows.
@@ -56,22 +59,23 @@ def pack_base(update: BaseUpdate, layout: Layout, dtype: str) -> bytes:
     return struct.pack(f"<{len(forms)}I", *forms) + VALUE_TYPES[dtype].pack(values)
 
 
-def attach(frame: bytes, packed: bytes, whole: bool, dtype: str) -> bytes:
+def attach(frame: bytes, packed: bytes, message: BaseMessage, dtype: str) -> bytes:
     """`frame` with what `pack_base` made behind it; the frame alone where that is nothing."""
     if not packed:
         return frame
-    envelope = _ENVELOPE.pack(_MAGIC, _VERSION, _WHOLE * whole, VALUE_TYPES[dtype].code, len(frame))
+    fields = _WHOLE * message.whole, VALUE_TYPES[dtype].code, len(frame), message.before, message.after
+    envelope = _ENVELOPE.pack(_MAGIC, _VERSION, *fields)
     body = envelope + frame + packed
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
 def attach_base(frame: bytes, message: BaseMessage, layout: Layout, dtype: str) -> bytes:
-    """`frame` with a change of base weights behind it; the frame alone where there is none.
+    """`frame` with a change of base weights behind it; the frame alone if there is none.
 
     Raises:
         CodecError: as `pack_base`.
     """
-    return attach(frame, pack_base(message.update, layout, dtype), message.whole, dtype)
+    return attach(frame, pack_base(message.update, layout, dtype), message, dtype)
 
 
 def detach_frame(data: bytes) -> bytes:
@@ -86,14 +90,14 @@ def detach_frame(data: bytes) -> bytes:
 
 
 def read_base(data: bytes, layout: Layout) -> BaseMessage:
-    """The change of base weights of a message, in float32; empty where it is a frame alone.
+    """The change of base weights of a message, in float32; empty if it is a frame alone.
 
     Raises:
         CodecError: anything does not add up.
     """
     if data[:4] != _MAGIC:
         return BaseMessage({})
-    whole, dtype, length = _envelope(data)
+    whole, dtype, length, before, after = _envelope(data)
     start = _ENVELOPE.size + length
     directory = struct.Struct(f"<{len(layout.base)}I")
     if len(data) < start + directory.size + _CHECKSUM.size:
@@ -119,7 +123,7 @@ def read_base(data: bytes, layout: Layout) -> BaseMessage:
             size = _size(shape, form)
             update[name] = _shaped(values[offset : offset + size], shape, form)
             offset += size
-    return BaseMessage(update, whole)
+    return BaseMessage(update, whole, before, after)
 
 
 def base_parameters(update: BaseUpdate) -> int:
@@ -128,24 +132,24 @@ def base_parameters(update: BaseUpdate) -> int:
 
 
 def base_size(update_parameters: int, layout: Layout, dtype: str) -> int:
-    """How many bytes `attach_base` adds for a change of so many values."""
+    """How many bytes `attach_base` adds for a change of this many values."""
     if not update_parameters:
         return 0
     return _ENVELOPE.size + 4 * len(layout.base) + VALUE_TYPES[dtype].size([update_parameters]) + _CHECKSUM.size
 
 
-def _envelope(data: bytes) -> tuple[bool, str, int]:
-    """Whole or not, value type, the frame's length."""
+def _envelope(data: bytes) -> tuple[bool, str, int, bytes, bytes]:
+    """Whole or not, value type, the frame's length, the names of the weights before and after."""
     if len(data) < _ENVELOPE.size:
         raise CodecError(f"The message has {len(data)} bytes; its envelope alone has {_ENVELOPE.size}.")
-    _, version, flags, code, length = _ENVELOPE.unpack_from(data)
+    _, version, flags, code, length, before, after = _ENVELOPE.unpack_from(data)
     dtype = next((name for name, row in VALUE_TYPES.items() if row.code == code), None)
     if version != _VERSION or flags & ~_WHOLE or dtype is None or length > len(data):
         raise CodecError(
             f"The envelope has version {version}, flags {flags}, value type {code} and a frame of {length} bytes; "
             f"expected version {_VERSION} and a message that holds it: run the same release of lora-a2 at both ends."
         )
-    return bool(flags), dtype, length
+    return bool(flags), dtype, length, before, after
 
 
 def _form(name: str, shape: tuple[int, ...], change: FloatArray | Factors | None) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_a2.codec.base import attach, detach_frame, pack_base, read_base
+from lora_a2.codec.base import BaseMessage, attach, detach_frame, pack_base, read_base
 from lora_a2.codec.frame import Header, read_header, read_values, write_frame
 from lora_a2.codec.sizes import bitmap_size
 from lora_a2.codec.values import EXACT, VALUE_TYPES, as_sent
@@ -59,10 +59,10 @@ class Body:
     schema: DownloadSchema
 
 
-def encode_body(download: Download, schema: DownloadSchema) -> Body:
+def encode_body(download: Download, schema: DownloadSchema, base: bytes | None = None) -> Body:
     """What downloads of the same content have in common; see `addressed`.
 
-    Base weights travel in float32 whatever the value type, since rounding errors would add up in them.
+    `base` is what an earlier body packed of the same change of base weights; None: it is packed here. Base weights travel in float32 whatever the value type, since rounding errors would add up in them.
 
     Raises:
         CodecError: the adapter does not fit the layout, or a value overflows the value type.
@@ -76,7 +76,7 @@ def encode_body(download: Download, schema: DownloadSchema) -> Body:
         bitmap = np.packbits(_bits(download.changed, layout, kinds, rank)).tobytes()
         blocks = _changed_blocks(adapter, layout, kinds, download.changed)
     frame = bitmap + _content(blocks, layout, schema.value_type, schema.sparse)
-    return Body(frame, pack_base(download.base_update, layout, EXACT), schema)
+    return Body(frame, pack_base(download.base_update, layout, EXACT) if base is None else base, schema)
 
 
 def addressed(download: Download, body: Body) -> bytes:
@@ -102,7 +102,8 @@ def addressed(download: Download, body: Body) -> bytes:
         since=download.since,
         digest=download.digest,
     )
-    return attach(write_frame(header, body.frame), body.base, download.base_whole, EXACT)
+    base = BaseMessage(download.base_update, download.base_whole, download.base_before, download.base_after)
+    return attach(write_frame(header, body.frame), body.base, base, EXACT)
 
 
 def encode(message: Download | Upload, schema: DownloadSchema | UploadSchema) -> bytes:
@@ -142,7 +143,7 @@ def _encode_upload(upload: Upload, schema: UploadSchema) -> bytes:
     kinds = [x for x in update.kinds if x in upload.shared]
     content = _content(_blocks(update, layout, kinds, mask), layout, schema.value_type, schema.sparse)
     base = pack_base(upload.base_update, layout, schema.value_type)
-    return attach(write_frame(header, bitmap + content), base, False, schema.value_type)
+    return attach(write_frame(header, bitmap + content), base, BaseMessage(upload.base_update), schema.value_type)
 
 
 class Address(NamedTuple):
@@ -174,7 +175,7 @@ def decode_download(
     Args:
         data: one whole message.
         schema: this end's; layout, factors and value type must be those of the message.
-        held: supplies what does not travel, at the frame's rank; may be None where everything does.
+        held: supplies what does not travel, at the frame's rank; may be None if everything does.
         server_round: the round to insist on; None: any.
 
     Raises:
@@ -214,6 +215,8 @@ def decode_download(
         changed=keep if header.changed else None,
         base_update=base.update,
         base_whole=base.whole,
+        base_before=base.before,
+        base_after=base.after,
         digest=header.digest,
     )
 

@@ -13,7 +13,7 @@ from lora_a2.core.types import Adapter, Factor, Layout, Mask
 
 
 def changed_size(layout: Layout, rank: int, factors: frozenset[Factor], parameters: int, dtype: str) -> int:
-    """Bytes of a download that carries so many values of what changed, of `factors` and the head."""
+    """Bytes of a download that carries this many values of what changed, of `factors` and the head."""
     bits = len(factors) * rank * len(layout.modules) + len(layout.head)
     return OVERHEAD + HOLDS_SIZE + (bits + 7) // 8 + VALUE_TYPES[dtype].size([parameters])
 

@@ -19,7 +19,7 @@ from lora_a2.commands.common import examples, json_option, print_json, run_dir_a
 )
 @run_dir_argument
 @click.option("--data", help="Other data than the run's own test set: as --data of run.")
-@click.option("--text-column", help="Column of the texts; the run's own where the data have it.")
+@click.option("--text-column", help="Column of the texts; the run's own if the data have it.")
 @click.option("--label-column", help="Column of the labels; likewise.")
 @click.option("--client-column", help="Column that tells whose example it is; likewise.")
 @trust_option

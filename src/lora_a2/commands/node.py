@@ -32,20 +32,20 @@ from lora_a2.commands.common import examples, trust_option
     ),
 )
 @click.option("--data", required=True, metavar="FILE", help="The node's own examples; they never leave this machine.")
-@click.option("--text-column", metavar="NAME", help="Column of the texts; found by itself where the name is usual.")
-@click.option("--label-column", metavar="NAME", help="Column of the labels; found by itself where the name is usual.")
+@click.option("--text-column", metavar="NAME", help="Column of the texts; found by itself if the name is usual.")
+@click.option("--label-column", metavar="NAME", help="Column of the labels; found by itself if the name is usual.")
 @click.option("--test-data", metavar="FILE", help="The node's own test examples, for evaluation on the node.")
 @click.option(
     "--test-fraction",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.2,
     show_default=True,
-    help="Share held out for testing where there is no test set; 0: none.",
+    help="Share held out for testing if there is no test set; 0: none.",
 )
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="The model that the federation trains.")
 @trust_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 and so on.")
-@click.option("--dtype", help="Number type of the model's computation; the run's where left out.")
+@click.option("--dtype", help="Number type of the model's computation; the run's if left out.")
 @click.option(
     "--num-threads",
     type=click.IntRange(1),
@@ -65,7 +65,7 @@ from lora_a2.commands.common import examples, trust_option
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("~/.lora-a2/clients"),
     show_default=True,
-    help="What the node keeps from round to round, for methods that keep something.",
+    help="Folder for what the node keeps from round to round: what it was sent, and private factors.",
 )
 @click.option(
     "--policy",

@@ -42,7 +42,7 @@ class GroupedCommand(click.Command):
 def field_options(names: Iterable[str] | None = None) -> Callable[[Decorated], Decorated]:
     """A decorator that adds an option for each named field of `RunConfig` (None: for all).
 
-    Values arrive as text, or None where the option is not given; `make_config` checks them.
+    Values arrive as text, or None if the option is not given; `make_config` checks them.
     """
 
     def decorate(function: Decorated) -> Decorated:

@@ -48,7 +48,7 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: 
 
 
 def _texts(given: Sequence[str]) -> Iterator[str]:
-    """The texts of the command line, else of standard input; complains at once where there are none."""
+    """The texts of the command line, else of standard input; complains at once if there are none."""
     if any(not text.strip() for text in given):
         raise click.UsageError("A text is empty.", click.get_current_context())
     if given:

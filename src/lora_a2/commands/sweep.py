@@ -38,7 +38,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name not in ("method", "ou
     "--data-root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help='Take the file\'s data sets from here where they are there: data = "banking77" is FOLDER/banking77.',
+    help='Take the file\'s data sets from here if they are there: data = "banking77" is FOLDER/banking77.',
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
 @click.option("--devices", metavar="NAME,NAME,...", help="Devices on which the processes run, in turn.")

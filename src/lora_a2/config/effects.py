@@ -8,7 +8,7 @@ from lora_a2.settings.options import Options, marks_of
 
 
 def check_effects(options: Options) -> None:
-    """Refuses an option that differs from its default where it has no effect, as its declaration tells.
+    """Refuses an option that differs from its default if it has no effect, as its declaration tells.
 
     One that is at its default passes: the configuration of a run that is read again lists all of them.
 

@@ -43,7 +43,7 @@ class RunOptions(Options):
     output_dir: str | None = option(
         None,
         "Run",
-        "The run directory; a new one in runs/ named after data, method and time where left out.",
+        "The run directory; a new one in runs/ named after data, method and time if left out.",
         metavar="FOLDER",
         reach="nobody",
     )

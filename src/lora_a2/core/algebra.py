@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from lora_a2.core.tensors import Key
 from lora_a2.core.types import Adapter, BoolArray, Factor, Factors, FloatArray, Layout, Mask, dense
@@ -55,7 +56,7 @@ def initial_adapter(
     head: Mapping[str, FloatArray] | None = None,
     core: bool = False,
 ) -> Adapter:
-    """B = 0 and A Gaussian, the start of every run (paper: Setting); a core R, where there is one, is zero too.
+    """B = 0 and A Gaussian, the start of every run (paper: Setting); a core R, if there is one, is zero too.
 
     The paper leaves A's standard deviation open; 1/√(3·d_in) is the variance of PEFT's default start.
     Drawn in the layout's order from `rng`.
@@ -93,6 +94,27 @@ def restarted(adapter: Adapter, rng: np.random.Generator) -> Adapter:
 def _gaussian(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
     rows: FloatArray = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(3 * shape[1]))
     return rows
+
+
+def nearest_rotation(overlap: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The rotation R (r, r), det = 1, that maximises ⟨R, overlap⟩ (Kabsch, 1976); in float64."""
+    u, _, vt = np.linalg.svd(overlap.astype(np.float64))
+    u[:, -1] *= np.sign(np.linalg.det(u @ vt))
+    return np.asarray(u @ vt)
+
+
+def turned(factors: Factors, rotation: npt.NDArray[np.float64]) -> Factors:
+    """Rᵀ A and B R: the same product."""
+    return Factors(A=(rotation.T @ factors.A).astype(np.float32), B=(factors.B @ rotation).astype(np.float32))
+
+
+def turned_back(adapter: Adapter, start: Adapter) -> Adapter:
+    """An adapter turned as near to `start` as rotations bring it, the same products: what else moved it is left."""
+    factors = {}
+    for name, f in adapter.factors.items():
+        old = start.factors[name]
+        factors[name] = turned(f, nearest_rotation(f.A @ old.A.T + f.B.T @ old.B))
+    return replace(adapter, factors=factors)
 
 
 def stacked(parts: Sequence[tuple[float, Factors]]) -> Factors:

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2003.00295 (FedAdam, FedYogi: Algorithm 2, without bias co
 "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
 https://arxiv.org/abs/1909.06335 (FedAvgM).
 
-Our choice: moments advance, and values move, only where somebody uploaded in the round, so that masks and alternation stay
+Our choice: moments advance, and values move, only if somebody uploaded in the round, so that masks and alternation stay
 what they are.
 """
 
@@ -69,7 +69,7 @@ def _adaptive(update: Array, first: Array, second: Array, rates: Rates) -> Step:
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of `OPTIMIZERS`: the rule, and the learning rate where none is given."""
+    """A row of `OPTIMIZERS`: the rule, and the learning rate if none is given."""
 
     rule: Rule
     learning_rate: float
@@ -86,7 +86,7 @@ DEFAULT_OPTIMIZER = "sgd"
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """A row of `OPTIMIZERS` with its rates; plain SGD at rate 1, which adds the mean, where nothing is said."""
+    """A row of `OPTIMIZERS` with its rates; plain SGD at rate 1, which adds the mean, if nothing is said."""
 
     name: str = DEFAULT_OPTIMIZER
     rates: Rates = Rates()

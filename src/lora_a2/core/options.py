@@ -18,7 +18,7 @@ class Option:
 
     Attributes:
         name: in snake_case; the argument of the method's `variant`.
-        default: what holds where it is not given; its type is the option's.
+        default: what holds if it is not given; its type is the option's.
         help: one sentence, with a full stop.
         choices: the words allowed, where it is a word.
         least, most: bounds of a number, themselves allowed.

@@ -58,7 +58,7 @@ class Tensors(Mapping[Key, Array]):
         return Tensors({key: change(v, other[key]) for key, v in self._values.items()})
 
     def replaced(self, other: Mapping[Key, Array]) -> Tensors:
-        """With the arrays of `other` in the place of those of the same name, and after them where there are none."""
+        """With the arrays of `other` in the place of those of the same name, and after them if there are none."""
         return Tensors({**self._values, **other})
 
     def renamed(self, kind: Callable[[str], str]) -> Tensors:
@@ -85,7 +85,7 @@ class Tensors(Mapping[Key, Array]):
         return float(np.sqrt(sum(float(np.sum(np.square(v, dtype=np.float64))) for v in self._values.values())))
 
     def largest(self) -> float:
-        """The largest absolute value; 0 where there is none."""
+        """The largest absolute value; 0 if there is none."""
         return max((float(np.abs(v).max(initial=0.0)) for v in self._values.values()), default=0.0)
 
     def finite(self) -> bool:

@@ -58,7 +58,7 @@ def weight_name(module: str) -> str:
 class Layout:
     """The ordered modules of an adapter and the tensors of a trained head; both ends derive it from the model.
 
-    `head` is empty where the head is frozen. `dense` names the weights that full fine-tuning moves, with their shapes;
+    `head` is empty if the head is frozen. `dense` names the weights that full fine-tuning moves, with their shapes;
     empty for methods that train an adapter.
     """
 
@@ -224,6 +224,7 @@ class Download:
         changed: (factor, module) → bool (r,) and ("head", name) → bool (): what travels; None: all that ever does.
         base_update: the change of base weights that travels.
         base_whole: whether that is all that they ever moved, or what they moved since `since`.
+        base_before, base_after: what the server calls the base weights on which the change builds, and those after it.
         digest: of what the client holds after it (`federation.holdings.digest`); 16 bytes.
     """
 
@@ -235,6 +236,8 @@ class Download:
     changed: Mapping[Key, BoolArray] | None = None
     base_update: BaseUpdate = field(default_factory=dict)
     base_whole: bool = False
+    base_before: bytes = bytes(16)
+    base_after: bytes = bytes(16)
     digest: bytes = bytes(16)
 
 
@@ -310,6 +313,7 @@ class ClientState:
         server_round: of the download that it decoded last; FROM_SEED before the first.
         adapter: as that download left it; None: what follows from the seed.
         base_delta: how far its base weights have moved.
+        base_id: what the server calls these; 16 bytes.
         private: private factors, empty before its first round.
         extra: what else a method or a transform keeps; stored without being understood.
     """
@@ -317,5 +321,6 @@ class ClientState:
     server_round: int = FROM_SEED
     adapter: Adapter | None = None
     base_delta: BaseDelta = field(default_factory=dict)
+    base_id: bytes = bytes(16)
     private: Tensors = field(default_factory=Tensors)
     extra: Tensors = field(default_factory=Tensors)

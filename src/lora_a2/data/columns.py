@@ -24,7 +24,7 @@ LABEL_COLUMNS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used; `client` None where examples belong to nobody."""
+    """Names of the columns that are used; `client` None if examples belong to nobody."""
 
     text: str
     label: str

@@ -20,8 +20,8 @@ class SourceOptions(Options):
         "helpdesk, banking77, 20newsgroups, a file (csv, tsv, jsonl, parquet; plain or gz), a folder with train.* and "
         "test.*, or a hub data set.",
     )
-    text_column: str | None = option(None, "Data", "Column of the texts; found by itself where the name is usual.")
-    label_column: str | None = option(None, "Data", "Column of the labels; found by itself where the name is usual.")
+    text_column: str | None = option(None, "Data", "Column of the texts; found by itself if the name is usual.")
+    label_column: str | None = option(None, "Data", "Column of the labels; found by itself if the name is usual.")
     client_column: str | None = option(
         None,
         "Data",
@@ -30,7 +30,7 @@ class SourceOptions(Options):
     )
     test_data: str | None = option(None, "Data", "File with the test examples.", metavar="FILE")
     test_fraction: Float | None = option(
-        None, "Data", "Share of the training set held out for testing where the data have no test set.", gt=0, lt=1
+        None, "Data", "Share of the training set held out for testing if the data have no test set.", gt=0, lt=1
     )
     max_examples: Int | None = option(
         None, "Data", "Size of a stratified part of the training set, for a quick try.", gt=0

@@ -1,4 +1,4 @@
-"""A labelled data set in memory: texts, class numbers and, where the data say so, whose each example is."""
+"""A labelled data set in memory: texts, class numbers and, if the data say so, whose each example is."""
 
 from __future__ import annotations
 

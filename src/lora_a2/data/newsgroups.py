@@ -69,13 +69,13 @@ def strip_article(text: str) -> str:
 
 
 def without_header(text: str) -> str:
-    """What follows the first blank line; "" where there is none."""
+    """What follows the first blank line; "" if there is none."""
     end = text.find("\n\n")
     return "" if end < 0 else text[end + 2 :]
 
 
 def without_footer(text: str) -> str:
-    """The text above its last separator, a line that is blank or of hyphens only; all of it where there is none.
+    """The text above its last separator, a line that is blank or of hyphens only; all of it if there is none.
 
     Blank lines at either end of the text do not count as separators, and a separator on the first line cuts nothing.
     """

@@ -65,7 +65,7 @@ class Frame:
 
 
 def splits_of(data: object, owner: str = "") -> dict[str, Table] | None:
-    """Split name → table of an object that holds rows, "train" where it has no splits; None: it is no such object.
+    """Split name → table of an object that holds rows, "train" if it has no splits; None: it is no such object.
 
     `owner`, such as " of client 'a'", follows its kind in error messages.
 

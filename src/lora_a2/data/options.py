@@ -18,17 +18,17 @@ class DataOptions:
 
     Attributes:
         text_column, label_column: found by the usual names where None.
-        client_column: whose example each is; None: nobody's, or, where the data are a mapping, the keys'.
+        client_column: whose example each is; None: nobody's, or, if the data are a mapping, the keys'.
         test_data: what takes the place of the test set that the data bring, if any; a file, or what `load_data` takes in memory.
-        test_fraction: share of the training set to hold out where there is no test set; it is wrong to give one where
+        test_fraction: share of the training set to hold out if there is no test set; it is wrong to give one where
             there is. None stands for `hold_out`.
         validation_fraction: share of the training set to hold out and to take in place of the test set, for tuning.
         max_examples: size of a stratified subset of the training set: as equal a number from each class as there is.
         max_test_examples: likewise of the test set.
         seed: decides which examples are held out and which make the subsets.
         strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
-        label_names: the classes, where they are agreed on beforehand; the data then need not have all of them.
-        hold_out: what `test_fraction` is where it is not given.
+        label_names: the classes, if they are agreed on beforehand; the data then need not have all of them.
+        hold_out: what `test_fraction` is if it is not given.
 
     Raises:
         ConfigError: one is out of range, or two exclude each other.

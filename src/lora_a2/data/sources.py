@@ -111,9 +111,9 @@ def _check_owners(found: Tables, client_column: str | None) -> None:
 
 
 def _labelled_test(found: Tables, columns: Columns) -> tuple[AnyTable | None, tuple[str, ...]]:
-    """The test table; where none of its rows has a label, as in benchmarks that keep them secret, the next that has some.
+    """The test table; if none of its rows has a label, as in benchmarks that keep them secret, the next that has some.
 
-    None where there is no table with labels: then a share of the training set is held out.
+    None if there is no table with labels: then a share of the training set is held out.
     """
     candidates = [table for table in (found.test, *found.spare) if table is not None]
     for table in candidates:
@@ -138,10 +138,10 @@ def load_examples(
     strip_newsgroups: bool = True,
     training: bool = False,
 ) -> Examples:
-    """The test set of `data`, or all of it where it has none, labelled with a model's own `label_names`.
+    """The test set of `data`, or all of it if it has none, labelled with a model's own `label_names`.
 
     With `training` it is the training set.
-    `usual_columns` (text, label, client) are taken where none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
+    `usual_columns` (text, label, client) are taken if none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
     """
     found = find_tables(data)
     table = found.train if training else found.test or found.train

@@ -24,7 +24,7 @@ FORMATS: Mapping[str, str] = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".
 """File ending → the `datasets` builder that reads it; each may be followed by .gz."""
 
 MOST_UNPACKED, LARGEST_RATIO = 1 << 28, 100
-"""A packed file may unpack to so many bytes, or to so many times its own size."""
+"""A packed file may unpack to this many bytes, or to this many times its own size."""
 
 ENDINGS = ", ".join(FORMATS) + " (plain or .gz)"
 

@@ -244,7 +244,7 @@ class Classifier:
     def prefix(self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]]) -> Prefix | None:
         """The activations of all the clients' sentences below the lowest of `modules`, at the loaded weights.
 
-        None where that is the first block, where they would take more than `PREFIX_LIMIT` bytes, or where sentences are padded.
+        None if that is the first block, where they would take more than `PREFIX_LIMIT` bytes, or where sentences are padded.
         """
         if self.batching == "padded":
             return None

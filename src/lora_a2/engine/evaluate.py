@@ -19,7 +19,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies are fractions of 1. The client figures are None where nobody has a test example of their own.
+    """Accuracies are fractions of 1. The client figures are None if nobody has a test example of their own.
 
     Attributes:
         accuracy: of all examples together.

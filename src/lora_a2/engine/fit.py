@@ -114,7 +114,7 @@ def _candidates(backbone: PreTrainedModel) -> list[Positions]:
 
 
 def _room(backbone: PreTrainedModel) -> int | None:
-    """Tokens for which the model has positions; None where it counts without end."""
+    """Tokens for which the model has positions; None if it counts without end."""
     stated = getattr(backbone.config, "max_position_embeddings", None)
     rooms = [stated] if isinstance(stated, int) and stated > 0 else []
     rooms += [t.num_embeddings - t.padding_idx - 1 for t in _position_tables(backbone) if t.padding_idx is not None]
@@ -164,7 +164,7 @@ class _Trial:
         return f"it gives other results for a sentence of {different} tokens" if different else ""
 
     def _settings(self) -> Iterator[None]:
-        """As the model is; then with low caps, where it has some."""
+        """As the model is; then with low caps, if it has some."""
         yield
         if self._capped:
             with _lowered(self._capped):

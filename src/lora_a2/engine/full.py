@@ -95,8 +95,8 @@ def weight_gradients(
     device = classifier.device
     with plain_layers(classifier):
         every = dict(classifier.backbone.named_parameters())
-        names = [weight_name(name) for name in classifier.layers]
-        weights = {n: _moved(every[n], classifier.base.get(n)).requires_grad_() for n in names}
+        names = {weight_name(name) for name in classifier.layers}
+        weights = {n: _moved(p, classifier.base.get(n)).requires_grad_(n in names) for n, p in every.items()}
         head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
         for i in range(0, len(examples), batch_size):
@@ -104,7 +104,9 @@ def weight_gradients(
             (loss.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().sum()
     gradients = {
-        n: np.zeros(w.shape, np.float32) if w.grad is None else w.grad.cpu().numpy() for n, w in weights.items()
+        n: np.zeros(w.shape, np.float32) if w.grad is None else w.grad.cpu().numpy()
+        for n, w in weights.items()
+        if n in names
     }
     return gradients, float(total) / len(examples)
 

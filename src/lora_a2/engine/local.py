@@ -93,7 +93,7 @@ class CohortTraining:
         self._optimizer.count_from(optimizer)
 
     def descend(self, batches: int) -> list[Trained]:
-        """Every client one step away from the start, by its gradients there of its first batches, so many or all it has.
+        """Every client one step away from the start, by its gradients there of its first batches, this many or all it has.
 
         The step is AdamW's, η · m / √v, with the plain means of the gradients and of their squares for the moments.
         """

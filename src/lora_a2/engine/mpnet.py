@@ -16,7 +16,7 @@ from lora_a2.engine.packing import PackedBatch
 
 
 class _Packing:
-    """What the parts of one MPNet share in a forward pass: its packed batch; None where it is padded.
+    """What the parts of one MPNet share in a forward pass: its packed batch; None if it is padded.
 
     Objects rather than functions, so that a copy of the model gets copies that belong to it.
     """

@@ -1,6 +1,6 @@
 """Packed batches: sentences lie end to end, without padding, and attention sees each one alone.
 
-Shapes: K clients, T tokens a client (the longest of the cohort; shorter clients are filled up), N sentences, L the
+Shapes: K clients, T tokens a client (the longest of the cohort; shorter clients are padded), N sentences, L the
 longest sentence of a group, h heads, d a head's width. Rows of a batch are numbered 0 … K·T − 1, client by client.
 """
 
@@ -18,7 +18,7 @@ from lora_a2.engine.transfer import CPU, to_device
 
 Pooling = Literal["mean", "cls", "last"]
 ROWS_MULTIPLE = 16
-"""Rows of a client are filled up to a multiple of this: matrix libraries prepare a kernel for each new shape, which costs
+"""Rows of a client are padded to a multiple of this: matrix libraries prepare a kernel for each new shape, which costs
 more than a small product itself, so that few different shapes must do."""
 
 
@@ -27,14 +27,14 @@ NO_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Sight:
-    """Which tokens of its sentence a token sees: so many before and so many after itself."""
+    """Which tokens of its sentence a token sees: this many before and this many after itself."""
 
     left: int = NO_LIMIT
     right: int = NO_LIMIT
 
     @classmethod
     def within(cls, window: int | None, causal: bool) -> Sight:
-        """Of a window of so many tokens to either side, the token itself counted (None: no window); causal: to the left."""
+        """Of a window of this many tokens to either side, the token itself counted (None: no window); causal: to the left."""
         side = window - 1 if window else NO_LIMIT
         return cls(side, 0 if causal else side)
 
@@ -90,7 +90,7 @@ class HeadIndex:
 
     Attributes:
         index: per group (h·N·L,) int64, the row of each place, heads first.
-        bias: per group (h·N, L, L), 0 where a query may look and −inf where not.
+        bias: per group (h·N, L, L), 0 if a query may look and −inf where not.
         back: (K·T·h,) int64, for each row its place in the groups' blocks laid end to end.
         filler: rows of no sentence.
     """

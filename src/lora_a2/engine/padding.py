@@ -1,7 +1,7 @@
 """Padded batches, for models whose attention does not go through Transformers' attention interface. Slower than packed ones.
 
 Shapes: K clients, S sentences a client (the most of the cohort), L tokens a sentence (the longest), N sentences in all. Rows are
-client by client, as the cohort LoRA layer wants them: what fills up is a sentence of one padding token, which nothing reads.
+client by client, as the cohort LoRA layer wants them: what pads is a sentence of one padding token, which nothing reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The trained values of a cohort in one flat buffer, and the tensors that a forward pass reads from it.
 
 Shapes: K clients, P trained values, A (K, R, d_in), Bᵀ (K, R, d_out) a module, where R is the most rank slices that any
-client of the cohort holds there, rounded up; a client with fewer is filled up with zeros, whose gradients are zero.
+client of the cohort holds there, rounded up; a client with fewer is padded with zeros, whose gradients are zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lora_a2.engine.transfer import to_device
 from lora_a2.engine.work import ClientTask, TrainingSettings
 
 RANK_MULTIPLE = 8
-"""Rank slices of a module are filled up to a multiple of this: few shapes for matrix libraries to prepare kernels for, and
+"""Rank slices of a module are padded to a multiple of this: few shapes for matrix libraries to prepare kernels for, and
 aligned rows on a GPU."""
 
 
@@ -29,7 +29,7 @@ aligned rows on a GPU."""
 class _Segment:
     """A stretch of the flat buffer: a trained factor of a module, or a tensor of the head.
 
-    A core is filled up on both sides: its rows as those of other factors, its columns as the rows of A.
+    A core is padded on both sides: its rows as those of other factors, its columns as the rows of A.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class _Segment:
 
 
 class CohortParameters:
-    """Puts each task's trained rank slices into a flat buffer and back: the selected ones where the start is merged,
+    """Puts each task's trained rank slices into a flat buffer and back: the selected ones if the start is merged,
     else all of them, those that a mask leaves out at learning rate zero.
 
     Trained rank slices are rows: A (R, d_in) as it is, B as Bᵀ (R, d_out). The buffer holds B; slots get B times the scaling.
@@ -207,7 +207,7 @@ class CohortParameters:
         return start.with_tensors(new)
 
     def clients(self, values: Tensor, active: int) -> Iterator[tuple[Tensor, dict[tuple[str, str], Tensor]]]:
-        """Of each active client its row of `values` (K, P), and views of it: rank slices as rows, without what fills up."""
+        """Of each active client its row of `values` (K, P), and views of it: rank slices as rows, without what pads."""
         for k in range(active):
             views = {}
             for s in self.segments:

@@ -56,7 +56,7 @@ class Pool:
 
 
 class ProcessPool(Pool):
-    """As `Pool`, on so many forked processes side by side, of which each computes on one core.
+    """As `Pool`, on this many forked processes side by side, of which each computes on one core.
 
     Every `map` forks anew, so that whatever `work` refers to is there without a copy; items and results are pickled. Threads
     would wait for each other whenever Python runs, and the more the more cores there are.

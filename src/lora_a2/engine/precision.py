@@ -18,7 +18,7 @@ _BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto": CUDA where there is one, else the CPU.
+    """The device called `name`; "auto": CUDA if there is one, else the CPU.
 
     Raises:
         ModelError: PyTorch knows no such device, or this machine has none.

@@ -85,7 +85,7 @@ class Blocks:
         self._output_length: int | None = None
 
     def lowest(self, modules: Sequence[str]) -> int:
-        """Index of the lowest block that holds one of the modules; 0 where one lies outside the blocks."""
+        """Index of the lowest block that holds one of the modules; 0 if one lies outside the blocks."""
         indices = [
             int(name.removeprefix(f"{self.name}.").split(".")[0]) if name.startswith(f"{self.name}.") else 0
             for name in modules

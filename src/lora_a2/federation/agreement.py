@@ -32,7 +32,7 @@ class Federation:
         local_epochs: E.
         training: hyperparameters of local training.
         wire_dtype: value type of payloads.
-        probe: how clients choose rank slices, where the method selects them.
+        probe: how clients choose rank slices, if the method selects them.
         server_optimizer: how the mean of a round's updates moves the server's values.
         transforms: what becomes of an update on its way: the run's own, then the method's.
     """
@@ -98,10 +98,10 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
 
 
 def usual_learning_rate(model: str, method: Method) -> float:
-    """The learning rate of A where none is given."""
+    """The learning rate of A if none is given."""
     return model_defaults(model).learning_rate * method.learning_rate_scale
 
 
 def federation_layout(model: Model, method: Method) -> Layout:
-    """The model's layout, with every weight where the method trains all of them."""
+    """The model's layout, with every weight if the method trains all of them."""
     return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lora_a2 import codec
+from lora_a2.core.algebra import add, difference, turned_back
 from lora_a2.core.types import Adapter, Download, FloatArray, ServerState, Upload, dense
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
@@ -21,13 +23,16 @@ from lora_a2.federation.records import RoundRecord
 FARTHEST_STEP = 0.1 / math.sqrt(0.001 * (1 - 0.9**2 / 0.999))
 """|m̂ / √v̂| ≤ (1 − β₁) / √((1 − β₂)(1 − β₁² / β₂)) = 7.27 by the inequality of Cauchy and Schwarz; ordinary steps are below 1."""
 LARGEST_GROWTH = 1000.0
-"""A reply, and a new state, may have a value so many times the largest of what it starts from; honest ones stay far below."""
+"""A reply, and a new state, may have a value this many times the largest of what it starts from; honest ones stay far below."""
 WINDOW = 5
 """Rounds over which the median is taken."""
 CREDIBLE = 100
-"""A client is taken to have made no more steps than one with so many times the median number of examples."""
+"""A client is taken to have made no more steps than one with this many times the median number of examples."""
 LARGEST_SHARE = 3
-"""A client counts for no more than so many times the examples of the second largest."""
+"""A client counts for no more than this many times the examples of the second largest."""
+
+LARGEST_GRADIENT = 1e3
+"""No mean gradient by a weight is larger; honest ones of cross-entropy stay below 10."""
 
 _LEAST_START = 1e-3
 _RANDOM_WALK = 1.0
@@ -36,12 +41,21 @@ _ROUNDING = 2.0**-23
 
 
 def local_steps(federation: Federation, num_examples: int) -> int:
-    """Steps of AdamW that a client with so many examples makes in a round."""
+    """Steps of AdamW that a client with this many examples makes in a round."""
     return federation.local_epochs * -(-num_examples // federation.training.batch_size)
 
 
+def trained(federation: Federation, download: Download, upload: Upload) -> Upload:
+    """The upload as training alone would have made it: for methods whose clients rotate, turned back."""
+    if not federation.method.rotates:
+        return upload
+    start = download.adapter
+    back = turned_back(add(start, upload.update), start)
+    return replace(upload, update=difference(back, start, upload.shared))
+
+
 def update_norm(federation: Federation, upload: Upload, steps: int) -> float:
-    """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 where none did."""
+    """Root mean square of the values that travelled, each over its learning rate, by √steps; 0 if none did."""
     total, count = 0.0, 0
     for values, rate, _ in _travelled(federation, upload, upload.update):
         total += float(np.sum(np.square(values, dtype=np.float64))) / rate**2
@@ -101,6 +115,19 @@ def check_size(federation: Federation, download: Download, upload: Upload, steps
             )
 
 
+def check_gradients(upload: Upload) -> None:
+    """Refuses gradients that are out of all proportion.
+
+    Raises:
+        ReplyError: a value is larger than LARGEST_GRADIENT.
+    """
+    size = _largest(map(dense, upload.base_update.values()))
+    if size > LARGEST_GRADIENT:
+        raise ReplyError(
+            f"Client {upload.client} sent a gradient of {size:.3g}; more than {LARGEST_GRADIENT:.0f} is out of all proportion."
+        )
+
+
 def usual_norm(records: Sequence[RoundRecord]) -> float:
     """The median `update_norm` of the replies of the last rounds, but at least that of whole steps in random directions, 1,
     which is also what is usual before the first round."""
@@ -145,7 +172,7 @@ def check_state(federation: Federation, old: ServerState, new: ServerState, move
 
 def fair_share(counts: Sequence[int]) -> int | None:
     """The largest number of examples for which a client counts: LARGEST_SHARE times that of the second largest; None for fewer
-    than three clients, where nobody can tell who is out of proportion.
+    than three clients, if nobody can tell who is out of proportion.
 
     So one client that states any number does not decide alone; two that agree may. On Dirichlet splits of BANKING77 and 20
     Newsgroups with α = 0.01 the largest client has up to 1.9 times as many as the second.
@@ -179,5 +206,5 @@ def _factors(adapter: Adapter) -> list[FloatArray]:
 
 
 def _largest(arrays: Iterable[FloatArray]) -> float:
-    """The largest absolute value; 0 where there is none."""
+    """The largest absolute value; 0 if there is none."""
     return max((float(np.abs(values).max(initial=0.0)) for values in arrays), default=0.0)

@@ -25,7 +25,7 @@ class Cost:
 
     Attributes:
         clients_per_round: size of a cohort.
-        uploaded_parameters: values that clients send, as the paper counts them; the expected number where it depends
+        uploaded_parameters: values that clients send, as the paper counts them; the expected number if it depends
             on which clients and which rank slices are chosen, each drawn uniformly.
         uploaded_parameters_min: if always the narrowest slices of the clients that send least are chosen.
         uploaded_parameters_max: if always the widest slices of the clients that send most are.
@@ -166,7 +166,7 @@ def _head(layout: Layout) -> int:
 
 
 def _sparse(layout: Layout, method: Method, parameters: int, size: int, dtype: str) -> tuple[int, int]:
-    """Parameters and bytes of a frame that would have so many if all travelled: of what a sparse method leaves, with the
+    """Parameters and bytes of a frame that would have this many if all travelled: of what a sparse method leaves, with the
     bitmap of entries."""
     if not method.sparse:
         return parameters, size

@@ -13,6 +13,7 @@ from lora_a2.core.types import ClientProfile, Download, Reply, ServerState, Uplo
 from lora_a2.errors import CodecError, ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import (
+    check_gradients,
     check_reach,
     check_size,
     check_usual,
@@ -20,6 +21,7 @@ from lora_a2.federation.bounds import (
     fair_share,
     largest_move,
     local_steps,
+    trained,
     update_norm,
     usual_norm,
 )
@@ -50,12 +52,12 @@ class RoundRules:
     """What the server's operator demands of a round.
 
     Attributes:
-        min_replies: so many usable replies.
+        min_replies: this many usable replies.
         max_examples: no client counts for more examples than this; None: for as many as it has.
-        max_update_ratio: no client moves farther than AdamW can, nor than so many times the median of the last rounds
+        max_update_ratio: no client moves farther than AdamW can, nor than this many times the median of the last rounds
             (`bounds.update_norm`); None: how far is not looked at.
         fair_shares: no client counts for more examples than its fair share (`bounds.fair_share`). `max_examples` stands in its
-            place where it is given.
+            place if it is given.
         credible_examples: what a client states of its examples is believed so far for its number of steps; None: whatever it is.
     """
 
@@ -188,11 +190,14 @@ class Exchange:
         upload = screen(federation, profile, download, data)
         steps = local_steps(federation, _at_most(upload.num_examples, rules.credible_examples))
         norm = 0.0
-        if not federation.method.asks_gradients(download.server_round):
+        if federation.method.asks_gradients(download.server_round):
+            check_gradients(upload)
+        else:
             check_size(federation, download, upload, steps)
-            norm = update_norm(federation, upload, steps)
+            moved = trained(federation, download, upload)
+            norm = update_norm(federation, moved, steps)
             if rules.max_update_ratio is not None:
-                check_reach(federation, download, upload, steps)
+                check_reach(federation, download, moved, steps)
                 check_usual(profile.id, norm, self._usual, rules.max_update_ratio)
         counted = _at_most(upload.num_examples, rules.max_examples)
         record = client_record(federation, profile, replace(upload, num_examples=counted), download.adapter.rank)

@@ -44,6 +44,8 @@ class Outbox:
         self._federation, self._state = federation, state
         self._views: dict[int, tuple[Adapter, bytes]] = {}
         self._bodies: dict[tuple[int, int], codec.Body] = {}
+        self._bases: dict[tuple[bool, tuple[str, ...]], bytes] = {}
+        self._before, self._after = base_id(state.base_delta), base_id(state.base)
 
     def download(self, profile: ClientProfile) -> tuple[Download, bytes]:
         """What a client will hold, and the message that makes it so.
@@ -65,17 +67,22 @@ class Outbox:
             since,
             changed,
             *base_since(state, since),
+            self._before,
+            self._after,
             held,
         )
         if (rank, since) not in self._bodies:
-            self._bodies[rank, since] = codec.encode_body(download, schema(federation, since))
+            # The same for many rounds, and it may be a whole model.
+            moved = download.base_whole, tuple(download.base_update)
+            body = codec.encode_body(download, schema(federation, since), self._bases.get(moved))
+            self._bodies[rank, since], self._bases[moved] = body, body.base
         return download, codec.addressed(download, self._bodies[rank, since])
 
     def _view(self, rank: int) -> tuple[Adapter, bytes]:
         """What clients of a rank will hold, and its digest."""
         if rank not in self._views:
             adapter = as_held(self._federation, self._federation.method.dispatch(self._state, rank))
-            self._views[rank] = adapter, digest(self._federation, adapter, self._state.base)
+            self._views[rank] = adapter, digest(self._federation, adapter, self._after)
         return self._views[rank]
 
 
@@ -105,11 +112,24 @@ def start(federation: Federation, rank: int) -> Adapter:
     return as_held(federation, truncate(federation.initial, rank))
 
 
-def digest(federation: Federation, adapter: Adapter, base: BaseDelta) -> bytes:
-    """16 bytes that stand for all that a client shares with the server: the adapter but for private factors, and the base."""
-    found = hashlib.blake2b(digest_size=16)
+def base_id(base: BaseDelta) -> bytes:
+    """What a server calls base weights: 16 bytes, zeros for the pre-trained ones.
+
+    Clients take the name over instead of making it: a product of factors may have other last bits on another processor.
+    """
+    return _hashed({("base", name): values for name, values in base.items()}) if base else bytes(16)
+
+
+def digest(federation: Federation, adapter: Adapter, base: bytes) -> bytes:
+    """16 bytes that stand for all that a client shares with the server: the adapter but for private factors, and the name of the
+    base weights."""
     shared = {key: v for key, v in adapter.tensors.items() if key[0] not in federation.method.private}
-    for (kind, name), values in sorted({**shared, **{("base", n): v for n, v in base.items()}}.items()):
+    return hashlib.blake2b(_hashed(shared) + base, digest_size=16).digest()
+
+
+def _hashed(tensors: Mapping[Key, Array]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for (kind, name), values in sorted(tensors.items()):
         found.update(f"{kind}/{name}{values.shape}".encode())
         found.update(np.ascontiguousarray(values, "<f4").data)
     return found.digest()
@@ -174,16 +194,18 @@ def receive(federation: Federation, data: bytes, kept: ClientState) -> tuple[Dow
     builds = since > FROM_SEED and kept.adapter is not None
     held = truncate(kept.adapter, rank) if builds and kept.adapter is not None else start(federation, rank)
     download = codec.decode_download(data, schema(federation, since), held)
-    base = kept.base_delta if builds else {}
-    if download.base_update and not download.base_whole and kept.server_round != since:
+    base, name = (kept.base_delta, kept.base_id) if builds else ({}, bytes(16))
+    if download.base_update and not download.base_whole and (kept.server_round, name) != (since, download.base_before):
         raise LostState(f"The base weights of round {since} are not here; those of round {kept.server_round} are.")
+    if download.base_update:
+        name = download.base_after
     if download.base_whole:
         base = {**base, **{name: dense(change) for name, change in download.base_update.items()}}
     else:
         base = moved_base(base, download.base_update)
-    if digest(federation, download.adapter, base) != download.digest:
+    if digest(federation, download.adapter, name) != download.digest:
         raise LostState("What is held here after the download is not what the server holds.")
-    state = replace(kept, server_round=download.server_round, adapter=download.adapter, base_delta=base)
+    state = replace(kept, server_round=download.server_round, adapter=download.adapter, base_delta=base, base_id=name)
     return download, state
 
 
@@ -204,11 +226,12 @@ def simulated(federation: Federation, state: ServerState, profile: ClientProfile
         for (kind, name), keep in changed_since(federation, state, since, rank).items()
         if keep.any()
     }
+    name = base_id(state.base_delta if since == state.server_round and state.base_update else state.base)
     if since == state.server_round:
         base = state.base_delta
     else:
         base = {n: v for n, v in state.base.items() if state.changed.get(("base", n), np.int64(0)) < since}
-    return replace(private, server_round=since, adapter=adapter.with_tensors(gone), base_delta=base)
+    return replace(private, server_round=since, adapter=adapter.with_tensors(gone), base_delta=base, base_id=name)
 
 
 def personal(adapter: Adapter, private: Mapping[Key, Array]) -> Adapter:

@@ -1,4 +1,4 @@
-"""The rounds of a run, whoever drives them: what a run is planned to do, who hears of it, and the loop.
+"""The rounds of a run, whoever drives them: what a run is planned to do, who is notified of it, and the loop.
 
 A driver says who is there, carries bytes between server and clients, and evaluates; the loop is the same for all.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lora_a2.core.sampling import choose_cohort
-from lora_a2.core.types import ClientProfile, ServerState
+from lora_a2.core.types import EVERYTHING, ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
@@ -40,7 +40,7 @@ class RunStart:
 
 
 class Observer:
-    """Hears of a run's progress; each method does nothing unless overridden."""
+    """Is notified of a run's progress; each method does nothing unless overridden."""
 
     def started(self, start: RunStart) -> None:
         """Once, before the first round of this process."""
@@ -114,7 +114,7 @@ class Driver(Protocol):
         """What carries the downloads of the round after `state` to the clients, and what they answer back."""
 
     def failed(self, server_round: int, error: ReplyError) -> None:
-        """Hears of a round with too few usable replies; returns to have it repeated, raises to end the run."""
+        """Is notified of a round with too few usable replies; returns to have it repeated, raises to end the run."""
 
     def phases(self, seconds: dict[str, float]) -> dict[str, float]:
         """The times of a round's phases, "train" among them, with that one divided further where the driver can."""
@@ -131,7 +131,7 @@ def run_rounds(
     callback: ReplyCallback | None = None,
     records: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
-    """Runs the rounds after `state` and yields state and record after each; `callback` hears of every reply that counts.
+    """Runs the rounds after `state` and yields state and record after each; `callback` is notified of every reply that counts.
 
     `records` are those of the rounds before.
 
@@ -149,6 +149,7 @@ def run_rounds(
             state, record = server_round(plan.federation, state, cohort, train, rules, callback, recent)
         except ReplyError as error:
             driver.failed(number, error)
+            state = replace(state, held={**state.held, **dict.fromkeys(error.lost, EVERYTHING)})
             continue
         record = replace(record, seconds=driver.phases(record.seconds))
         if number % plan.eval_every == 0 or number == plan.num_server_rounds:

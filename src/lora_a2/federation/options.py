@@ -62,7 +62,7 @@ def own_options() -> tuple[str, ...]:
 
 
 def usual_rank_budget(method: Method, r: int) -> int:
-    """The rank budget of every client where none is given."""
+    """The rank budget of every client if none is given."""
     return min(DEFAULT_RANK_BUDGET, r) if method.select is not None else r
 
 
@@ -176,12 +176,12 @@ class TrainingOptions(Options):
     local_epochs: Int = option(2, "Training", "Epochs that a client trains in a round.", reach="nodes", ge=1, le=MOST)
     batch_size: Int = option(16, "Training", "Examples in a client's batch.", reach="nodes", ge=1, le=MOST)
     learning_rate: Float | None = option(
-        None, "Training", "Learning rate of A; the default of method and model where left out.", reach="nodes", gt=0
+        None, "Training", "Learning rate of A; the default of method and model if left out.", reach="nodes", gt=0
     )
     learning_rate_ratio: Float | None = option(
         None,
         "Training",
-        "Learning rate of B over that of A; the method's default where left out.",
+        "Learning rate of B over that of A; the method's default if left out.",
         reach="nodes",
         gt=0,
     )
@@ -189,9 +189,9 @@ class TrainingOptions(Options):
     max_update_ratio: Float | None = option(
         None,
         "Training",
-        "Refuse a client that moves farther than AdamW can, or than so many times the median of the last rounds, by the root of "
+        "Refuse a client that moves farther than AdamW can, or than this many times the median of the last rounds, by the root of "
         "its local steps; 0: refuse none.",
-        shown="0; 10 where the clients are nodes",
+        shown="0; 10 if the clients are nodes",
         reach="nobody",
         ge=0,
     )
@@ -201,11 +201,11 @@ class TrainingOptions(Options):
 class ExecutionOptions(Options):
     """How the machine that drives a run goes about it."""
 
-    eval_every: Int = option(1, "Run", "Evaluate after every so many rounds, and after the last.", ge=1)
+    eval_every: Int = option(1, "Run", "Evaluate after every this many rounds, and after the last.", ge=1)
     clients_per_pass: Int | None = option(
         None,
         "Run",
-        "Clients in one forward pass; where left out, one on a CPU and all of the round on a GPU.",
+        "Clients in one forward pass; if left out, one on a CPU and all of the round on a GPU.",
         reach="nobody",
         app=False,  # every node trains one client
         ge=1,
@@ -213,7 +213,7 @@ class ExecutionOptions(Options):
     num_workers: Int | None = option(
         None,
         "Run",
-        "Forward passes side by side; one a core on a CPU where left out. Changes no result.",
+        "Forward passes side by side; one a core on a CPU if left out. Changes no result.",
         reach="nobody",
         ge=1,
     )

@@ -49,11 +49,11 @@ def make_clients(
 
     Args:
         data: what `load_data` gave for the model's labels, or what it takes.
-        partitioner: None: "natural" where the data say whose each example is, as a mapping does; else "dirichlet".
+        partitioner: None: "natural" if the data say whose each example is, as a mapping does; else "dirichlet".
         num_clients: None: all that there are of a natural split, 10 of any other.
         alpha: concentration of the Dirichlet and the quantity split.
         min_client_examples: natural clients with fewer training examples are left out.
-        seed: of the split, and, where there are no `options`, of what `load_data` draws.
+        seed: of the split, and, if there are no `options`, of what `load_data` draws.
         options: how `load_data` reads data that it is yet to read; their classes are the model's.
 
     Raises:

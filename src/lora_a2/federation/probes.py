@@ -97,7 +97,7 @@ PROBES: Mapping[ProbeName, Probe] = {"epoch": epoch, "reuse": reuse, "gradient":
 
 
 def resolved_probe(method: Method, name: ProbeName | None, batches: int | None) -> dict[str, Any]:
-    """The options `probe` and `probe_batches` with their defaults filled in; None where they mean nothing."""
+    """The options `probe` and `probe_batches` with their defaults filled in; None if they mean nothing."""
     if method.select is None:
         return {"probe": None, "probe_batches": None}
     chosen = name or DEFAULT_PROBE

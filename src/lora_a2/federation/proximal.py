@@ -24,7 +24,7 @@ class ProximalOptions(Options):
 
 
 def proximal_penalty(options: ProximalOptions, method: Method) -> tuple[Penalty, ...]:
-    """The penalty of a run; none where μ is 0.
+    """The penalty of a run; none if μ is 0.
 
     Raises:
         ConfigError: for a method that trains whole backbones.

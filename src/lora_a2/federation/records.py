@@ -37,7 +37,7 @@ class ClientRecord:
 class RoundRecord:
     """A line of `rounds.jsonl`. Bytes are as encoded; sums are over the round's cohort.
 
-    `evaluation_bytes` were downloaded for evaluation where the clients are. `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
+    `evaluation_bytes` were downloaded for evaluation if the clients are. `metrics` holds the evaluation, empty in rounds without one; `seconds` the time of each phase.
     """
 
     server_round: int

@@ -52,7 +52,7 @@ def screen(federation: Federation, profile: ClientProfile, download: Download, d
 
 
 def _check_base(federation: Federation, upload: Upload) -> None:
-    """The change of every weight where the method trains them, gradients of the target weights where it asks for them; else none.
+    """The change of every weight if the method trains them, gradients of the target weights where it asks for them; else none.
 
     Raises:
         ReplyError: other weights.

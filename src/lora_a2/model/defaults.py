@@ -23,5 +23,5 @@ _KNOWN = {"all-MiniLM-L6-v2": ModelDefaults(learning_rate=5e-3)}
 
 
 def model_defaults(model: str) -> ModelDefaults:
-    """The defaults for the model called `model`, those of the paper where it is not known."""
+    """The defaults for the model called `model`, those of the paper if it is not known."""
     return _KNOWN.get(ALIASES.get(model, model), ModelDefaults())

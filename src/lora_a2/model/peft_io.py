@@ -5,7 +5,7 @@ head.safetensors                                 weight (C, H), bias (C,)
 classifier.json                                  label names, pooling, maximal length, fingerprint of the base model
 SHA256SUMS                                       the digests of all of them
 
-An adapter alone is the result only where a method leaves the base weights as they are; else see `model.merged`.
+An adapter alone is the result only if a method leaves the base weights as they are; else see `model.merged`.
 """
 
 from __future__ import annotations

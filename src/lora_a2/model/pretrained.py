@@ -173,7 +173,7 @@ def _opened(
     labels: Sequence[str],
     o: ModelOptions,
 ) -> tuple[Backbone, dict[str, FloatArray] | None, Given | None]:
-    """The backbone; of a loaded model also its own head, where it has one, and what it is a copy of."""
+    """The backbone; of a loaded model also its own head, if it has one, and what it is a copy of."""
     if isinstance(model, str | os.PathLike):
         if tokenizer is not None:
             raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
@@ -192,7 +192,7 @@ def _opened(
 
 
 def layout_head(model: Model) -> dict[str, FloatArray]:
-    """The start of a trained head, empty where the head is frozen."""
+    """The start of a trained head, empty if the head is frozen."""
     if not model.layout.head:
         return {}
     return {name: value.cpu().numpy().copy() for name, value in model.classifier.head.items()}

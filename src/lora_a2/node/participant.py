@@ -162,7 +162,8 @@ def _kept(seat: _Seat, request: Request) -> tuple[ClientState, tuple[str, ...]]:
         Refused: the round is not allowed, or the download is another client's.
     """
     address = codec.read_address(request.payload, seat.federation.layout)
-    seat.policy.check_round(address.server_round)
+    evaluated = request.kind == "evaluate"  # what is evaluated after a round is the download of the next
+    seat.policy.check_round(address.server_round - evaluated)
     if address.client != request.partition:
         raise Refused(Reason.DOWNLOAD, f"the download is for client {address.client}; this is {request.partition}.")
     kept = seat.store.before(address.server_round)

@@ -83,7 +83,7 @@ class LaplaceNoise:
 
 
 def make_noise(options: LaplaceOptions, *, full: bool) -> tuple[Transform, ...]:
-    """The noise of a run; none where it is not asked for.
+    """The noise of a run; none if it is not asked for.
 
     Raises:
         ConfigError: for a method that trains whole backbones (`full`).

@@ -16,7 +16,7 @@ _KNOWN = ("arm", "runs", "candidates", "chosen", "at_edge")
 
 
 def batch_sections(paths: Iterable[Path]) -> list[Section]:
-    """The sections for all that lies at and below `paths`; none where nothing was tuned and nothing failed.
+    """The sections for all that lies at and below `paths`; none if nothing was tuned and nothing failed.
 
     Raises:
         RunError: a file of them is damaged.

@@ -30,7 +30,7 @@ class Run:
         return curve(self.record)
 
     def by_round(self, name: str) -> list[tuple[int, float]]:
-        """Server round and value of a column of `curve`, where there is one."""
+        """Server round and value of a column of `curve`, if there is one."""
         return known(self.curve[name])
 
     @property

@@ -8,6 +8,7 @@ previous.json         the commit before, for when the last one is damaged
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def clients_of(arrays: Mapping[str, Array]) -> dict[int, ClientState]:
     return {client: client_of(held, FROM_SEED, None) for client, held in found.items()}
 
 
-def require_fit(adapter: Adapter, layout: Layout) -> None:
-    """Refuses an adapter of another model.
+def fitted(adapter: Adapter, layout: Layout) -> Adapter:
+    """An adapter in the layout's order, in which random numbers are drawn.
 
     Raises:
         ValueError: it is.
@@ -52,6 +53,8 @@ def require_fit(adapter: Adapter, layout: Layout) -> None:
         raise ValueError("its shapes are not those of the model")
     if {n: v.shape for n, v in adapter.head.items()} != dict(layout.head):
         raise ValueError("its head is not that of the model")
+    factors = {m.name: adapter.factors[m.name] for m in layout.modules}
+    return replace(adapter, factors=factors, head={name: adapter.head[name] for name, _ in layout.head})
 
 
 class Checkpoints:
@@ -87,7 +90,7 @@ class Checkpoints:
         return read_sealed(self._last)
 
     def previous(self) -> dict[str, Any] | None:
-        """The summary before; None where there was none.
+        """The summary before; None if there was none.
 
         Raises:
             RunError: it is damaged.
@@ -106,8 +109,7 @@ class Checkpoints:
         """
         try:
             state = server_of(self.tensors(summary), summary)
-            require_fit(state.adapter, layout)
-            return state
+            return replace(state, adapter=fitted(state.adapter, layout))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"The checkpoint in {self.folder} is damaged: {error}.") from error
 

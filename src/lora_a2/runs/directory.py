@@ -117,7 +117,7 @@ class RunDirectory:
         self.result()
 
     def result(self) -> Path:
-        """The folder of what came of the run: an adapter, or a whole model where the method moves base weights.
+        """The folder of what came of the run: an adapter, or a whole model if the method moves base weights.
 
         Raises:
             RunError: it is not finished.
@@ -185,7 +185,7 @@ class RunDirectory:
             self._checkpoints.commit(state, clients or {}, {"lines": lines})
 
     def load_state(self, layout: Layout) -> ServerState | None:
-        """The last committed state; None where no round was finished.
+        """The last committed state; None if no round was finished.
 
         Raises:
             RunError: the checkpoint is damaged or belongs to another model.

@@ -22,7 +22,7 @@ def history(source: str | os.PathLike[str] | Iterable[RoundRecord]) -> pd.DataFr
 
     Columns, all there in every table:
         server_round: from 1.
-        trained: the factors that clients trained: "A", "B" or "A+B"; empty where they trained whole backbones.
+        trained: the factors that clients trained: "A", "B" or "A+B"; empty if they trained whole backbones.
         clients, refused: how many replies counted, and how many were left out.
         train_loss: mean over the cohort's examples.
         accuracy, macro_f1, client_mean, client_worst_tenth, client_std: fractions of 1, of the global model; NaN in rounds
@@ -30,7 +30,7 @@ def history(source: str | os.PathLike[str] | Iterable[RoundRecord]) -> pd.DataFr
         personal_accuracy: of the clients' own models, for methods that make such; else NaN.
         uploaded_bytes, downloaded_bytes, uploaded_parameters, downloaded_parameters: of this round, bytes as encoded; and
             the same with total_ in front: of all rounds up to this one.
-        seconds: of the round, and seconds_PHASE for each phase that a round of these has (0 where one has not).
+        seconds: of the round, and seconds_PHASE for each phase that a round of these has (0 if one has not).
 
     Raises:
         RunError: there is no run directory, or it is damaged.

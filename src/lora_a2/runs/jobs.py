@@ -46,7 +46,7 @@ class RunSummary:
 
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
     `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
-    `personal_accuracy` is that of the clients' own models on their own examples, where the method makes such.
+    `personal_accuracy` is that of the clients' own models on their own examples, if the method makes such.
     `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
     exactly, by the method and with what the run put on top of it.
     """
@@ -237,7 +237,7 @@ def finish(
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
-    `rounds` continues from where the run is; it brings the kept up to date where the clients' are this process's own, and
+    `rounds` continues from if the run is; it brings the kept up to date where the clients' are this process's own, and
     has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
     Returns the records of all rounds and the seconds that they took, earlier processes' included.
     """
@@ -288,7 +288,7 @@ def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, f
 
 
 def _save(run: RunDirectory, model: Model, state: ServerState, kept: ClientStates) -> None:
-    """The global model, and the clients' own ones where they have some."""
+    """The global model, and the clients' own ones if they have some."""
     base = state.base
     save_result(run.model if base else run.adapter, model, state)
     for client, own_state in kept.items():

@@ -31,12 +31,12 @@ MOST = 1_000_000
 """Bound of whole numbers that nothing else bounds: above it is a slip of the finger."""
 
 Reach = Literal["nodes", "simulation", "nobody"]
-"""Who is told of an option where the clients are Flower's. "nodes": a node takes it from whoever asks, so that it must be
+"""Who is told of an option if the clients are Flower's. "nodes": a node takes it from whoever asks, so that it must be
 harmless there. "simulation": only clients of Flower's simulation engine take it. "nobody": it is the server's own."""
 
 
 class Effect(NamedTuple):
-    """An option acts only where `acts` says so of all options together; `needs` tells a user what that takes."""
+    """An option acts only if `acts` says so of all options together; `needs` tells a user what that takes."""
 
     acts: Callable[[Any], bool]
     needs: str
@@ -49,10 +49,10 @@ class Marks:
     Attributes:
         group: its heading in help.
         metavar: what stands for its value in help; None: from the type.
-        shown: its default in words, where it depends on other options.
+        shown: its default in words, if it depends on other options.
         reach: who is told of it.
         app: whether a Flower app has a key for it.
-        effect: where it acts; None: everywhere.
+        effect: if it acts; None: everywhere.
     """
 
     group: str

@@ -50,7 +50,7 @@ class PlannedRun:
         return summary
 
     def accuracy_at(self, server_round: int) -> float:
-        """The accuracy after a round that was evaluated, of the personal models where the method makes such."""
+        """The accuracy after a round that was evaluated, of the personal models if the method makes such."""
         metrics = RunDirectory(self.path).load_records()[server_round - 1].metrics
         return float(metrics.get("personal", metrics)["accuracy"])
 
@@ -64,7 +64,7 @@ class PlannedRun:
         return self.path.parent / "failures" / f"{self.name}.json"
 
     def failure(self) -> dict[str, str] | None:
-        """Why it failed: error, message, traceback; None where it did not."""
+        """Why it failed: error, message, traceback; None if it did not."""
         return read_sealed(self._failure) if self._failure.exists() else None
 
     def fail(self, error: str, message: str, trace: str = "") -> None:
@@ -147,7 +147,7 @@ def candidate_rates(
 
 
 def headline(summary: RunSummary) -> float:
-    """The accuracy by which runs are compared: the personal models' where the method makes such, else the global model's."""
+    """The accuracy by which runs are compared: the personal models' if the method makes such, else the global model's."""
     return summary.accuracy if summary.personal_accuracy is None else summary.personal_accuracy
 
 

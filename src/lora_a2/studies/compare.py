@@ -83,7 +83,7 @@ def open_comparison(path: Path) -> Comparison:
 
 
 def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple[PlannedRun, RunSummary]]:
-    """Of each method's runs the one of highest accuracy: the personal models' where it makes such."""
+    """Of each method's runs the one of highest accuracy: the personal models' if it makes such."""
     best: dict[str, tuple[PlannedRun, RunSummary]] = {}
     for run, summary in results:
         held = best.get(run.config.method)

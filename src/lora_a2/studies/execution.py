@@ -34,7 +34,7 @@ def run_here(batch: Batch, display: Callable[[], AbstractContextManager[Observer
 
 
 def run_apart(batch: Batch, processes: int, devices: Sequence[str], said: Said) -> None:
-    """`processes` at a time, each on its share of the cores, and on one of the `devices` in turn where there are some."""
+    """`processes` at a time, each on its share of the cores, and on one of the `devices` in turn if there are some."""
     todo = batch.open_runs()
     workers = _Workers(batch.path, processes, devices)
     with ThreadPoolExecutor(processes) as executor:
@@ -101,7 +101,7 @@ class _Workers:
 
 
 def shares(cores: Sequence[int], processes: int) -> list[list[int]]:
-    """The cores dealt to so many processes, evenly and without overlap; all of them to each where there are too few."""
+    """The cores dealt to this many processes, evenly and without overlap; all of them to each where there are too few."""
     if processes > len(cores):
         return [list(cores)] * processes
     return [list(cores[slot::processes]) for slot in range(processes)]

@@ -47,7 +47,7 @@ def _mean(values: pd.Series) -> float:
 
 
 def plus_minus(mean: float, std: float) -> str:
-    """0.7134, 0.0123 → '71.3 ± 1.2'; without a spread the mean alone; '-' where there is none."""
+    """0.7134, 0.0123 → '71.3 ± 1.2'; without a spread the mean alone; '-' if there is none."""
     if mean != mean:
         return "-"
     return f"{100 * mean:.1f}" if std != std else f"{100 * mean:.1f} ± {100 * std:.1f}"
@@ -80,7 +80,7 @@ def long_table(table: pd.DataFrame, keys: Sequence[str]) -> list[list[str]]:
 def wide_table(
     table: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], published: Mapping[tuple[str, str], float]
 ) -> list[list[str]]:
-    """Header and rows of a layout as in a paper: accuracy, with the published figure (%) in brackets where there is one.
+    """Header and rows of a layout as in a paper: accuracy, with the published figure (%) in brackets if there is one.
 
     `published` is by row and head, their values joined by a blank and by a comma; its heads come first, in its order.
     """
@@ -125,7 +125,7 @@ def harmless(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _accuracy(cell: Mapping[Any, Any]) -> tuple[float, float]:
-    """Mean and deviation of the personal models' accuracy where there is one, else of the global model's."""
+    """Mean and deviation of the personal models' accuracy if there is one, else of the global model's."""
     name = "accuracy" if cell["personal_accuracy_mean"] != cell["personal_accuracy_mean"] else "personal_accuracy"
     return cell[f"{name}_mean"], cell[f"{name}_std"]
 

@@ -65,7 +65,7 @@ class Trial:
 
 
 class Sweep:
-    """A sweep's directory; `tuning` is None where nothing is tuned."""
+    """A sweep's directory; `tuning` is None if nothing is tuned."""
 
     def __init__(self, path: Path, request: Request) -> None:
         self.path, self.request = path, request
@@ -140,7 +140,7 @@ class Sweep:
             raise RunError(f"{path / SWEEP_FILE} is damaged: {error}.") from error
 
     def tuning_batch(self) -> Batch | None:
-        """The tuning runs, their plan written; None where nothing is tuned."""
+        """The tuning runs, their plan written; None if nothing is tuned."""
         return self._batch("tuning", [trial.point for trial in self.trials]) if self.trials else None
 
     def _batch(self, folder: str, found: Sequence[Point]) -> Batch:

@@ -13,7 +13,7 @@ from lora_a2.system.signals import interruptible, status
 
 
 def main(parent: str, path: str, name: str, cores: str, device: str) -> int:
-    """Runs it; returns 0, 1 where it failed (the failure is recorded), 128 and a signal's number where it was interrupted."""
+    """Runs it; returns 0, 1 where it failed (the failure is recorded), 128 and a signal's number if it was interrupted."""
     end_with_parent(int(parent))
     try:
         with interruptible(last=True):

@@ -1,4 +1,4 @@
-"""Where a run's figures go besides its run directory: experiment trackers, each imported only where it is used.
+"""Where a run's figures go besides its run directory: experiment trackers, each imported only if it is used.
 
 A tracker is one module of this package, with `open_tracker`, and one row of `TRACKERS`.
 """

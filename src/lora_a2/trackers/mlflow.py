@@ -51,7 +51,7 @@ class MLflow:
         self._finished = True
 
     def close(self) -> None:
-        """Marks the run as finished, or as killed where it is not complete."""
+        """Marks the run as finished, or as killed if it is not complete."""
         self._client.set_terminated(self._id, "FINISHED" if self._finished else "KILLED")
 
 

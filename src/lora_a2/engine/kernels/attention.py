@@ -1,6 +1,6 @@
 """Attention over packed sentences, behind Transformers' attention interface: every sentence alone, no padding in the model.
 
-On a CPU a compiled kernel (`_attention.c`) goes through the packed rows; elsewhere, and where it was not built, sentences of
+On a CPU a compiled kernel (`_attention.c`) goes through the packed rows; elsewhere, and if it was not built, sentences of
 similar length are gathered into rectangles and multiplied by PyTorch.
 """
 
@@ -201,7 +201,7 @@ def packed_attention(
     """Transformers' attention interface for packed input: q (1, h, K·T, d), k and v (1, h_kv, K·T, d) → (1, K·T, h, d).
 
     Of what a model may ask for besides, `is_causal`, `sliding_window` and `softcap` are known. `sliding_window` means what it
-    means to Transformers' flash attention, which gets no mask either: a token sees so many tokens, itself among them, to
+    means to Transformers' flash attention, which gets no mask either: a token sees this many tokens, itself among them, to
     either side; where attention is causal, to the left.
 
     Raises:

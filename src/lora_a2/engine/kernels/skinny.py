@@ -75,6 +75,6 @@ def _matrices(values: Tensor) -> tuple[int, int, int]:
 
 
 def _rows_of(values: Tensor, rows: int) -> tuple[int, int, int]:
-    """As `_matrices`, of (K·T, d) with so many rows a client. Not a view, which would take as long as a small product."""
+    """As `_matrices`, of (K·T, d) with this many rows a client. Not a view, which would take as long as a small product."""
     row = values.stride(0)
     return values.data_ptr(), rows * row * values.element_size(), row
