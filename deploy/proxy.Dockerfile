@@ -1,5 +1,5 @@
-# The server's proxy: all that other machines reach of it. It shares the SuperLink's network namespace, and so its loopback;
-# /etc/lora-a2/proxy holds ca.crt, server.pem and server.key, the key readable by user 1000.
+# The server's proxy, the only part that other machines reach. It shares the SuperLink's network namespace, and so its loopback.
+# /etc/lora-a2/proxy holds ca.crt, server.pem and server.key; user 1000 must be able to read the key.
 #   docker build -f deploy/proxy.Dockerfile -t lora-a2-proxy .
 #   docker run -d --network container:superlink -v /etc/lora-a2/proxy:/etc/lora-a2:ro lora-a2-proxy
 FROM debian:bookworm-slim

@@ -1,9 +1,9 @@
-# The server: SuperLink and ServerApp. It listens on the loopback of its container; the port that is published is the proxy's
+# The server: SuperLink and ServerApp. It listens on its container's loopback; the published port is that of the proxy
 # (proxy.Dockerfile), which joins this network namespace. /etc/lora-a2/superlink holds ca.crt, superlink.pem, superlink.key.
 #   docker build -f deploy/superlink.Dockerfile -t lora-a2-superlink .
 #   docker run -d --name superlink -p 9092:9092 -v /etc/lora-a2/superlink:/certificates:ro -v lora-a2-server:/var/lib/lora-a2 \
 #     lora-a2-superlink
-# Runs are started inside: docker exec superlink flwr run …
+# Start runs inside the container: docker exec superlink flwr run …
 FROM python:3.11-slim
 COPY . /source
 RUN pip install --no-cache-dir --constraint /source/constraints.txt "/source[flower,minilm]" && rm -r /source \

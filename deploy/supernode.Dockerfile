@@ -1,4 +1,4 @@
-# A node's SuperNode: the network and the key, neither model nor data.
+# A node's SuperNode: it has the network and the key, but neither model nor data.
 #   docker build -f deploy/supernode.Dockerfile -t lora-a2-supernode .
 #   docker run -d -v /etc/lora-a2:/certificates:ro -v lora-a2-socket:/run/lora-a2 lora-a2-supernode \
 #     --superlink superlink.example.org:9092 \

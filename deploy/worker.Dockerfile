@@ -1,4 +1,4 @@
-# A node's worker: model and data, no network. It shares a volume, and with it the socket, with the SuperNode.
+# A node's worker: it has model and data, but no network. It shares a volume, and so the socket, with the SuperNode.
 #   docker build -f deploy/worker.Dockerfile -t lora-a2-worker .
 #   docker run -d --network none -v /srv/tickets:/data:ro -v /etc/lora-a2/node.toml:/node.toml:ro \
 #     -v lora-a2-socket:/run/lora-a2 -v lora-a2-state:/state lora-a2-worker

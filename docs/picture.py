@@ -1,4 +1,4 @@
-"""Draws docs/run.svg: the live display as it stood at the end of a run, and the summary, from the run's own record.
+"""Draws docs/run.svg: the live display at the end of a run, and the summary, from the run's own record.
 
 .venv/bin/lora-a2 run --output-dir runs/picture --json > runs/picture.json
 .venv/bin/python docs/picture.py runs/picture.json docs/run.svg

@@ -1,6 +1,6 @@
-"""Which families of Transformers are packed, padded, or refused: each tried at lengths beyond its windows.
+"""Which families of Transformers are packed, padded, or refused: each is tested at lengths beyond its windows.
 
-The table in docs/models.md is written by: python tests/test_families.py
+The table in docs/models.md is written by: PYTHONPATH=tests python tests/model/test_families.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lora_a2.errors import ModelError
 from lora_a2.model.pretrained import random_head
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-START, END = "<!-- table: written by tests/test_families.py -->", "<!-- end of the table -->"
+START, END = "<!-- table: written by tests/model/test_families.py -->", "<!-- end of the table -->"
 PACKED = frozenset(
     {
         *("bert", "roberta", "distilbert", "mpnet", "modernbert", "gpt2", "llama", "qwen2", "qwen3", "mistral"),

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     DATA = "The node's data cannot be used for this run; the node's log says why."
     MODEL = "The node cannot use its model for this run; the node's log says why."
     DOWNLOAD = "The download is not valid for the node's model and this run; the node's log says why."
-    LOST = "The node has lost its state; the next round sends it everything again."
+    LOST = "The node does not hold what the download builds on; the next download carries everything."
     SETUP = "The node is not set up for this app; its log says what is missing."
     WORKER = "No worker answers on the node; the node's log says more."
     LATE = "The node's worker did not answer in time."
