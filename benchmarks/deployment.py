@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/deployment.py                   # every figure, about a quarter of an hour on two cores
     .venv/bin/python benchmarks/deployment.py --only overhead
 
-overhead: seconds from one round's line in the ledger to the next, less what the slowest node says that it trained; the
-first round and the evaluation left out; median. With it, memory by kind of process, pages that are shared divided up. network: the requests by which a SuperNode sends its replies, headers
-included, counted by a proxy between it and the SuperLink, over the codec's bytes; what it sends besides is told apart.
-identical: the adapter of the deployment against that of `lora-a2 run`. nodes: 200 SuperNodes in Flower's simulation engine;
-memory of all processes together, pages that are shared counted once.
+- overhead: median seconds between two rounds' lines in the ledger, less the slowest node's stated training time; without the
+  first round and evaluation. Also memory by kind of process, with shared pages divided among them.
+- network: bytes of the requests with which a SuperNode sends its replies, headers included, counted by a proxy between it and
+  the SuperLink, ÷ the codec's bytes. Other requests are reported separately.
+- identical: whether the deployment's adapter equals that of `lora-a2 run`.
+- nodes: 200 SuperNodes in Flower's simulation engine; memory of all processes together, shared pages counted once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from lora_a2.system.signals import interruptible
 
 NODES, MANY = 3, 200
 UPLOADING = ("push-messages", "push-object")
-"""The requests by which a SuperNode sends a reply."""
+"""The requests with which a SuperNode sends a reply."""
 ROLES = {
     "worker": "lora-a2 node",
     "supernode": "lora_a2.flower.supernode",
@@ -49,12 +50,12 @@ ROLES = {
     "superlink": "flower-superlink",
     "serverapp": "flwr-serverapp",
 }
-"""Kind of process → what stands in its command line."""
+"""Kind of process → a part of its command line."""
 Figures = dict[str, float]
 
 
 def config_of(**options: Any) -> RunConfig:
-    """MiniLM on a part of the data set that comes along: what is measured does not depend on how long nodes train."""
+    """MiniLM on a part of the built-in data set: the figures do not depend on how long nodes train."""
     usual = {
         "max_examples": 150,
         "num_clients": NODES,
@@ -83,7 +84,7 @@ def lines(ledger: Path) -> list[dict[str, Any]]:
 def watch(
     deployment: LocalDeployment, run: Path, on_round: Callable[[int], None] = lambda number: None, **options: Any
 ) -> list[tuple[float, dict[str, Any]]]:
-    """Does a run; each round's record with the time at which it was seen in the ledger. `on_round` is notified of each."""
+    """Runs to the end; returns each round's record with the time it appeared in the ledger. Calls `on_round` for each."""
     deployment.submit({"output-dir": str(run), **{key.replace("_", "-"): value for key, value in options.items()}})
     seen: list[tuple[float, dict[str, Any]]] = []
     while deployment.processes.alive(RUN):
@@ -100,7 +101,7 @@ def watch(
 
 
 def overhead(folder: Path) -> Figures:
-    """Seconds of a round that nobody trained in, and the memory of each kind of process in the last round."""
+    """Seconds of a round beyond training, and the memory of each kind of process in the last round."""
     config = config_of(num_server_rounds=12, local_epochs=1, eval_every=12)
     memory: Figures = {}
     with deployment_of(config, folder) as deployment:
@@ -116,7 +117,7 @@ def overhead(folder: Path) -> Figures:
 
 
 def network(folder: Path) -> Figures:
-    """What a SuperNode sends over what the codec makes of its uploads."""
+    """Bytes that a SuperNode sends ÷ the encoded bytes of its uploads."""
     config = config_of(num_server_rounds=6, local_epochs=1, eval_every=6, num_clients=1)
     with local_deployment(config, folder / "state") as deployment:
         deployment.start_superlink()
@@ -137,7 +138,7 @@ def network(folder: Path) -> Figures:
 
 
 def identical(folder: Path) -> Figures:
-    """Whether deployment and simulator end in the same adapter: 1 or 0."""
+    """Whether deployment and simulator give the same adapter: 1 or 0."""
     config = config_of(num_server_rounds=4, local_epochs=1)
     with deployment_of(config, folder) as deployment:
         watch(deployment, folder / "deployed", min_train_nodes=NODES)
@@ -153,7 +154,7 @@ def identical(folder: Path) -> Figures:
 
 
 def nodes(folder: Path) -> Figures:
-    """Many SuperNodes in the simulation engine: whether it completes, and how its memory grows after the second round."""
+    """Many SuperNodes in the simulation engine: whether the run completes, and its memory growth after the second round."""
     config = config_of(
         max_examples=1500,
         num_clients=MANY,
@@ -187,7 +188,7 @@ def _memory(processes: Processes) -> float:
 
 
 def _memory_by_role(processes: Processes) -> Figures:
-    """The largest of each kind of process."""
+    """The memory of the largest process of each kind."""
     found: Figures = {}
     for process in processes.members():
         with contextlib.suppress(psutil.Error):
@@ -222,7 +223,7 @@ GOALS = {
 
 
 def main() -> None:
-    """Measures, prints a line a figure, and writes them all."""
+    """Measures, prints one line for each figure, and writes them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="may be repeated")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/deployment.json"))

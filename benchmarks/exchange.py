@@ -1,6 +1,6 @@
-"""What ours and the peers share: one folder with the model's place, the clients' token ids in order, and the start.
+"""The workload that ours and the peers share: a folder with the model's path, the clients' token ids in order, and the start.
 
-NumPy only: peers read it in an environment of their own, where lora_a2 is not installed.
+NumPy only: peers read it in their own environment, where lora_a2 is not installed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
-"""Of an adapter: "A/module" (r, d_in) and "B/module" (d_out, r), float32."""
+"""An adapter's arrays: "A/module" (r, d_in) and "B/module" (d_out, r), float32."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client trains; the same for ours and every peer. `model` is a folder; `pooling` "mean" or "cls"."""
+    """How a client trains, the same for ours and every peer. `model` is a folder; `pooling` is "mean" or "cls"."""
 
     model: str
     modules: tuple[str, ...]
@@ -42,7 +42,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Workload:
-    """A round for every peer: settings, clients, the adapter that all start from, and the frozen head."""
+    """One round, the same for every peer: settings, clients, the adapter that all start from, and the frozen head."""
 
     settings: Settings
     clients: tuple[ClientData, ...]
@@ -56,7 +56,7 @@ class Workload:
 
 
 def write_workload(folder: Path, workload: Workload) -> None:
-    """Writes what `read_workload` reads."""
+    """Writes a workload for `read_workload`."""
     (folder / "settings.json").write_text(json.dumps(asdict(workload.settings)))
     arrays: dict[str, np.ndarray] = {}
     for k, client in enumerate(workload.clients):

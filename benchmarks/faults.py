@@ -1,9 +1,9 @@
-"""Whether runs survive what goes wrong in deployments, each fault this many times, done to real processes.
+"""Whether runs survive faults of deployments; each fault is injected into real processes, several times.
 
     .venv/bin/python benchmarks/faults.py --runs 20
 
-The faults are those of tests/faults.py. A run survives if it ends with all its rounds and an adapter, and with the outcome
-that the fault's own checks demand. The output holds [survived, done] of each; the same command goes on from there.
+The faults are those of tests/faults.py. A run survives if it ends with all its rounds and an adapter, and passes the fault's
+own checks. The output has [survived, done] for each; the same command continues from there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from faults import FAULTS, Subject, subject
 
 
 def main() -> None:
-    """Does the faults, prints a line for each, and writes JSON."""
+    """Injects the faults, prints a line for each, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20, help="how often each")
+    parser.add_argument("--runs", type=int, default=20, help="how often to inject each fault")
     parser.add_argument("--only", choices=[fault.__name__ for fault in FAULTS], action="append", help="may be repeated")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/faults.json"))
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 class Deployments:
-    """One deployment for all faults, and a new one after a fault that it did not survive."""
+    """One deployment for all faults; a new one after a fault that it does not survive."""
 
     def __init__(self) -> None:
         self._stack, self._current = ExitStack(), None
@@ -66,7 +66,7 @@ class Deployments:
         self._stack.close()
 
     def current(self) -> Subject:
-        """The deployment, started when it is first asked for."""
+        """The deployment, started on first use."""
         if self._current is None:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lora-a2-"))
             self._current = self._stack.enter_context(subject(Path(folder)))

@@ -1,4 +1,4 @@
-"""The figures: their names and goals, how they are printed, and the floors under which none may fall. Pure."""
+"""The figures: their names and goals, how they are printed, and their floors. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """`goal` None: shown without one. `at_least`: larger is better."""
+    """`goal` None: no goal. `at_least`: larger is better."""
 
     name: str
     what: str
@@ -20,7 +20,7 @@ class Figure:
 
     @property
     def goal_text(self) -> str:
-        """Such as "goal ≥ 10"."""
+        """For example "goal ≥ 10"."""
         return "no goal" if self.goal is None else f"goal {'≥' if self.at_least else '≤'} {self.goal:g}"
 
 
@@ -41,34 +41,34 @@ FIGURES = {
         Figure("S_p2_bf16", "as S_p2, clients under bfloat16 autocast", None),
     )
 }
-"""In the order in which they are printed."""
+"""In printing order."""
 
 LEAST_SLACK = 0.02
 SLACK = 0.05
 
 
 def median_text(values: Sequence[float]) -> str:
-    """Median with three digits."""
+    """The median with three digits."""
     return f"{statistics.median(values):.3g}"
 
 
 def range_text(values: Sequence[float]) -> str:
-    """Such as "7.8 … 8.6"."""
+    """For example "7.8 … 8.6"."""
     return f"{min(values):.3g} … {max(values):.3g}"
 
 
 def line(figure: Figure, values: Sequence[float]) -> str:
-    """How a measured figure is printed: `S_cpu 8.3 (goal ≥ 10) [7.8 … 8.6]`."""
+    """The line of a measured figure: `S_cpu 8.3 (goal ≥ 10) [7.8 … 8.6]`."""
     return f"{figure.name} {median_text(values)} ({figure.goal_text}) [{range_text(values)}]"
 
 
 def missing_line(figure: Figure, reason: str) -> str:
-    """How a figure is printed that was not measured."""
+    """The line of a figure that was not measured."""
     return f"{figure.name} not measured ({figure.goal_text}): {reason}"
 
 
 def reached(figure: Figure, values: Sequence[float]) -> bool:
-    """Whether the median meets the goal; true without one."""
+    """Whether the median meets the goal; true if there is none."""
     if figure.goal is None:
         return True
     median = statistics.median(values)
@@ -76,7 +76,7 @@ def reached(figure: Figure, values: Sequence[float]) -> bool:
 
 
 def floor(figure: Figure, values: Sequence[float]) -> float:
-    """The floor that an accepted run sets: the worst of its pairs, and no closer to the median than 5 % of it or 0.02."""
+    """The floor that an accepted run sets: the worst of its pairs, but at least 5 % or 0.02 away from the median."""
     median = statistics.median(values)
     slack = max(SLACK * abs(median), LEAST_SLACK)
     return min(min(values), median - slack) if figure.at_least else max(max(values), median + slack)
@@ -97,19 +97,19 @@ class Floors:
 
     @classmethod
     def read(cls, path: Path) -> Floors:
-        """Of a file that `write` made, or none if there is no such file."""
+        """The floors in a file that `write` wrote; none if there is no such file."""
         if not path.is_file():
             return cls({}, {})
         rows = json.loads(path.read_text())
         return cls({n: r["floor"] for n, r in rows.items()}, {n: r["processor"] for n, r in rows.items()})
 
     def accepted(self, measured: Mapping[str, Sequence[float]], processor: str) -> Floors:
-        """These floors with those of the measured figures set anew, higher or lower."""
+        """These floors, with those of the measured figures replaced, higher or lower."""
         new = {name: floor(FIGURES[name], values) for name, values in measured.items()}
         return Floors({**self.floors, **new}, {**self.processors, **dict.fromkeys(new, processor)})
 
     def write(self, path: Path) -> None:
-        """One row a figure, in their usual order."""
+        """Writes one row for each figure, in printing order."""
         rows = {
             name: {"floor": self.floors[name], "processor": self.processors[name]}
             for name in FIGURES

@@ -1,4 +1,4 @@
-"""The rate of the base products: the floor under a LoRA step's time."""
+"""The rate of the base products, which gives a lower bound for a LoRA step's time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 SECONDS = 1.0
-"""How long each way is measured."""
+"""How long each way of using the cores is measured."""
 
 
 def rate(shapes: Sequence[tuple[int, int]], rows: int, device: torch.device) -> float:
-    """Operations a second of bfloat16 products (rows, d_in) × (d_in, d_out), over all `shapes` (d_out, d_in) in turn.
+    """Operations per second of bfloat16 products (rows, d_in) × (d_in, d_out), over all `shapes` (d_out, d_in) in turn.
 
-    On a CPU the better of two ways to use all cores: every product on all of them, and a stream of products on each.
+    On a CPU, the better of two ways to use all cores: every product on all of them, or a stream of products on each.
     """
     operands = [
         (
@@ -53,7 +53,7 @@ def _sweep(operands: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> f
 
 
 def _side_by_side(operands: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Turns a second of all cores together, one thread each."""
+    """Turns per second of all cores together, one thread each."""
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
 
     def work() -> float:

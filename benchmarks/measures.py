@@ -1,4 +1,4 @@
-"""How each figure is measured. Every function gives the figure's value in each pair."""
+"""How each figure is measured. Every function returns the figure's value in each pair."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FEW, MANY = 10, 1000
 
 
 class NotMeasured(Exception):
-    """A figure that cannot be measured here, with the reason."""
+    """A figure cannot be measured here; the text says why."""
 
 
 @dataclass
 class Bench:
-    """The options of a run, and what its figures share."""
+    """The options of a benchmark run, and the set-ups that its figures share."""
 
     data_folder: Path
     tokenizer: Path
@@ -74,7 +74,7 @@ class Bench:
 
 
 def beside(setup: Setup, peer: str, dtype: str, pairs: int) -> Measured:
-    """Seconds of the peer's round ÷ ours, on the same tokens. The equality gate comes first, in float32."""
+    """Seconds of the peer's round ÷ ours, on the same tokens, after the equality gate in float32."""
     if dtype == "float32" or peer not in setup.gates:
         with started(peer, setup.place) as process:
             process.round()
@@ -99,7 +99,7 @@ def _timed_beside(setup: Setup, process: PeerProcess, pairs: int) -> Measured:
 
 
 def utilisation(bench: Bench) -> Measured:
-    """The floor 4·P·T at the bfloat16 rate of this moment ÷ the bare training's time."""
+    """Time of 4·P·T operations at the bfloat16 rate measured next to it ÷ the bare training's time."""
     setup = bench.minilm
     shapes = [(m.d_out, m.d_in) for m in setup.model.layout.modules]
     rows = round(BATCH * setup.tokens / sum(len(c.train) for c in setup.clients))
@@ -115,7 +115,7 @@ def utilisation(bench: Bench) -> Measured:
 
 
 def method_ratio(bench: Bench) -> Measured:
-    """A round of B and one of A, LoRA-A² (budget 2 of 16 ranks) ÷ FL+LoRA (rank 8), with 5 local epochs each."""
+    """A round that trains B and one that trains A, LoRA-A² (budget 2 of 16 ranks) ÷ FL+LoRA (rank 8), with 5 local epochs."""
     setup = bench.minilm
     selecting = plan_of(setup.model, setup.clients, "lora-a2", epochs=5, budget=2)
     plain = plan_of(setup.model, setup.clients, "fl-lora", epochs=5)
@@ -128,7 +128,7 @@ def method_ratio(bench: Bench) -> Measured:
 
 
 def overhead(bench: Bench) -> Measured:
-    """A round ÷ the same training without messages, less one."""
+    """A round ÷ the same training without messages, − 1."""
     setup = bench.minilm
     bare_round(setup.model, setup.clients, setup.plan)
     found = alternating(
@@ -141,7 +141,7 @@ def overhead(bench: Bench) -> Measured:
 
 
 def memory(bench: Bench) -> Measured:
-    """Peak memory of a round in a process of its own, of 1,000 small clients ÷ of 10."""
+    """Peak memory of a round in its own process, with 1,000 small clients ÷ with 10."""
     peaks: dict[int, list[float]] = {FEW: [], MANY: []}
     for _ in range(min(bench.pairs, 3)):
         for count, found in peaks.items():

@@ -1,11 +1,11 @@
-"""Peak memory of one simulated round of N small clients, in MiB; printed alone, for a process of its own.
+"""Peak memory of one simulated round of N small clients, in MiB, printed as the only output; run it in its own process.
 
     python benchmarks/memory.py --data ../shared/data/banking77 --clients 1000
 
-All N clients take part. FL+LoRA at rank 8 uploads 1.3 MB for each on MiniLM-L6, so that a simulator that kept the cohort's replies,
-adapters or optimizers would show it. Every client has four sentences of its own, so that the shapes of batches that N clients meet,
-for each of which a library may keep a kernel, count too. The peak counts from after the model and the data are loaded, with what the
-workers hold beside what they share with this process.
+All N clients take part. FL+LoRA at rank 8 uploads 1.3 MB for each on MiniLM-L6, so the figure shows if a simulator keeps the cohort's
+replies, adapters or optimizers. Every client has four different sentences, so that the various batch shapes count too: a library may
+keep a kernel for each. The peak is counted after the model and the data are loaded, and includes the memory that workers do not
+share with this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SENTENCES = 4
 
 
 def main() -> None:
-    """Loads, forgets the peak so far, runs a round, prints the peak."""
+    """Loads, resets the peak, runs a round, prints the peak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of BANKING77")
     parser.add_argument("--clients", type=int, required=True)
@@ -38,14 +38,14 @@ def main() -> None:
     sentences = model.tokenize(data.train.texts[: options.clients * SENTENCES])
     clients = [small_client(k, sentences, data.train.labels) for k in range(options.clients)]
     plan = plan_of(model, clients, options.method)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the kernel's peak back to what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak to the present memory
     with closing(simulate(model, clients, plan)) as run:
         next(run)
     print(f"{peak_memory() / 2**20:.1f}")
 
 
 def small_client(k: int, sentences: tuple[np.ndarray, ...], labels: np.ndarray) -> Client:
-    """Four sentences to train with, none to test with."""
+    """A client with four training sentences and no test sentences."""
     rows = np.arange(SENTENCES) + k * SENTENCES
     train = TokenizedExamples(sentences, labels[: len(sentences)]).take(rows)
     return Client(k, f"client {k}", train, TokenizedExamples((), np.zeros(0, np.int64)))

@@ -1,4 +1,4 @@
-"""What is timed of ours: rounds of the simulator, and the bare training inside them."""
+"""Our side of the timings: rounds of the simulator, and the bare training inside them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from workload import arrays_of
 
 
 def rounds(model: lora_a2.Model, clients: Sequence[Client], plan: Plan, count: int = 1) -> float:
-    """Seconds of the first `count` rounds of a run as its records tell: from the first download to the new state.
+    """Seconds of the first `count` rounds of a run, from its records: from the first download to the new state.
 
-    Every call starts from the same state, so that all see the same tokens in the same order. The workers' start is not counted.
+    Every call starts from the same state, so all see the same tokens in the same order. Starting the workers is not counted.
     """
     seconds = 0.0
     with closing(simulate(model, clients, plan)) as run:

@@ -1,4 +1,4 @@
-"""Two things timed in turn, so that a machine's moods meet both."""
+"""Times two things alternately, so that fluctuations of the machine affect both."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Timed = Callable[[], float]
-"""Does something and gives the seconds that it took."""
+"""Does something and returns its duration in seconds."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure's value in each pair; what is behind them, by what was timed, one number a pair; and single facts."""
+    """A figure's value in each pair; the seconds behind it, by name, one number for each pair; and other facts."""
 
     values: list[float]
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Measured:
 
 
 def alternating(names: tuple[str, str], above: Timed, below: Timed, pairs: int) -> Measured:
-    """Seconds of `above` over seconds of `below` in each pair; every other pair begins with `below`. Both are warm already."""
+    """Seconds of `above` ÷ seconds of `below` in each pair; every other pair begins with `below`. Both must be warmed up."""
     first, second = names
     seconds: dict[str, list[float]] = {first: [], second: []}
     for pair in range(pairs):

@@ -1,12 +1,12 @@
-"""How well cheaper probes choose the paper's rank slices, and what accuracy runs with them end at.
+"""How well cheaper probes choose the paper's rank slices, and the final accuracy of runs with them.
 
     .venv/bin/python benchmarks/probes.py --seeds 3
     .venv/bin/python benchmarks/probes.py --data ../shared/data/banking77 --rounds 20 --num-clients 30 --alpha 0.1
 
-In a run with the paper's probe, every client's masks by the other probes are found at the same state and compared with the
-paper's: the share of the budget that both choose, and Jaccard's index, mean over the clients of a round. Then a run with each
-probe, seed for seed; all other options are those of `lora-a2 run`. Random masks would share budget / r. "no data" moves every
-value by as much, so that nothing but the norms of the other factor's slices and the widths of modules decides.
+In a run with the paper's probe, the other probes also compute every client's masks from the same state, and these are compared
+with the paper's: the share of the budget that both choose, and Jaccard's index, mean over the clients of a round. Then there is a
+run with each probe and seed; all other options are those of `lora-a2 run`. Random masks would share budget / r. "no data" moves
+every value by the same amount, so that only the norms of the other factor's slices and the widths of modules decide.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lora_a2.simulation import simulate
 
 
 def main() -> None:
-    """Runs everything, writes the JSON, and prints a line for each probe and seed last."""
+    """Runs everything, writes the JSON, and finally prints a line for each probe and seed."""
     options = _options()
     kinds = _kinds(options.batches)
     data = lora_a2.load_data(options.data, max_examples=options.max_examples)
@@ -53,7 +53,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="helpdesk")
-    parser.add_argument("--max-examples", type=int, help="for a quick try")
+    parser.add_argument("--max-examples", type=int, help="for a quick trial")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batches", default="1,2,4,8", help="of the gradient probe")
@@ -72,14 +72,14 @@ def _plain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _kinds(batches: str) -> dict[str, Probe]:
-    """The probes by the name they have in the table; the paper's is first."""
+    """The probes by their name in the table, the paper's first."""
     method = lora_a2.METHODS["lora-a2"]
     gradients = {f"gradient, {n}": get_probe(method, "gradient", int(n)) for n in batches.split(",")}
     return {"epoch": PROBES["epoch"], "reuse": PROBES["reuse"], **gradients, "no data": no_data}
 
 
 def no_data(work: LocalRound) -> tuple[list[Mask], CohortTraining]:
-    """Scores as if every trained value had moved by 1."""
+    """Computes scores as if every trained value had moved by 1."""
     probed = []
     for client in work.training("probe", 1, None).run(0):
         factors = {n: Factors(A=f.A + 1, B=f.B + 1) for n, f in client.adapter.factors.items()}
@@ -106,7 +106,7 @@ def _with(plan: Plan, probe: Probe) -> Plan:
 
 @dataclass
 class _Recorder:
-    """The paper's probe, with the masks of the others beside it."""
+    """The paper's probe, which also records the masks of the others."""
 
     kinds: Mapping[str, Probe]
     found: list[dict[str, tuple[float, float]]]
@@ -129,9 +129,9 @@ def _overlap(mask: Mask, other: Mask) -> tuple[float, float]:
 def _overlaps(
     model: lora_a2.Model, clients: Sequence[Client], plan: Plan, kinds: Mapping[str, Probe]
 ) -> Iterator[dict[str, Any]]:
-    """For each round and probe the mean share of the budget and Jaccard's index."""
+    """The mean share of the budget and Jaccard's index, for each round and probe."""
     recorder = _Recorder(kinds, [])
-    # One worker, in this process: what forked ones note is lost.
+    # One worker, in this process: what forked workers record would be lost.
     plan = replace(_with(plan, recorder), eval_every=plan.num_server_rounds, num_workers=1)
     for _, record in simulate(model, clients, plan):
         means = {name: np.mean([f[name] for f in recorder.found], 0).tolist() for name in recorder.found[0]}
@@ -151,7 +151,7 @@ def _run(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> dict[st
 
 
 def table(kinds: Sequence[str], seeds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each probe: overlap with the paper's in B and in A rounds, accuracies, training time against the paper's."""
+    """A line for each probe: overlap with the paper's in B and A rounds, accuracies, training time relative to the paper's."""
     yield "| probe | budget shared, B rounds | A rounds | Jaccard, B rounds | A rounds | accuracy | training time |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in kinds:

@@ -3,8 +3,8 @@
     python benchmarks/profile_step.py --data ../shared/data/banking77
     python benchmarks/profile_step.py --data ... --method lora-a2 --epochs 2 --steps 20
 
-One client's FL+LoRA training on one thread, batch 32, MiniLM-L6. The shares are those of a profiled run; the milliseconds are these
-shares of a step without the profiler. "dispatch" is what no kernel accounts for: Python, views, autograd, allocation, packing.
+One client's FL+LoRA training on one thread, batch 32, MiniLM-L6. The shares come from a profiled run; the milliseconds are these
+shares of a step without the profiler. "dispatch" is the time outside kernels: Python, views, autograd, allocation, packing.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ VIEWS |= {
     "detach_",
 }
 SKINNY = 64
-"""A product with a side this short, outside attention, is LoRA's."""
+"""A product outside attention with a side of at most this length is LoRA's."""
 
 
 def kind(name: str, ancestors: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
-    """The group of one profiled operation, by its own name, what it runs inside of, and its operands' shapes."""
+    """The group of a profiled operation, from its name, its enclosing operations, and its operands' shapes."""
     space, _, operation = name.rpartition("::")
     if operation in VIEWS or name.startswith("autograd::"):
         return "dispatch"
     if "softmax" in operation or any(
         "ttention" in n for n in (name, *ancestors)
-    ):  # a compiled one is its function's own time
+    ):  # a compiled kernel is its function's own time
         return "attention"
     if "Tabulated" in name:
         return "element-wise"
@@ -122,15 +122,15 @@ def shares(events: Iterable[Any], seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Trains once to warm up, once for the time, once for the shares."""
+    """Trains three times: to warm up, for the time, and for the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of BANKING77")
     parser.add_argument("--method", default="fl-lora")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
     parser.add_argument("--batch", type=int, default=BATCH, help="sentences of a batch")
-    parser.add_argument("--round", type=int, default=1, help="server round, which says what is trained")
-    parser.add_argument("--rows", type=int, default=12, help="single operations to list")
+    parser.add_argument("--round", type=int, default=1, help="server round, which determines the trained factors")
+    parser.add_argument("--rows", type=int, default=12, help="number of single operations to list")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = lora_a2.load_data(str(options.data))

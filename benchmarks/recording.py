@@ -1,9 +1,9 @@
-"""What recording for analysis costs: its share of the rounds of runs that recorded it.
+"""The cost of recording for analysis: its share of the time of rounds.
 
     lora-a2 run --data BANKING77_FOLDER --num-server-rounds 4 --output-dir runs/recorded
     python benchmarks/recording.py runs/recorded
 
-Prints a line a run: median seconds of a round, of the recording, and their ratio.
+Prints one line for each run: median seconds of a round and of the recording, and their ratio.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Results as JSON, each figure with how it came about; and the table of docs/benchmarks.md."""
+"""Results as JSON, each figure with its origin; and the table of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("lora-a2", "torch", "transformers", "peft", "numpy")
 
 
 def processor() -> str:
-    """The CPU's model, and what matters of its features."""
+    """The CPU's model and its relevant features."""
     found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -34,7 +34,7 @@ def processor() -> str:
 
 
 def origin(options: Mapping[str, Any], accelerator: str | None) -> dict[str, Any]:
-    """What a figure's entry says about the run that it is from. Paths are left out."""
+    """The part of a figure's entry that describes the run. Paths are left out."""
     return {
         "command": command(sys.argv),
         "date": datetime.now(UTC).date().isoformat(),
@@ -48,14 +48,14 @@ def origin(options: Mapping[str, Any], accelerator: str | None) -> dict[str, Any
 
 
 def command(arguments: list[str]) -> str:
-    """The command line as others can type it: folders by what they are."""
+    """The command line as others can type it: folders are named by their content."""
     folders = {"--data": "BANKING77_FOLDER", "--tokenizer": "TOKENIZER_FOLDER"}
     shown = [folders.get(before, given) for before, given in pairwise(arguments)]
     return f"python benchmarks/run.py {shlex.join(shown)}".strip()
 
 
 def merge(path: Path, measured: Mapping[str, Measured], origin: Mapping[str, Any]) -> None:
-    """Puts the measured figures into the file, in the place of what it held of them; the others stay."""
+    """Replaces the measured figures in the file; the others stay."""
     kept = json.loads(path.read_text()) if path.is_file() else {}
     for name, found in measured.items():
         kept[name] = {**asdict(found), "median": statistics.median(found.values), **origin}

@@ -1,11 +1,11 @@
-"""Measures how fast ours is, beside the stacks that others use, and prints each figure last.
+"""Compares the speed of lora-a2 with other stacks, and prints the figures last.
 
     python benchmarks/run.py --data ../shared/data/banking77                    # everything, as `make bench`
     python benchmarks/run.py --data ... --only S_cpu,U_cpu --pairs 5 --clients 4
     python benchmarks/run.py --data ... --only S_gpu --device cuda --clients 30
 
-Exits with 1 when a figure falls below its floor in benchmarks/floors.json, which --accept sets from this run, or when a peer does not
-compute what ours does. docs/benchmarks.md says what is measured.
+Exits with 1 if a figure is worse than its floor in benchmarks/floors.json, which --accept sets from this run, or if a peer does not
+compute the same as ours. docs/benchmarks.md says what is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ USUAL = [name for name in FIGURES if name not in ("S_p1_bf16", "S_p2_bf16")]
 
 
 def main() -> int:
-    """Measures, records, prints; the exit code."""
+    """Measures, records and prints; returns the exit code."""
     options = _options()
     bench = Bench(
         options.data,
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _record(options: argparse.Namespace, name: str, found: Measured) -> None:
-    """At once, so that a run that is cut off keeps what it has."""
+    """Writes a figure at once, so that an interrupted run keeps it."""
     if options.scratch:
         return
     accelerator = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
@@ -88,10 +88,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="folder of RoBERTa-base's tokenizer; default: beside the data")
     parser.add_argument("--only", type=_names, default=USUAL, help=f"figures, comma-separated, of {', '.join(FIGURES)}")
     parser.add_argument(
-        "--clients", type=int, default=4, help="of the 30 clients, how many take part in the timed rounds"
+        "--clients", type=int, default=4, help="how many of the 30 clients take part in the timed rounds"
     )
     parser.add_argument("--roberta-clients", type=int, default=2, help="the same for RoBERTa-base's shape on the CPU")
-    parser.add_argument("--examples", type=int, help="of each client, at most this many: a trial, not recorded")
+    parser.add_argument(
+        "--examples", type=int, help="most examples of each client; such a run is a trial and is not recorded"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="cpu", help='"cuda" measures S_gpu too')
     parser.add_argument(
@@ -106,7 +108,7 @@ def _options() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1.")
     options.scratch |= options.examples is not None
     if options.accept and options.scratch:
-        parser.error("--accept is for runs that are recorded, and this one is not: leave out --examples and --scratch.")
+        parser.error("--accept needs a recorded run: leave out --examples and --scratch.")
     return options
 
 
@@ -114,7 +116,7 @@ def _names(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in FIGURES:
-            raise argparse.ArgumentTypeError(f"no figure is called {name!r}: choose of {', '.join(FIGURES)}")
+            raise argparse.ArgumentTypeError(f"there is no figure {name!r}; choose from {', '.join(FIGURES)}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""What the figures are measured on: a model with its clients and plan, and the same as a folder for the peers."""
+"""The set-ups of the figures: a model with its clients and plan, and the same as a folder for the peers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ GATE = 1e-3
 
 
 class GateError(RuntimeError):
-    """Ours and a peer do not compute the same, so that their times cannot be compared."""
+    """Ours and a peer do not compute the same, so their times cannot be compared."""
 
 
 @dataclass
 class Setup:
-    """FL+LoRA of rank 8 on some clients, one local epoch; `folder` is where the model lies for the peers."""
+    """FL+LoRA of rank 8 on some clients, one local epoch; `folder` is the model's folder for the peers."""
 
     data: lora_a2.data.labelled.LabelledData
     model: lora_a2.Model
@@ -40,7 +40,7 @@ class Setup:
 
     @cached_property
     def place(self) -> Path:
-        """The exchange folder, gone with this process."""
+        """The exchange folder, removed when this process ends."""
         self._temporary = tempfile.TemporaryDirectory(prefix="lora-a2-bench-")
         place = Path(self._temporary.name)
         write_workload(place, workload_of(self.model, self.folder, self.clients, self.plan))
@@ -53,13 +53,13 @@ class Setup:
 
     @cached_property
     def exact(self) -> tuple[Arrays, list[Arrays]]:
-        """Ours in float32: the adapter after a round, and each client's."""
+        """Our results in float32: the adapter after a round, and each client's."""
         device = str(self.model.classifier.device)
         model = lora_a2.load_model(self.source, labels=self.data.label_names, dtype="float32", device=device)
         return results(model, self.clients, plan_of(model, self.clients))
 
     def check(self, name: str, theirs: Arrays) -> None:
-        """Compares a peer's float32 round with ours: all clients' adapters where it tells them, else the aggregate.
+        """Compares a peer's float32 round with ours: all clients' adapters if it returns them, otherwise the aggregate.
 
         Raises:
             GateError: they differ by more than `GATE`.
@@ -83,7 +83,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """How many clients, how many examples of each (None: all), on which device, and clients in one forward and backward."""
+    """Number of clients, examples of each (None: all), device, and clients in one forward and backward."""
 
     clients: int
     examples: int | None
@@ -92,13 +92,13 @@ class Size:
 
 
 def minilm(data: Any, size: Size) -> Setup:
-    """The pre-trained MiniLM-L6 that a package brings."""
+    """The pre-trained MiniLM-L6 from a package."""
     source = "all-MiniLM-L6-v2"
     return _setup(data, source, load_backbone(source).module.name_or_path, size)
 
 
 def roberta(data: Any, tokenizer: Path, folder: Path, size: Size) -> Setup:
-    """RoBERTa-base's shape with random weights, made in `folder`."""
+    """RoBERTa-base's shape with random weights, created in `folder`."""
     source = random_roberta(folder, tokenizer)
     return _setup(data, source, source, size)
 

@@ -1,4 +1,4 @@
-"""Writes the generated part of docs/benchmarks.md anew from the recorded results.
+"""Rewrites the generated part of docs/benchmarks.md from the recorded results.
 
 python benchmarks/table.py
 """

@@ -1,4 +1,4 @@
-"""The workload: BANKING77 over 30 clients, Dirichlet 0.1, frozen by seed 0; batch 32; LoRA of rank 8 on all linear layers."""
+"""The workload: BANKING77 over 30 clients, Dirichlet 0.1, fixed by seed 0; batch 32; LoRA of rank 8 on all linear layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plan_of(
     budget: int = RANK,
     **options: Any,
 ) -> Plan:
-    """A run that never evaluates in the rounds that are timed; `options` as of `lora_a2.make_plan`."""
+    """A run that does not evaluate in the timed rounds; `options` as for `lora_a2.make_plan`."""
     return lora_a2.make_plan(
         model,
         clients,
@@ -61,7 +61,7 @@ def plan_of(
 
 
 def workload_of(model: lora_a2.Model, folder: str, clients: Sequence[Client], plan: Plan) -> Workload:
-    """Round 1 of a plan of one epoch, for the peers: the clients' examples in the order in which ours trains on them."""
+    """Round 1 of a one-epoch plan, for the peers: the clients' examples in the order in which ours trains on them."""
     federation, classifier = plan.federation, model.classifier
     settings = Settings(
         model=folder,
@@ -87,12 +87,12 @@ def _ordered(client: Client, plan: Plan) -> ClientData:
 
 
 def arrays_of(adapter: Adapter) -> Arrays:
-    """An adapter as the peers know it."""
+    """An adapter in the peers' format."""
     return {f"{x}/{name}": f.get(x) for name, f in adapter.factors.items() for x in ("A", "B")}
 
 
 def random_roberta(folder: Path, tokenizer: Path) -> str:
-    """A folder with a RoBERTa-base of seeded random weights and the real tokenizer."""
+    """A folder with a RoBERTa-base with seeded random weights and the real tokenizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = AutoModel.from_config(model_config("roberta-base"), add_pooling_layer=False)

@@ -1,13 +1,13 @@
-"""The stacks that ours is measured beside. Each trains in a process of its own, which is told when to do a round.
+"""The stacks that lora-a2 is compared with. Each trains in its own process, which runs a round on request.
 
 | name | what | where |
 | --- | --- | --- |
-| `peft_loop` | P0: Transformers + PEFT, one resident model, client after client | our environment |
+| `peft_loop` | P0: Transformers + PEFT, one resident model, one client at a time | our environment |
 | `pfl_research` | P1: pfl-research's simulator with PEFT | the peers' environment |
 | `flower_simulation` | P2: Flower's simulation on Ray, model and data cached in the actors | the peers' environment |
 
-Each module has `serve(job, answer)`: it loads what stays loaded, makes a `Peer` and hands it to `answer`, which comes back
-when no more rounds are wanted.
+Each module has `serve(job, answer)`: it loads model and data, creates a `Peer` and passes it to `answer`, which returns when
+no more rounds are wanted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Peer:
-    """`round` trains every client once from the common start; `result` is what came of the last round.
+    """`round` trains every client once from the common start; `result` returns the last round's result.
 
-    The result holds the arrays of the aggregated adapter by name, or those of each client k under "k/…".
+    The result has the arrays of the aggregated adapter by name, or those of each client k under "k/…".
     """
 
     round: Callable[[], None]

@@ -2,7 +2,7 @@
 
 Beutel et al.: "Flower: A Friendly Federated Learning Research Framework", https://arxiv.org/abs/2007.14390.
 
-One actor a core with one thread each (`client_resources`: num_cpus 1), so that clients are trained side by side. The simulation stays up
+One actor for each core, with one thread (`client_resources`: num_cpus 1), so that clients train in parallel. The simulation stays up
 between rounds; a round is the strategy's `start` with one round and no evaluation.
 """
 
@@ -31,7 +31,7 @@ client_app = ClientApp()
 
 @cache
 def _actor(folder: str) -> tuple[Workload, PeftClassifier]:
-    """What an actor keeps between messages."""
+    """The workload and model that an actor keeps between messages."""
     torch.set_num_threads(1)
     workload = read_workload(Path(folder))
     return workload, PeftClassifier(workload)
@@ -53,7 +53,7 @@ def _record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def serve(job: Job, answer: Answer) -> None:
-    """The server app answers. The result is the averaged adapter."""
+    """Serves rounds from the server app. The result is the averaged adapter."""
     workload = read_workload(job.folder)
     server_app = ServerApp()
 

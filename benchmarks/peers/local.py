@@ -1,4 +1,4 @@
-"""Local training as users of PEFT write it; the part that all peers share."""
+"""Local training as users of PEFT write it, shared by all peers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PeftClassifier(torch.nn.Module):
         self.settings = settings = workload.settings
         backbone = AutoModel.from_pretrained(settings.model, dtype=torch.float32)
         if getattr(backbone, "pooler", None) is not None:
-            backbone.pooler = None  # its output would not be used
+            backbone.pooler = None  # its output is not used
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=int(settings.lora_alpha),
@@ -64,12 +64,12 @@ class PeftClassifier(torch.nn.Module):
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.factors().items()}
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """What the optimizer steps."""
+        """The parameters that the optimizer updates."""
         return [p for p in self.parameters() if p.requires_grad]
 
 
 def optimizer_of(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW in PyTorch's fused form, which Transformers' Trainer takes by default."""
+    """PyTorch's fused AdamW, the default of Transformers' Trainer."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
@@ -79,14 +79,14 @@ def examples(client: ClientData) -> list[tuple[np.ndarray, int]]:
 
 
 def collate(batch: list[tuple[np.ndarray, int]], pad_token_id: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and labels, padded dynamically: a batch is as long as its longest sentence."""
+    """Ids, attention mask and labels, padded to the longest sentence of the batch."""
     ids, mask = padded([sentence for sentence, _ in batch], pad_token_id)
     labels = torch.tensor([label for _, label in batch], device=device)
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), labels
 
 
 def train(model: PeftClassifier, client: ClientData, bfloat16: bool) -> None:
-    """One epoch of a client's batches, from what the layers hold."""
+    """Trains one epoch of a client's batches, from the layers' present values."""
     settings = model.settings
     optimizer = optimizer_of(model.trained(), settings.learning_rate, settings.weight_decay)
     rows = examples(client)

@@ -1,4 +1,4 @@
-"""P0: a Transformers + PEFT training loop: one resident model, dynamic padding, client after client, PyTorch's usual threads."""
+"""P0: a Transformers + PEFT loop: one resident model, dynamic padding, one client at a time, PyTorch's default threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peers.local import PeftClassifier, train
 
 
 def serve(job: Job, answer: Answer) -> None:
-    """A round is every client's epoch; the result holds each client's adapter."""
+    """A round is one epoch of every client; the result has each client's adapter."""
     workload = read_workload(job.folder)
     model = PeftClassifier(workload)
     found: dict[str, np.ndarray] = {}

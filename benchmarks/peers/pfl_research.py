@@ -3,8 +3,8 @@
 Granqvist et al.: "pfl-research: simulation framework for accelerating research in Private Federated Learning", NeurIPS 2024
 Datasets and Benchmarks, https://arxiv.org/abs/2404.06430.
 
-In the way that its documentation calls fast: one process a core under `torchrun`, a resident model in each, users spread by their
-number of tokens (`user_id_to_weight`).
+It follows its documentation's advice on speed: one process for each core under `torchrun`, a resident model in each, users distributed
+by their number of tokens (`user_id_to_weight`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NEVER = 10**9
 
 
 class Network(PeftClassifier):
-    """As pfl-research wants it: with metrics, which only iteration 0 asks for."""
+    """The classifier with the metrics that pfl-research requires; only iteration 0 asks for them."""
 
     def metrics(self, *batch: Tensor) -> dict[str, Any]:
         """The loss of a batch."""
@@ -61,7 +61,7 @@ class Simulator:
             local_learning_rate=settings.learning_rate, local_num_epochs=1, local_batch_size=settings.batch_size
         )
         self.iterations = 0
-        self.round()  # iteration 0 is always evaluated, those after it are not
+        self.round()  # iteration 0 is always evaluated, later ones are not
 
     def round(self) -> None:
         """One central iteration from the common start."""
@@ -88,7 +88,7 @@ def _federated(workload: Workload) -> FederatedDataset:
 
 
 def serve(job: Job, answer: Answer) -> None:
-    """Rank 0 answers; the other processes follow it. The result is the averaged adapter."""
+    """Serves rounds from rank 0; the other processes follow it. The result is the averaged adapter."""
     asyncio.set_event_loop(asyncio.new_event_loop())
     simulator = Simulator(read_workload(job.folder), job.bfloat16)
     if not torch.distributed.is_initialized():
@@ -107,7 +107,7 @@ def serve(job: Job, answer: Answer) -> None:
 
 
 def _another_round(wanted: bool) -> bool:
-    """What rank 0 wants, told to all."""
+    """Whether rank 0 wants another round, sent to all."""
     told = torch.tensor([float(wanted)])
     torch.distributed.broadcast(told, src=0)
     return bool(told.item())

@@ -16,15 +16,15 @@ from peers.worker import MARK
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PEERS_PYTHON = BENCHMARKS.parent / ".venv-peers" / "bin" / "python"
-"""Where pfl-research and Flower are installed; they want other versions of what we pin."""
+"""The environment with pfl-research and Flower, which need other versions than we pin."""
 
 SIDE_BY_SIDE = {"pfl_research"}
-"""Peers whose own way to use all cores is a process on each, under torchrun."""
+"""Peers that use all cores with one process on each, under torchrun."""
 OWN_PLACE = {"pfl_research", "flower_simulation"}
 
 
 class PeerError(RuntimeError):
-    """A peer could not be started or died; says which, and the end of what it printed."""
+    """A peer could not be started, or died; the text names it and has the end of its output."""
 
 
 class PeerProcess:
@@ -39,12 +39,12 @@ class PeerProcess:
         return float(self._ask("round"))
 
     def result(self) -> Arrays:
-        """What came of the last round."""
+        """The last round's result."""
         return read_arrays(Path(self._ask("result")))
 
     def _ask(self, order: str) -> str:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # of a peer that died; the answer tells why
+        with suppress(BrokenPipeError):  # the peer died; the answer says why
             self._process.stdin.write(f"{order}\n")
             self._process.stdin.flush()
         return self._answer()
@@ -57,12 +57,12 @@ class PeerProcess:
         self._process.wait()
         self._log.seek(0)
         end = "".join(self._log.readlines()[-15:])
-        raise PeerError(f"{self.name} ended with {self._process.returncode}. The end of what it printed:\n{end}")
+        raise PeerError(f"{self.name} ended with {self._process.returncode}. The end of its output:\n{end}")
 
 
 @contextmanager
 def started(name: str, folder: Path, dtype: str = "float32") -> Iterator[PeerProcess]:
-    """The peer called `name` on the workload in `folder`, up for as long as this is entered.
+    """The peer `name` on the workload in `folder`, running for the duration of the context.
 
     Raises:
         PeerError: it cannot be started.
@@ -78,7 +78,7 @@ def started(name: str, folder: Path, dtype: str = "float32") -> Iterator[PeerPro
         finally:
             assert process.stdin is not None
             with suppress(BrokenPipeError):
-                process.stdin.close()  # the peer ends when there is nothing more to read
+                process.stdin.close()  # the peer ends at the end of its input
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:

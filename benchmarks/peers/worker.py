@@ -1,9 +1,9 @@
-"""A peer's process: does a round for every line on standard input, and answers with its seconds.
+"""A peer's process: runs a round for every line on standard input, and answers with its seconds.
 
     python -m peers.worker peft_loop FOLDER float32
 
-The line "result" has the last round's arrays written to FOLDER/result-NAME.npz. Answers are lines that begin with `MARK`, since
-the peers' libraries print lines of their own.
+For the line "result" it writes the last round's arrays to FOLDER/result-NAME.npz. Answers are lines that begin with `MARK`, since
+the peers' libraries print lines too.
 """
 
 from __future__ import annotations
