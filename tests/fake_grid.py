@@ -1,4 +1,4 @@
-"""A Flower grid in memory, whose nodes answer at once, or as a test has them misbehave. Time passes only when someone sleeps."""
+"""A Flower grid in memory. Its nodes answer at once, or misbehave as a test says. Time passes only during `sleep`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class FakeGrid(Grid):
     """`total` nodes; node 100 + k is partition k.
 
     Attributes:
-        online: the partitions that are there.
-        fault: what becomes of replies to train messages.
-        sent: all that nodes sent, in order.
-        arrivals: (time, reply): what will have come by then.
-        simulated: whether the server takes it for Flower's simulation engine.
+        online: the partitions that are online.
+        fault: changes replies to train messages.
+        sent: all replies of nodes, in order.
+        arrivals: (time, reply): when each reply arrives.
+        simulated: whether the server treats it as Flower's simulation engine.
     """
 
     store: Path
@@ -57,7 +57,7 @@ class FakeGrid(Grid):
 
     def __post_init__(self) -> None:
         self.online = self.online or set(range(self.total))
-        # Messages take the run and the task that they belong to from the process.
+        # Messages get their run and task from the process.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.participant = Participant(_Split(open_data), self.store)
 
@@ -111,7 +111,7 @@ class FakeGrid(Grid):
         return due
 
     def get_node_ids(self) -> list[int]:
-        """The nodes that are there."""
+        """The nodes online."""
         return [100 + k for k in sorted(self.online)]
 
     def get_nodes(self) -> list[NodeInfo]:
@@ -132,7 +132,7 @@ class FakeGrid(Grid):
         raise NotImplementedError
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Not used: it cannot be told what to do in the meantime."""
+        """Not used: it blocks until all replies are there."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
-"""What goes wrong in deployments, done to real processes on the loopback: each fault is a function that checks the outcome.
+"""Faults of deployments, injected into real processes on the loopback: each fault is a function that checks the outcome.
 
-Node 1 has a go-between before its worker, honest or not (`misbehaving_worker.py`). A fault leaves the deployment as it found
-it, all nodes up, so that the next one can be done to the same processes, as in a deployment that lasts.
+Node 1 has a proxy in front of its worker, honest or not (`misbehaving_worker.py`). A fault leaves the deployment as it found
+it, with all nodes up, so that the next fault can use the same processes, as in a lasting deployment.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lora_a2.flower.local import LocalDeployment, local_deployment
 
 DOUBLE = Path(__file__).with_name("misbehaving_worker.py")
 BAD = 1
-"""The node that has a go-between."""
+"""The node with the proxy."""
 NODES = 3
 LIMIT = 240.0
 """Seconds; nothing here may take longer."""
 
 Outcome = tuple[dict[str, bytes], list[dict[str, Any]], list[bytes]]
-"""The result's bytes by file, the rounds without their times, and what the nodes keep."""
+"""The result's bytes by file, the rounds without their times, and the nodes' stored state."""
 
 
 class Subject:
-    """A deployment to do things to, and the runs on it, each in a folder of its own under `folder`."""
+    """A deployment under test, and its runs, each in its own folder under `folder`."""
 
     def __init__(self, deployment: LocalDeployment, folder: Path) -> None:
         self.deployment, self.folder, self.run = deployment, folder, folder / "none"
@@ -42,7 +42,7 @@ class Subject:
     # --- nodes ---
 
     def start_double(self, *faults: str) -> None:
-        """A go-between at node 1 that misbehaves as told, in the place of the one before."""
+        """Replaces the proxy of node 1 with one that injects `faults`."""
         processes = self.deployment.processes
         if processes.alive("double"):
             processes.stop("double")
@@ -53,13 +53,13 @@ class Subject:
         processes.wait_until(front.exists, "Starting the double")
 
     def front(self, node: int) -> Path:
-        """The socket that a node's ClientApp speaks to."""
+        """The socket that a node's ClientApp connects to."""
         real = self.deployment.socket(node)
         return real.with_name(f"front-{node}.sock") if node == BAD else real
 
     def start_node(self, node: int) -> None:
-        """Starts a SuperNode until the SuperLink lets it in, as a service manager does: one that was killed is held for
-        present for a minute, and refused for as long."""
+        """Starts a SuperNode repeatedly until the SuperLink admits it, as a service manager does: a killed one counts as
+        present for a minute, and its successor is refused meanwhile."""
         processes, name = self.deployment.processes, supernode(node)
         log = processes.log(name)
 
@@ -79,7 +79,7 @@ class Subject:
     # --- runs ---
 
     def submit(self, resume: bool = False, **options: Value) -> None:
-        """Starts a run, or goes on with the last one; options with underscores."""
+        """Starts a run, or resumes the last one; options have underscores."""
         if not resume:
             self._runs += 1
             self.run = self.folder / f"run-{self._runs}"
@@ -100,7 +100,7 @@ class Subject:
         return [[client["id"] for client in record["clients"]] for record in self.records()]
 
     def said(self) -> str:
-        """What the server has logged."""
+        """The server's log."""
         log = self.deployment.processes.log(RUN)
         return log.read_text(errors="replace") if log.exists() else ""
 
@@ -116,12 +116,12 @@ class Subject:
         self.wait(lambda: len(self.records()) >= server_round, f"round {server_round}")
 
     def wait_for_fault(self) -> None:
-        """Waits until the double does what it was told."""
+        """Waits until the proxy injects its fault."""
         log = self.deployment.processes.log("double")
         self.wait(lambda: log.read_bytes().startswith(b"round "), "the fault")
 
     def finish(self) -> None:
-        """Waits until the run ends, and sees to it that it has all its rounds and an adapter."""
+        """Waits until the run ends, and checks that it has all its rounds and an adapter."""
         processes = self.deployment.processes
         self.wait(lambda: not processes.alive(RUN), "the end of the run")
         processes.stop(RUN)
@@ -131,7 +131,7 @@ class Subject:
         assert (self.run / "adapter" / "adapter_config.json").is_file(), self.said()
 
     def outcome(self) -> Outcome:
-        """What the last run has come to."""
+        """The outcome of the last run."""
         records = self.records()
         for record in records:
             del record["seconds"]
@@ -141,7 +141,7 @@ class Subject:
         return adapter, records, [path.read_bytes() for path in kept]
 
     def undisturbed(self, **options: Value) -> Outcome:
-        """What a run with these options comes to if nothing is done to it; it is run when first asked for."""
+        """The outcome of a run with these options and no faults; it runs on first use."""
         key = json.dumps(options, sort_keys=True)
         if key not in self._undisturbed:
             self.submit(**options)
@@ -173,7 +173,7 @@ def subject(folder: Path, **config: Any) -> Iterator[Subject]:
 
 
 def tiny_config(folder: Path, **config: Any) -> RunConfig:
-    """A run of six quick rounds; every option may be given otherwise."""
+    """The configuration of six quick rounds; `config` overrides options."""
     folder.mkdir(parents=True, exist_ok=True)
     usual = {
         "data": str(save_data(folder / "data.csv", 60)),
@@ -193,7 +193,7 @@ def tiny_config(folder: Path, **config: Any) -> RunConfig:
 
 
 def tampered_replies(subject: Subject) -> None:
-    """Garbage, NaN, a replayed and an oversized reply: each is refused by itself, and the round goes on without."""
+    """Garbage, NaN, a replayed and an oversized reply: each is refused, and the round continues without it."""
     subject.start_double("2=garbage", "3=nan", "4=replay", "5=oversized")
     subject.submit(min_train_nodes=2)
     subject.finish()
@@ -204,7 +204,7 @@ def tampered_replies(subject: Subject) -> None:
 
 
 def late_reply(subject: Subject) -> None:
-    """A reply after the round's time: the round goes on without, the node is there again later."""
+    """A reply after the round's timeout: the round continues without it, and the node takes part again later."""
     subject.start_double("2=late:14")
     subject.submit(min_train_nodes=2, round_timeout=8.0)
     subject.finish()
@@ -215,7 +215,7 @@ def late_reply(subject: Subject) -> None:
 
 
 def killed_mid_round(subject: Subject) -> None:
-    """A SuperNode killed while it trains: the round and the run go on without."""
+    """A SuperNode is killed while it trains: the round and the run continue without it."""
     subject.start_double("2=late:600")
     subject.submit(min_train_nodes=2, round_timeout=8.0)
     subject.wait_for_fault()
@@ -228,7 +228,7 @@ def killed_mid_round(subject: Subject) -> None:
 
 
 def killed_mid_run(subject: Subject) -> None:
-    """A SuperNode killed that the run cannot do without: it waits and says so, and goes on when the node is back."""
+    """A SuperNode that the run needs is killed: the run waits and says so, and continues when the node is back."""
     subject.submit(min_train_nodes=3)
     subject.wait_for_round(2)
     subject.deployment.processes.kill(supernode(BAD))
@@ -239,7 +239,7 @@ def killed_mid_run(subject: Subject) -> None:
 
 
 def joining_late(subject: Subject) -> None:
-    """A node that is not there at the start: the run begins with enough others, and takes it in when it comes."""
+    """A node is offline at the start: the run begins with enough others, and admits it when it comes."""
     subject.deployment.processes.stop(supernode(BAD))
     subject.submit(min_train_nodes=2, start_timeout=3.0)
     subject.wait_for_round(1)
@@ -261,12 +261,12 @@ def too_few(subject: Subject) -> None:
 
 
 def superlink_killed(subject: Subject) -> None:
-    """The SuperLink killed and started again: nodes come back, and the run goes on if it was: cohorts, alternation."""
+    """The SuperLink is killed and restarted: nodes reconnect, and the run continues with its cohorts and alternation."""
     _kill_superlink(subject, fraction_train=0.67)
 
 
 def superlink_killed_with_state(subject: Subject) -> None:
-    """The same with a method whose clients keep factors of their own from round to round."""
+    """The same with a method whose clients keep private factors from round to round."""
     _kill_superlink(subject, method="fedsa-lora", rank_budget="4")
 
 

@@ -1,4 +1,4 @@
-"""Which files are opened while something goes on, as the kernel tells it (Linux)."""
+"""Which files are opened during a block, as reported by the kernel (Linux)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A proxy between a SuperNode and its SuperLink that hears what the node sends, and counts it request by request.
 
-It holds the server's certificate and so ends TLS, which the node and the SuperLink both speak as ever. Counted are HTTP's
-headers and bodies; TLS adds 22 bytes to each 16 KiB, and some 2 KB for each new connection.
+It holds the server's certificate and terminates TLS, which the node and the SuperLink both use as usual. It counts HTTP
+headers and bodies; TLS adds 22 bytes to each 16 KiB, and about 2 KB for each new connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Mac, as far as lora-a2 can tell: `become_a_mac` takes from this process what only Linux has."""
+"""A simulated Mac: `become_a_mac` removes from this process what only Linux has."""
 
 from __future__ import annotations
 

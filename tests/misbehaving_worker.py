@@ -1,7 +1,7 @@
 """A node's worker that misbehaves: python misbehaving_worker.py SOCKET REAL_SOCKET [ROUND=FAULT ...]
 
-It stands before a real worker, hands requests on, and tampers with its uploads in the rounds named, such as 2=garbage or
-3=late:20 (seconds). It says so on standard output. Standard library and the protocol only, so that it starts at once.
+It is a proxy in front of a real worker: it forwards requests, and tampers with uploads in the rounds named, such as 2=garbage
+or 3=late:20 (seconds), and prints that. It imports only the standard library and the protocol, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path
 from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
 
 ROUND_AT = struct.Struct("<4sBB16s")
-"""What stands before the server round in a frame (lora_a2/codec/frame.py)."""
+"""The fields before the server round in a frame (lora_a2/codec/frame.py)."""
 CHECKSUM = struct.Struct("<I")
 LIMIT = 1 << 30
 
 
 def signed(body: bytes) -> bytes:
-    """A frame whose checksum is right, whatever is in it."""
+    """A frame with a valid checksum over any body."""
     return body + CHECKSUM.pack(zlib.crc32(body))
 
 
 class Faults:
-    """What can be wrong with an upload, a method each; `kept` is the last honest one."""
+    """The faults of an upload, one method each; `kept` is the last honest upload."""
 
     def __init__(self) -> None:
         self.kept = b""
 
     def garbage(self, payload: bytes) -> bytes:
-        """As long as an upload, and noise."""
+        """Random bytes with the length of an upload."""
         return bytes((7 * i + 13) % 256 for i in range(len(payload)))
 
     def nan(self, payload: bytes) -> bytes:
@@ -43,21 +43,21 @@ class Faults:
         return signed(payload[: -2 * CHECKSUM.size] + struct.pack("<f", float("nan")))
 
     def replay(self, payload: bytes) -> bytes:
-        """The upload of an earlier round once more."""
+        """The upload of an earlier round again."""
         assert self.kept, "there was no earlier round"
         return self.kept
 
     def oversized(self, payload: bytes) -> bytes:
-        """An upload with 64 MiB behind it."""
+        """An upload with 64 MiB appended."""
         return payload + bytes(64 << 20)
 
     def late(self, payload: bytes, seconds: str) -> bytes:
-        """The right upload, when the round is over."""
+        """The right upload, after the round's timeout."""
         time.sleep(float(seconds))
         return payload
 
     def apply(self, fault: str, payload: bytes) -> bytes:
-        """The fault named, with what stands behind its colon."""
+        """Applies the named fault, with the argument after its colon."""
         name, *arguments = fault.split(":")
         tampered: bytes = getattr(self, name)(payload, *arguments)
         return tampered
@@ -70,7 +70,7 @@ def server_round(request: Request) -> int:
 
 
 def serve(path: Path, real: Path, plan: dict[int, str]) -> None:
-    """Answers requests for ever; each fault of `plan` once."""
+    """Answers requests forever; injects each fault of `plan` once."""
     faults = Faults()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
@@ -81,7 +81,7 @@ def serve(path: Path, real: Path, plan: dict[int, str]) -> None:
 
 
 def answer(connection: socket.socket, real: Path, plan: dict[int, str], faults: Faults) -> None:
-    """One request, handed on, and its answer, honest or not."""
+    """Forwards one request, and returns the answer, honest or not."""
     with connection:
         request = read_request(*receive(connection, LIMIT, 600))
         given = ask(real, request, timeout=600, limit=LIMIT)

@@ -1,4 +1,4 @@
-"""Requests to a node as a server would make them, and a worker in a thread to send them to."""
+"""Requests to a node as a server makes them, and a worker in a thread that answers them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_of(model: str, **more: Any) -> dict[str, Any]:
 
 
 def request(**changes: Any) -> Request:
-    """A request for a profile, but for the changes."""
+    """A request for a profile, with `changes`."""
     values: dict[str, Any] = {
         "kind": "profile", "run_id": "a1", "run": {}, "labels": LABELS, "partition": 0, "num_partitions": 3
     }  # fmt: skip
@@ -36,7 +36,7 @@ def request(**changes: Any) -> Request:
 
 
 class Server:
-    """The server's half of a run on a tiny model: the downloads of its first round, and its requests."""
+    """The server half of a run on a tiny model: the downloads of its first round, and its requests."""
 
     def __init__(self, model: str, **options: Any) -> None:
         self.run = run_of(model, **options)
@@ -59,7 +59,7 @@ def participant(data: str, model: str, store: Path, **policy: Any) -> Participan
 
 @contextmanager
 def working(path: Path, answer: Answerer, limit: int = 10**8, seconds: float = MESSAGE_SECONDS) -> Iterator[Door]:
-    """A worker that answers in another thread, one request after the other."""
+    """A worker that answers in another thread, one request at a time."""
     with listening(path) as listener, Door(listener, limit, seconds) as door:
 
         def work() -> None:

@@ -1,4 +1,4 @@
-"""What a stranger can do at a published port: speak as Flower's clients do, and otherwise."""
+"""Attempts of a stranger at a published port: requests of Flower's clients, and others."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def grpc_methods() -> list[str]:
 def signed(
     key: ec.EllipticCurvePrivateKey, claimed: ec.EllipticCurvePublicKey | None = None, age: float = 0
 ) -> dict[str, str]:
-    """The headers by which a node shows that it has its key."""
+    """The headers with which a node proves that it has its key."""
     at = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)).isoformat()
     return {
         "flwr-public-key": b64encode(public_key_to_bytes(claimed or key.public_key())).decode(),
@@ -70,12 +70,12 @@ def signed(
 
 
 def is_the_proxy_s(response: httpx.Response) -> bool:
-    """Whether the answer was nginx's own, so that nothing was passed on."""
+    """Whether the answer is nginx's own, so that nothing was passed on."""
     return "<center>nginx</center>" in response.text
 
 
 def raw(deployment: Deployment, head: str, body: str = "") -> bytes:
-    """The answer to bytes as they are."""
+    """The answer to raw bytes."""
     plain = socket.create_connection(("127.0.0.1", deployment.port), timeout=30)
     with trust(deployment).wrap_socket(plain, server_hostname="localhost") as connection:
         length = "" if "Content-Length" in head else f"Content-Length: {len(body)}\r\n"
@@ -94,7 +94,7 @@ def raw(deployment: Deployment, head: str, body: str = "") -> bytes:
 
 
 def request_of(path: str, node_id: int, key: ec.EllipticCurvePublicKey) -> Message:
-    """A request in the name of a node."""
+    """A request in a node's name."""
     kind = PROTOBUF_REQUEST_TYPES["POST", path]
     if kind is RegisterNodeFleetRequest:
         return RegisterNodeFleetRequest(public_key=public_key_to_bytes(key))

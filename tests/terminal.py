@@ -1,4 +1,4 @@
-"""A program in a terminal of its own, as a user sees it."""
+"""A program in its own terminal, as a user sees it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOW, HIDE = b"\x1b[?25h", b"\x1b[?25l"
 
 @contextmanager
 def _heeded() -> Iterator[None]:
-    """What is started here heeds requests to stop, even if these tests run in the background or under nohup, which ignore some."""
+    """Lets child processes receive requests to stop, even if these tests run in the background or under nohup, which ignore some."""
     ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)
@@ -33,7 +33,7 @@ def _heeded() -> Iterator[None]:
 
 
 class Terminal:
-    """Runs `python ARGUMENTS` in a session of its own, on a pseudo-terminal; a context that kills what is left of it."""
+    """Runs `python ARGUMENTS` in its own session, on a pseudo-terminal; a context that kills what is left of it."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
@@ -79,15 +79,15 @@ class Terminal:
         self.wait(lambda: text in self.printed)
 
     def type(self, text: bytes) -> None:
-        """As on the keyboard."""
+        """Types `text`."""
         os.write(self._master, text)
 
     def send(self, number: int) -> None:
-        """A signal to the program alone."""
+        """Sends a signal to the program only."""
         os.kill(self.process.pid, number)
 
     def end(self) -> int:
-        """The exit status, once the program has ended and all is read."""
+        """The exit status, after the program has ended and all output is read."""
         self.wait(lambda: self.process.poll() is not None)
         while self._read():
             pass
@@ -98,7 +98,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._master, 1 << 16)
-        except OSError:  # nobody has the other end open any more
+        except OSError:  # the other end is closed
             return False
         self.printed += data
         return bool(data)

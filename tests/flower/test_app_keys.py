@@ -1,4 +1,4 @@
-"""The keys of the repository's own Flower app are the options: `python tests/flower/test_app_keys.py` writes them anew."""
+"""The keys of the repository's own Flower app are the options: `python tests/flower/test_app_keys.py` rewrites them."""
 
 from __future__ import annotations
 

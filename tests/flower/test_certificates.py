@@ -1,4 +1,4 @@
-"""The test authority: what it signs is valid for the hosts named, and keys are nobody else's business."""
+"""The test authority: its certificates are valid for the hosts named, and keys are private."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def verify(authority: Path, server: Path, host: str) -> None:
 def test_the_server_is_known_by_its_hosts(made: Certificates, host: str) -> None:
     verify(made.authority, made.server_certificate, host)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made.server_certificate, made.server_key)  # raises where the two do not belong together
+    context.load_cert_chain(made.server_certificate, made.server_key)  # raises if the two do not match
 
 
 def test_the_server_is_not_known_by_another_host_or_authority(made: Certificates, tmp_path: Path) -> None:

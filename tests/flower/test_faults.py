@@ -27,7 +27,7 @@ def test_a_run_survives(deployed: Subject, fault: Callable[[Subject], None]) -> 
 
 
 def test_a_run_survives_a_proxy_that_is_killed(deployed: Subject) -> None:
-    """A message on its way may be lost, and is not sent again: that node's round is over, as when its network fails."""
+    """A message under way may be lost, and is not sent again: that node misses the round, as if its network failed."""
     deployed.submit(min_train_nodes=2, round_timeout=8.0)
     deployed.wait_for_round(2)
     deployed.deployment.processes.kill(PROXY)

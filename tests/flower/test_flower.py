@@ -1,4 +1,4 @@
-"""The Flower driver over nodes in memory: the simulator's results, and what happens when nodes misbehave."""
+"""The Flower driver over nodes in memory: it gives the simulator's results, and handles nodes that misbehave."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def tensors(run: Path) -> bytes:
-    """The final checkpoint's tensors, all that the server carries on."""
+    """The final checkpoint's tensors: the server's whole state."""
     return max((run / "checkpoint").glob("*.safetensors")).read_bytes()
 
 
@@ -69,7 +69,7 @@ def ledger(run: Path) -> list[dict[str, Any]]:
 
 
 def simulated(options: dict[str, Any], output: Path) -> Path:
-    """The same run with the simulator."""
+    """The directory of the same run with the simulator."""
     values = {k: v for k, v in options.items() if v != ""}
     launch(make_config(values, {"output_dir": str(output), "num_clients": NODES}), Observer())
     return output
@@ -148,7 +148,7 @@ def test_nothing_is_evaluated_if_nobody_wants_it(options: dict[str, Any], tmp_pa
 
 
 def test_a_run_of_the_simulator_is_not_continued_by_flower(options: dict[str, Any], tmp_path: Path) -> None:
-    """What nodes keep, they keep under the name that Flower's server gave to the run: this one has none."""
+    """Nodes keep state under the id that Flower's server gives the run: this run has none."""
     run = simulated(options, tmp_path / "run")
     with pytest.raises(RunError, match="was not started by Flower: continue it with 'lora-a2 resume"):
         serve(FakeGrid(tmp_path / "nodes", NODES).courier(), {"resume": str(run)})
@@ -373,7 +373,7 @@ def test_a_round_below_the_minimum_is_repeated(method: str, options: dict[str, A
     grid = FakeGrid(tmp_path / "nodes", NODES, once)
     run, twin = flower(given, tmp_path, grid, min_train_nodes=2, round_timeout=20), flower(given, tmp_path / "twin")
     assert [len(r["clients"]) for r in ledger(run)] == [3, 3, 3]
-    # Those who had trained the round already started again from what they held before it.
+    # Nodes that had already trained the round started again from their state before it.
     assert tensors(run) == tensors(twin)
     # The replies of the first attempt are not in the record.
     assert (run / ANALYSIS_FILE).read_bytes() == (twin / ANALYSIS_FILE).read_bytes()
@@ -425,7 +425,7 @@ def test_no_node_counts_for_more_than_allowed(options: dict[str, Any], tmp_path:
 
 
 def forged(**changes: Any) -> Any:
-    """Nodes whose second one states other things of itself."""
+    """Nodes of which the second states a forged profile."""
 
     class Forged(FakeGrid):
         def answer(self, partition: int, message: Message) -> Message | None:
@@ -511,7 +511,7 @@ def killed_in(server_round: int, partition: int) -> Fault:
 
 @pytest.mark.parametrize("method", ["lora-a2", "fedsa-lora", "flora", "full"])
 def test_a_killed_server_resumes_to_the_same_bytes(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """Alternation phase, cohorts and what the clients keep go on; a client that had trained the lost round repeats it."""
+    """Alternation, cohorts and clients' state continue; a client that had trained the lost round repeats it."""
     given = {**options, "method": method, "fraction-train": 0.7, "num-server-rounds": 4, "output-dir": ""}
     whole = flower(given, tmp_path / "whole")
     grid = FakeGrid(tmp_path / "nodes", NODES, honest)
@@ -528,7 +528,7 @@ def test_a_killed_server_resumes_to_the_same_bytes(method: str, options: dict[st
 
 @pytest.mark.parametrize("method", ["lora-a2", "fedsa-lora"])
 def test_a_server_goes_back_to_the_checkpoint_before(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """The last checkpoint is damaged: the round after the one before is asked for again, and the nodes have it still."""
+    """The last checkpoint is damaged: the server repeats the round after the one before, and the nodes still have its state."""
     given = {**options, "method": method, "num-server-rounds": 3, "output-dir": ""}
     grid = FakeGrid(tmp_path / "nodes", NODES, honest)
     run = flower(given, tmp_path, grid)

@@ -96,7 +96,7 @@ def test_nodes_are_not_told_of_the_server_s_own_machine() -> None:
 
 @pytest.fixture
 def own_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What the node's own log says; Flower's logger hands nothing on to others by itself."""
+    """The node's own log; Flower's logger does not propagate by itself."""
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     return caplog
 
@@ -146,7 +146,7 @@ def test_a_node_that_is_not_set_up_says_in_its_log_what_is_missing(
 def test_a_simulation_is_what_ray_says_it_is(
     running: bool, actor: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That Ray is loaded, for whatever reason, is not enough: a node would train on data of the server's choice."""
+    """A loaded Ray is not enough: a node would train on data of the server's choice."""
     runtime = SimpleNamespace(get_actor_id=lambda: actor)
     ray = SimpleNamespace(is_initialized=lambda: running, get_runtime_context=lambda: runtime)
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -306,7 +306,7 @@ def test_the_engine_gives_the_bytes_of_the_simulator(method: str, engine: dict[s
 
 @pytest.mark.slow
 def test_the_commands_of_a_new_app_s_readme_run(engine: dict[str, str], tmp_path: Path) -> None:
-    """The first command as it stands, then the one that resumes, on the run that the first one named."""
+    """The first command as written, then the one that resumes, on the run that the first one named."""
     write_app(tmp_path / "tickets")
     readme = (tmp_path / "tickets" / "README.md").read_text()
     first, again = (line for line in readme.splitlines() if line.startswith("flwr run . --"))

@@ -1,4 +1,4 @@
-"""A server of real nodes, one of which means harm: with its profile, its numbers, its texts, or its silence."""
+"""A server of real nodes, one of them malicious: with its profile, its numbers, its texts, or missing answers."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ HUGE = 2**31 - 1
 
 
 class Nodes(FakeGrid):
-    """Real nodes, as far as the server can tell, each with data of its own, whichever client it is; `lies` are what node 1
-    states of itself."""
+    """Nodes that look real to the server, each with its own data, whatever its partition; `lies` are values that node 1
+    states in its profile."""
 
     def __init__(self, store: Path, total: int, fault: Fault = honest, **lies: Any) -> None:
         super().__init__(store, total, fault, simulated=False)
@@ -80,7 +80,7 @@ def attends(run: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("method", ["lora-a2", "flora", "fedsa-lora"])
 def test_honest_nodes_feel_nothing_of_it(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """With all bounds on the result is that of the simulator, byte for byte."""
+    """With all bounds on, the result equals the simulator's, byte for byte."""
     given = {**options, "method": method}
     run, twin = run_of(given, tmp_path, Nodes(tmp_path / "nodes", NODES)), simulated(given, tmp_path / "twin")
     assert not any(record["refused"] for record in ledger(run))
@@ -110,7 +110,7 @@ def test_honest_nodes_feel_nothing_of_it(method: str, options: dict[str, Any], t
 def test_one_node_s_profile_decides_nothing(
     lies: dict[str, Any], known: bool, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All nodes take part, as many as the server says, or counts; none is told a path."""
+    """All nodes take part, as many as the server says or counts; none gets a path."""
     grid = Nodes(tmp_path / "nodes", NODES, **lies)
     run = flower({**options, "num-server-rounds": 1}, tmp_path, grid, **({"num_clients": NODES} if known else {}))
     assert attends(run) == [[0, 1, 2]]
@@ -142,7 +142,7 @@ def profile(wish: int, examples: int = 5, tests: int = 2) -> NodeProfile:
     st.lists(st.sets(st.integers(0, 4)), min_size=1, max_size=6),
 )
 def test_whoever_has_a_place_keeps_it(total: int, wishes: list[int], presences: list[set[int]]) -> None:
-    """Whatever nodes ask for and whoever comes and goes: one node a place, every place of use, and the first owner's for good."""
+    """Whatever nodes ask for, and whoever comes and goes: one node for each place, no usable place empty, owners stay."""
     places = Places(total)
     owners: dict[int, int] = {}
     for present in presences:
@@ -181,7 +181,7 @@ def test_a_damaged_file_of_places_is_said(text: str, tmp_path: Path) -> None:
 
 
 def test_on_resuming_places_are_those_of_before(options: dict[str, Any], tmp_path: Path) -> None:
-    """A node that has had another's place in mind since does not get it."""
+    """A node that asks for another's place after the restart does not get it."""
 
     class Stop(Exception):
         pass
@@ -215,7 +215,7 @@ def test_more_nodes_than_places(options: dict[str, Any], tmp_path: Path, caplog:
 
 
 def test_a_forged_number_of_examples_does_not_stop_learning(options: dict[str, Any], tmp_path: Path) -> None:
-    """2³¹ − 1 examples and nothing learnt from them: it counts for three times the second largest."""
+    """2³¹ − 1 examples and an empty update: it counts for three times the second largest."""
 
     def nothing(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message:
         return with_payload(reply, message, emptied) if k == 1 else reply
@@ -437,7 +437,7 @@ def test_impossible_seconds_harm_nothing(seconds: float, options: dict[str, Any]
 
 
 def test_who_is_silent_again_and_again_is_left_out(options: dict[str, Any], tmp_path: Path) -> None:
-    """12 rounds cost 5 timeouts in the place of 12; the ledger says so, and nothing else changes."""
+    """12 rounds cost 5 timeouts instead of 12; the ledger says so, and nothing else changes."""
 
     def mute(grid: FakeGrid, k: int, message: Message, reply: Message) -> Message | None:
         return None if k == 1 else reply
@@ -529,7 +529,7 @@ def test_the_usual_rules() -> None:
 
 
 def test_a_node_is_known_by_its_key(tmp_path: Path) -> None:
-    """By its id where the grid knows no keys, as one in memory."""
+    """By its id if the grid knows no keys, as in memory."""
 
     @dataclass
     class Info:

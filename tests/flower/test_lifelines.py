@@ -1,4 +1,4 @@
-"""Whatever starts processes is killed, and none of them is left, however deep: nor are the keys and data that they had."""
+"""If a process that starts others is killed, no descendant is left, nor their keys and data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ with guarded_home() as home, Processes(home) as processes:
     print(home, flush=True)
     sys.stdin.read()
 """
-"""Holds a deployment of a child and its child, which is in a session of its own."""
+"""Holds a deployment of a child and its child, which is in its own session."""
 
 
 def wait(ready: Callable[[], bool], what: str, holder: subprocess.Popen[str]) -> None:
@@ -70,7 +70,7 @@ def assert_nothing_is_left(folder: Path) -> None:
 
 
 def hold(folder: Path, *command: str) -> subprocess.Popen[str]:
-    """Starts a program with a folder for temporary files of its own."""
+    """Starts a program with its own folder for temporary files."""
     (folder / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

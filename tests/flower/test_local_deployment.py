@@ -1,4 +1,4 @@
-"""`lora-a2 flower local-deployment`, from the command line to the last process that is gone."""
+"""`lora-a2 flower local-deployment`, from the command line to the end of the last process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NODES = 2
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command, with a home and a folder for temporary files of its own."""
+    """The command, with its own home and folder for temporary files."""
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
@@ -157,7 +157,7 @@ def test_each_worker_reads_its_own_data_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @NGINX
 def test_no_text_and_no_label_leaves_a_node(tmp_path: Path) -> None:
-    """Every byte that a node sends in a run, TLS taken off: replies, and all that Flower says besides."""
+    """Every byte that a node sends in a run, without TLS: replies, and all other messages of Flower."""
     labels = ("Mahnung", "Kuendigung", "Rueckfrage")
     data = save_data(tmp_path / "secret.csv", 40, labels)
     config = tiny_config(tmp_path, data=str(data), num_clients=1, num_server_rounds=3, output_dir=str(tmp_path / "run"))
@@ -181,7 +181,7 @@ def test_no_text_and_no_label_leaves_a_node(tmp_path: Path) -> None:
 
 
 def profile(deployment: LocalDeployment) -> Request:
-    """What a server asks a node first."""
+    """A server's first request to a node."""
     return Request(
         kind="profile",
         run_id="1",

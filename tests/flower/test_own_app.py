@@ -1,4 +1,4 @@
-"""A server that sends programs of its own: our SuperNode runs none of them, where Flower's does."""
+"""A server that sends its own programs: our SuperNode runs none of them; Flower's does."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_no_other_task_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_release_that_loads_apps_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in REPLACED:
-        monkeypatch.setattr(run_clientapp, name, None)  # put back in the end
+        monkeypatch.setattr(run_clientapp, name, None)  # restored at the end
     use_own_client_app()
     assert run_clientapp.get_load_client_app_fn()("others", "1.0.0", "hash") is client_app.app
     for name in REPLACED:

@@ -1,4 +1,4 @@
-"""Waits of a SuperNode: short in the middle of things, long if nothing happens, never longer than Flower's own."""
+"""Waits of a SuperNode: short during a round, long if nothing happens, never longer than Flower's own."""
 
 from __future__ import annotations
 

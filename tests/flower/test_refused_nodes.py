@@ -31,7 +31,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def refused(deployment: Deployment, name: str) -> str:
-    """What a SuperNode says when it gives up."""
+    """A SuperNode's output when it gives up."""
     processes = deployment.processes
     with pytest.raises(RunError, match=f"{name} ended with status") as error:
         processes.wait_until(lambda: False, "refusing the node")

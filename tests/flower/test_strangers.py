@@ -1,7 +1,7 @@
-"""What a stranger gets who reaches the published port and has the authority's certificate, which is public: nothing.
+"""A stranger who reaches the published port and has the authority's certificate, which is public, gets nothing.
 
-Everything that Flower answers is listed by Flower itself: the routes that the SuperLink says it has, the methods of all gRPC
-services in its package. So a new release brings its own attempts.
+Flower itself lists everything that it answers: the SuperLink's routes, and the methods of all gRPC services in its package.
+So a new release brings its own attempts.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from stranger import PROTOBUF, call, grpc_methods, inside, is_the_proxy_s, nodes
 pytestmark = NGINX
 FLEET = "/v1/fleet/"
 KEY = ec.generate_private_key(ec.SECP384R1())
-"""The stranger's own."""
+"""The stranger's own key."""
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A SuperLink behind its proxy that knows the key of node 0; in the end it has neither a run nor another node."""
+    """A SuperLink behind its proxy that knows node 0's key; at the end it must have neither a run nor another node."""
     with Processes(tmp_path_factory.mktemp("deployment")) as processes:
         started = Deployment(processes, nodes=2)
         started.start_superlink()
@@ -137,7 +137,7 @@ def test_no_spelling_of_a_request_gets_round_the_proxy(deployment: Deployment, r
     ],
 )
 def test_no_header_leads_elsewhere(deployment: Deployment, headers: str) -> None:
-    """What is passed on is the fleet method that was named, and it wants a key."""
+    """Only the named fleet method is passed on, and it needs a key."""
     head = f"POST /v1/fleet/get-run HTTP/1.1\r\nHost: localhost\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n{headers}"
     answer = raw(deployment, head)
     print(f"{headers.splitlines()[0]} -> {answer.splitlines()[0]}")
@@ -162,7 +162,7 @@ FLEET_METHODS = sorted(path for _, path in PROTOBUF_REQUEST_TYPES if path.starts
 
 @pytest.mark.parametrize("path", FLEET_METHODS)
 def test_a_fleet_method_wants_a_registered_key(deployment: Deployment, outside: httpx.Client, path: str) -> None:
-    """Without a key, with the stranger's own, with a registered one that is another's, and in a registered node's name."""
+    """Without a key, with the stranger's own, with another's registered one, and in a registered node's name."""
     (node_id,) = nodes(deployment)
     owner = load_ssh_private_key(deployment.certificates.node_key(0).read_bytes(), None)
     other = load_ssh_private_key(deployment.certificates.node_key(1).read_bytes(), None)
@@ -186,7 +186,7 @@ def test_a_fleet_method_wants_a_registered_key(deployment: Deployment, outside: 
 
 
 def test_the_fleet_service_is_reached_by_who_has_a_key(deployment: Deployment, outside: httpx.Client) -> None:
-    """So that the refusals above say something: the same request with the right key succeeds."""
+    """The counterpart of the refusals above: the same request with the right key succeeds."""
     owner = load_ssh_private_key(deployment.certificates.node_key(0).read_bytes(), None)
     assert isinstance(owner, ec.EllipticCurvePrivateKey)
     request = request_of(f"{FLEET}activate-node", 0, owner.public_key())

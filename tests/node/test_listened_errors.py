@@ -1,4 +1,4 @@
-"""Every byte that a real node sends while things go wrong on it: fixed sentences, and no path, column, label or text."""
+"""Every byte that a real node sends after errors: fixed sentences, and no path, column, label or text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, NGINX]
 
 @pytest.fixture(scope="module")
 def listened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalDeployment, ListeningProxy]]:
-    """A node whose every word is heard."""
+    """A node, and a proxy that records all that it sends."""
     folder = tmp_path_factory.mktemp("listened")
     data = save_data(folder / "secret.csv", 40, LABELS)
     config = tiny_config(folder, data=str(data), num_clients=1, num_server_rounds=1, output_dir=str(folder / "run"))
@@ -39,7 +39,7 @@ def listened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalDe
 
 
 def provoke(deployment: LocalDeployment, reason: Reason, **options: str | int | float) -> None:
-    """A run that the node refuses to take part in, for this reason."""
+    """Starts a run that the node refuses for this reason."""
     given = {name.replace("_", "-"): value for name, value in options.items()}
     said: list[str] = []
     deployment.submit({"node-timeout": 6.0, "evaluation": "none", **given})

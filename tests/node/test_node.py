@@ -285,7 +285,7 @@ def same(found: ClientState, expected: ClientState) -> bool:
 
 @given(drawn=st.data())
 def test_a_damaged_file_is_lost_and_never_other_values(drawn: st.DataObject, tmp_path_factory: Any) -> None:
-    """Any bit flipped, any end cut or grown, any file under another name; then the node goes on where all is sent anew."""
+    """Any bit flipped, the file cut, extended or renamed; afterwards the node continues once everything is sent again."""
     store = ClientStore(tmp_path_factory.mktemp("store"), "run", 0)
     for number in (1, 2):
         store.keep(held(number))

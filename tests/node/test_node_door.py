@@ -1,4 +1,4 @@
-"""Nobody holds a worker up: those who drip, those who hang up, crowds, and those who do not take their answers."""
+"""No client can block a worker: slow messages, closed connections, many connections, and answers that are not read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from node_requests import Server, request, working
 from node_requests import participant as node_of
 
 SHORT = 0.3
-"""Seconds that a message may take, where a test wants it to be cut."""
+"""The time limit in seconds, in tests that exceed it."""
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the worker listens."""
+    """The worker's socket."""
     return tmp_path / "private" / "worker.sock"
 
 
@@ -37,7 +37,7 @@ def honest(asked: Request, gone: Any) -> Answer:
 
 @contextmanager
 def connected(path: Path, message: bytes = b"") -> Iterator[socket.socket]:
-    """A connection on which that much has been said."""
+    """A connection on which `message` has been sent."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(path))
@@ -152,7 +152,7 @@ def test_too_many_are_told_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_payloads_together_take_no_more_than_the_largest_one_may(path: Path) -> None:
-    """Each is well within the limit; together they are not, so that the later ones wait."""
+    """Each is within the limit, but not all together, so that the later ones wait."""
     held, most = Counter[str](), []
     original = door._exactly
 
@@ -263,7 +263,7 @@ def test_a_hundred_thousand_epochs_end_when_their_sender_goes(path: Path, files:
 
 @pytest.mark.parametrize("method", ["lora-a2", "fedsa-lora", "flora", "full"])
 def test_what_was_given_up_leaves_no_trace(method: str, files: tuple[str, str], tmp_path: Path) -> None:
-    """Wherever between two steps it was: the same bytes afterwards as on a node that never saw it."""
+    """Wherever it is abandoned, the node then gives the same bytes as one that never got the request."""
     asked = Server(files[1], method=method, **{"batch-size": 4}).asks("train")
     expected = node_of(*files, tmp_path / "fresh").answer(asked)
     node = node_of(*files, tmp_path / "disturbed")

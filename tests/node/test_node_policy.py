@@ -1,4 +1,4 @@
-"""A node's owner has the last word: every key of a policy, its file, and what a server cannot set at all."""
+"""A node's owner decides: every key of a policy, its file, and what a server cannot set."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ INSIDE_AND_OUTSIDE: dict[str, tuple[Any, Asked, Asked]] = {
     "evaluation": (False, ("train", {}, {}), ("evaluate", {}, {})),
 }
 ELSEWHERE = {"max-seconds", "max-message", "round-examples-to", "model-fingerprints"}
-"""Keys with a test of their own: a clock, a socket, a count, a model."""
+"""Keys with their own tests: they need a clock, a socket, a count or a model."""
 
 
 def ask(files: tuple[str, str], store: Path, key: str, value: Any, asked: Asked) -> Any:

@@ -1,4 +1,4 @@
-"""Whatever goes wrong on a node, and however: one of a few fixed sentences leaves it, and the node's log has the rest."""
+"""Whatever goes wrong on a node, only one of a few fixed sentences leaves it; the node's log has the details."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Node:
     model: str
 
     def participant(self, store: str = "store", **policy: Any) -> Participant:
-        """The node as it should be."""
+        """The participant of a correct node."""
         return participant(self.data, self.model, self.folder / store, **policy)
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """A node whose every name is secret, but for the labels that the federation shares."""
+    """A node with only secret names, except for the labels that the federation shares."""
     folder = tmp_path_factory.mktemp(SECRET)
     data = save_data(folder / f"{SECRET}.csv", 20)
     head, *rows = data.read_text().splitlines()
@@ -57,7 +57,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
 
 
 Case = Callable[[Node], tuple[Callable[[Request, Any], Answer], Request]]
-"""A node → who answers, and the request that is to be refused."""
+"""A node → its answer function, and the request that must be refused."""
 
 
 def profile_of(node: Node, **changes: Any) -> Request:
@@ -85,12 +85,12 @@ def written(name: str, content: bytes, **options: Any) -> Case:
 
 
 def asked(**changes: Any) -> Case:
-    """A proper node, asked for its profile with these changes."""
+    """A correct node, asked for its profile with these changes."""
     return lambda node: (node.participant().answer, profile_of(node, **changes))
 
 
 def configured(**options: Any) -> Case:
-    """A proper node, asked for its profile in a run with these options."""
+    """A correct node, asked for its profile in a run with these options."""
     return lambda node: (node.participant().answer, replace(profile_of(node), run={**run_of(node.model), **options}))
 
 
@@ -112,7 +112,7 @@ def other_model(make: Callable[[Path], object]) -> Case:
 
 
 def download(change: Callable[[bytes], bytes], **changes: Any) -> Case:
-    """A proper node that is sent other bytes."""
+    """A correct node that is sent other bytes."""
 
     def case(node: Node) -> Any:
         sent = Server(node.model).asks("train", **changes)
@@ -128,7 +128,7 @@ def no_store(node: Node) -> Any:
 
 
 def lost_base(node: Node) -> Any:
-    """The server counts on base weights that the node does not have."""
+    """The download builds on base weights that the node does not have."""
     server = Server(node.model, method="flora")
     name, shape = server.federation.layout.base[0]
     moved = {name: np.ones(shape, np.float32)}
@@ -272,7 +272,7 @@ def test_what_is_no_request_is_answered_by_a_fixed_sentence_too(
 
 
 def every_error() -> list[type[Exception]]:
-    """Every exception that can be made of a text: the project's own, Python's, and those of libraries loaded by now."""
+    """Every exception that can be created from a text: the project's, Python's, and those of loaded libraries."""
     found, todo = set(), [Exception]
     while todo:
         kind = todo.pop()
@@ -299,7 +299,7 @@ def test_no_kind_of_error_says_anything_else(own_log: pytest.LogCaptureFixture) 
 
 
 def test_every_reason_of_the_project_s_own_errors_is_decided() -> None:
-    """A new error of the project is `FAILED` until somebody decides that a server may know more."""
+    """A new error of the project is `FAILED` unless it is listed."""
     decided = {kind.__name__: reason_of(kind("x")) for kind in vars(errors).values() if isinstance(kind, type)}
     assert decided == {
         "LoraA2Error": Reason.FAILED,
@@ -351,7 +351,7 @@ def test_a_traceback_in_the_log_is_indented_and_cut() -> None:
 
 
 def test_an_answer_reads_back(node: Node, tmp_path: Path) -> None:
-    """The same way in which refusals come carries answers."""
+    """The channel of the refusals also carries answers."""
     path = tmp_path / "private" / "s.sock"
     with working(path, node.participant().answer), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))

@@ -1,4 +1,4 @@
-"""Where Linux is not: a Mac has one worker, PyTorch's own products, and less to tell; Windows has a line."""
+"""Systems other than Linux: a Mac has one worker, PyTorch's own products and fewer figures; Windows gets one line of error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(json.dumps([summary.to_json(), again.accuracy, measured.accuracy, predicte
 
 
 def test_a_whole_run_on_a_mac(options: dict[str, Any], tmp_path: Path) -> None:
-    """It trains, goes on, measures and predicts in one process, and ends where a run on this machine ends."""
+    """It trains, resumes, evaluates and predicts in one process, with the results of a run on this machine."""
     given = {**options, "output_dir": str(tmp_path / "mac"), "num_workers": 2, "dtype": "auto"}
     command = [sys.executable, "-c", RUN.format(tests=str(TESTS)), json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

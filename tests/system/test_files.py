@@ -1,4 +1,4 @@
-"""Files that are whole or not there, tell when they have been changed, and name themselves in errors; locks of folders."""
+"""Files are written whole or not at all, changes are detected, and errors name the file; locks of folders."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def full(descriptor: int) -> None:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A disk without room."""
+    """A full disk."""
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         yield

@@ -1,4 +1,4 @@
-"""What the system offers, as it is found here, and if it is missing."""
+"""System features, as found here, and as missing elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop, sent to real processes in a terminal: one line, the cursor back, no traceback, nobody left behind."""
+"""Requests to stop, sent to real processes in a terminal: one line, the cursor restored, no traceback, no process left."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ print("ended", flush=True)
 os.read(0, 1)
 sys.exit(status)
 """
-"""The command line with a command that waits, and tells how far it is; a line that is typed lets it go on."""
+"""The command line with a command that waits and prints its progress; a typed line lets it continue."""
 
 EVERY = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 @EVERY
 def test_a_request_to_stop_is_one_line(number: int) -> None:
-    """However often it is sent: while it works, while it cleans up, and while it ends."""
+    """However often it is sent: during the work, during the clean-up, and at the end."""
     with Terminal(["-c", STAND_IN]) as terminal:
         terminal.wait_for(b"ready")
         terminal.send(number)
@@ -98,7 +98,7 @@ def test_results_that_cannot_be_printed_name_standard_output() -> None:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a run that takes its time."""
+    """Options of a long run."""
     folder = tmp_path_factory.mktemp("signals")
     model, data = save_model(folder / "model"), save_data(folder / "texts.csv")
     options = {"data": data, "model": model, "dtype": "float32", "num-clients": 2, "num-server-rounds": 100_000, "r": 4}
@@ -119,12 +119,12 @@ def family(process: int) -> list[psutil.Process]:
 
 
 def interrupted(terminal: Terminal, number: int, times: int) -> str:
-    """Sends a signal to a command in the middle of its work; the last line that it says."""
+    """Sends a signal to a working command; returns the last line that it prints."""
     children = family(terminal.process.pid)
     for _ in range(times):
         terminal.send(number)
     assert terminal.end() == 128 + number
-    assert not psutil.wait_procs(children, timeout=LIMIT)[1], "somebody is left behind"
+    assert not psutil.wait_procs(children, timeout=LIMIT)[1], "a process is left behind"
     assert b"Traceback" not in terminal.printed
     assert b"Exception" not in terminal.printed
     if HIDE in terminal.printed:
