@@ -79,7 +79,10 @@ def test_names_and_synonyms() -> None:
         ({"alpha": float("nan")}, "alpha: nan should be a finite number."),
         ({"r": True}, "r: true is not a number."),
         ({"num-clients": "ten"}, "num-clients: 'ten' should be a valid integer"),
-        ({"partitioner": "dirichle"}, "'dirichle' is not one of iid, dirichlet, quantity, pathological, natural."),
+        (
+            {"partitioner": "dirichle"},
+            "'dirichle' is not one of iid, dirichlet, quantity, pathological, label-shards, natural.",
+        ),
         ({"partitioner": "natural"}, "client-column: the natural partitioner needs it"),
         ({"target-modules": "query,,value"}, "target-modules: an empty name"),
         ({"test-data": "t.csv", "test-fraction": 0.2}, "test-fraction: it has nothing to hold out"),

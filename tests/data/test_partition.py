@@ -50,7 +50,7 @@ def same(left: Partition, right: Partition) -> bool:
 
 
 @given(
-    kind=st.sampled_from(["iid", "dirichlet", "quantity", "pathological"]),
+    kind=st.sampled_from(["iid", "dirichlet", "quantity", "pathological", "label-shards"]),
     labels=st.lists(st.integers(0, 4), min_size=40, max_size=120),
     pairs=st.integers(1, 4),
     alpha=ALPHAS,
@@ -81,7 +81,7 @@ def test_dirichlet_splits_train_and_test_alike(alpha: float, seed: int, each: in
     assert np.abs(difference).max() <= 1 / each + 1 / 15 + 1e-12
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity", "pathological"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity", "pathological", "label-shards"])
 def test_another_seed_gives_another_split(kind: str) -> None:
     labels = labels_of(6, 20)
     splits = [partition(kind, labels, labels, 4, generator(seed, "split")) for seed in (0, 1)]
@@ -157,6 +157,32 @@ def test_pathological_groups_are_consecutive_and_even() -> None:
     assert [np.flatnonzero(row).tolist() for row in counts[::2]] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
+def test_label_shards_are_pairs_of_runs_of_the_sorted_labels() -> None:
+    """12 shards of 10 examples, each within one class of 20: a client holds ten of two classes, or all of one."""
+    train, test = labels_of(6, 20), labels_of(6, 4)
+    seen = set()
+    for seed in range(20):
+        split = partition("label-shards", train, test, 6, generator(seed, "split"))
+        counts, tests = label_counts(split.train, train, 6), label_counts(split.test, test, 6)
+        assert set(counts.ravel()) <= {0, 10, 20} and (counts.sum(axis=1) == 20).all()
+        np.testing.assert_array_equal(tests, counts // 5)
+        seen |= {int((row > 0).sum()) for row in counts}
+    assert seen == {1, 2}
+
+
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=24, max_size=90), num_clients=st.integers(1, 9), seed=st.integers(0, 99)
+)
+@settings(max_examples=60, deadline=None)
+def test_label_shards_are_of_equal_size(labels: list[int], num_clients: int, seed: int) -> None:
+    train = np.array(labels)
+    split = partition("label-shards", train, np.array([7, 7, 0]), num_clients, generator(seed, "split"))
+    sizes = [len(part) for part in split.train]
+    least = len(train) // (2 * num_clients)
+    assert 2 * least <= min(sizes) <= max(sizes) <= 2 * least + 2
+    assert_covers(split.test, 3)  # nobody trains on class 7
+
+
 def test_natural_clients_are_the_largest_with_ties_by_name() -> None:
     train = ["c", "b", "a", "b", "a", "d", "d", "d"]
     split = natural(train, ["a", "x", "d", "a"], 3)
@@ -186,6 +212,8 @@ def test_label_counts_of_nobody() -> None:
         ("quantity", 13, {}, "only 12 training examples"),
         ("pathological", 3, {}, "give an even number"),
         ("pathological", 10, {}, "give at most 8"),
+        ("label-shards", 7, {}, "two training examples for every client, and there are 12; give at most 6"),
+        ("label-shards", 13, {}, "only 12 training examples"),
         ("natural", 2, {}, "--client-column"),
         ("natural", 3, {"clients": (["a", "b"] * 6, [])}, "2 of the 2 clients"),
         ("natural", None, {"clients": (["a", "b"] * 6, []), "min_examples": 7}, "0 of the 2"),
@@ -205,7 +233,7 @@ def test_pathological_says_which_client_stays_empty() -> None:
 
 
 def test_the_kinds_are_the_documented_ones() -> None:
-    assert list(KINDS) == ["iid", "dirichlet", "quantity", "pathological", "natural"]
+    assert list(KINDS) == ["iid", "dirichlet", "quantity", "pathological", "label-shards", "natural"]
 
 
 # ../shared/paper.md, "Data": training examples max / min of a client, classes max / min of a client. None: see below.

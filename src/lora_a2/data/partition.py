@@ -129,6 +129,34 @@ def pathological(
     return _numbered(_cut(train_labels, shares, rng), _cut(test_labels, shares, rng))
 
 
+def label_shards(
+    train_labels: IntArray, test_labels: IntArray, num_clients: int, rng: np.random.Generator
+) -> Partition:
+    """Training examples in the order of their labels, cut into 2K shards of equal size; each client gets two at random.
+
+    The pathological non-IID split of McMahan, Moore, Ramage, Hampson, y Arcas: "Communication-Efficient Learning of Deep
+    Networks from Decentralized Data", AISTATS 2017. Shard sizes differ by at most one. Test examples follow the clients'
+    shares of the training examples of their class, our choice; a class without training examples is spread evenly.
+
+    Raises:
+        ConfigError: num_clients is below 1, or above half of the number of training examples.
+    """
+    _check_num_clients(num_clients, len(train_labels))
+    if 2 * num_clients > len(train_labels):
+        raise ConfigError(
+            f"num-clients is {num_clients}: label shards need two training examples for every client, and there are "
+            f"{len(train_labels)}; give at most {len(train_labels) // 2}."
+        )
+    num_classes = _num_classes(train_labels, test_labels)
+    held = np.zeros((num_classes, num_clients))
+    owners = rng.permutation(np.repeat(np.arange(num_clients), 2))
+    for owner, shard in zip(owners, np.array_split(np.sort(train_labels), 2 * num_clients), strict=True):
+        held[:, owner] += np.bincount(shard, minlength=num_classes)
+    held[held.sum(axis=1) == 0] = 1
+    shares = held / held.sum(axis=1, keepdims=True)
+    return _numbered(_cut(train_labels, shares, rng), _cut(test_labels, shares, rng))
+
+
 def natural(
     train_clients: Sequence[str],
     test_clients: Sequence[str],
@@ -191,6 +219,7 @@ KINDS: Mapping[str, Callable[[_Request], Partition]] = {
     "dirichlet": lambda q: dirichlet(q.train_labels, q.test_labels, q.count(), q.rng, alpha=q.alpha),
     "quantity": lambda q: quantity(q.train_labels, q.test_labels, q.count(), q.rng, alpha=q.alpha),
     "pathological": lambda q: pathological(q.train_labels, q.test_labels, q.count(), q.rng),
+    "label-shards": lambda q: label_shards(q.train_labels, q.test_labels, q.count(), q.rng),
     "natural": lambda q: natural(*q.by_client(), q.num_clients, min_examples=q.min_examples),
 }
 """Name of a split, as typed on the command line → its function."""
