@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,14 @@ def random_mask(layout: Layout, rank: int, seed: int) -> dict[str, BoolArray]:
     return {m.name: rng.random(rank) < rng.random() for m in layout.modules}
 
 
+def wire(values: FloatArray, dtype: str) -> FloatArray:
+    """Values as they arrive; bfloat16 is rounded by PyTorch here."""
+    if dtype == "bf16":
+        rounded: FloatArray = torch.from_numpy(values).bfloat16().float().numpy()
+        return rounded
+    return values.astype(np.float16).astype(np.float32) if dtype == "fp16" else values
+
+
 def assert_same(given: Adapter, expected: Adapter, dtype: str) -> None:
     assert given.lora_alpha == expected.lora_alpha
     assert given.factors.keys() == expected.factors.keys()
@@ -100,7 +109,7 @@ def assert_same(given: Adapter, expected: Adapter, dtype: str) -> None:
         assert ours.dtype == np.float32
         assert ours.flags.c_contiguous and ours.flags.writeable
         assert ours.shape == theirs.shape
-        assert np.array_equal(ours, theirs.astype(np.float16) if dtype == "fp16" else theirs)
+        assert np.array_equal(ours, wire(theirs, dtype))
 
 
 @given(layouts(), st.integers(1, 9), SUBSETS, SUBSETS, st.sampled_from(sorted(VALUE_TYPES)), st.integers(0, 99))
@@ -116,11 +125,8 @@ def test_downloads_come_back(
     values = upload_parameters(layout, rank, None, factors)
     assert len(data) == OVERHEAD + HOLDS + values * (4 if dtype == "fp32" else 2)
     # The receiver's own copy of what does not travel: what a lossless wire would have carried.
-    half = {n: Factors(f.A.astype(np.float16), f.B.astype(np.float16)) for n, f in sent.adapter.factors.items()}
-    own = sent.adapter if dtype == "fp32" else replace(sent.adapter, factors=half)
-    own = replace(
-        own, factors={n: Factors(*(v.astype(np.float32) for v in (f.A, f.B))) for n, f in own.factors.items()}
-    )
+    arrived = {n: Factors(wire(f.A, dtype), wire(f.B, dtype)) for n, f in sent.adapter.factors.items()}
+    own = replace(sent.adapter, factors=arrived)
     held = None if factors == BOTH else own
     got = decode_download(data, layout, held, factors, dtype, server_round=seed + 1)
     assert (got.server_round, got.client, got.shared) == (seed + 1, seed, trainable)
@@ -354,8 +360,7 @@ def test_what_changed_is_put_into_what_is_held(
         )
         own = held.tensors[kind, name]
         own = own if kind == "head" else own[:, :rank] if kind == "B" else own[:rank]
-        wire = values.astype(np.float16).astype(np.float32) if dtype == "fp16" else values
-        np.testing.assert_array_equal(got.adapter.tensors[kind, name], np.where(keep, wire, own))
+        np.testing.assert_array_equal(got.adapter.tensors[kind, name], np.where(keep, wire(values, dtype), own))
         carried += int(keep.sum())
     assert len(data) == changed_size(layout, rank, factors, carried, dtype)
     assert (got.since, got.digest) == (4, bytes(range(16)))
@@ -409,6 +414,32 @@ def test_fp16_keeps_the_relative_error_and_never_overflows() -> None:
     with pytest.raises(CodecError, match=r"1 of 8000 values overflow fp16, the largest is 65520: use fp32"):
         encode_upload(sent, layout, "fp16")
     encode_upload(sent, layout, "fp32")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+def test_bf16_is_rounded_as_pytorch_rounds(patterns: list[int]) -> None:
+    """Over all bit patterns: subnormals, ties and what a carry does to the exponent; what overflows is refused."""
+    values = np.array(patterns, np.uint32).view(np.float32)
+    expected = wire(values, "bf16")
+    fits = codec.fits(values, "bf16")
+    assert fits == (not (np.isinf(expected) & np.isfinite(values)).any())
+    if fits:
+        np.testing.assert_array_equal(codec.as_sent(values, "bf16"), expected)
+
+
+def test_bf16_rounds_ties_to_even_and_never_overflows() -> None:
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0xBF808000, 0x007F8000], np.uint32).view(np.float32)
+    rounded = codec.as_sent(ties, "bf16").view(np.uint32)
+    assert rounded.tolist() == [0x3F800000, 0x3F820000, 0x3F810000, 0xBF800000, 0x00800000]
+    most = np.array([0x7F7F0000, 0x7F7F7FFF], np.uint32).view(
+        np.float32
+    )  # 3.39e38, and the largest that is rounded to it
+    assert (codec.as_sent(most, "bf16") == most[0]).all()
+    with pytest.raises(CodecError, match=r"1 of 1 values overflow bf16, the largest is 3.39618e\+38: use fp32"):
+        VALUE_TYPES["bf16"].pack([np.array([0x7F7F8000], np.uint32).view(np.float32)])
+    loud = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(codec.as_sent(loud, "bf16")).all()
 
 
 @pytest.mark.parametrize("dtype", sorted(VALUE_TYPES))

@@ -98,7 +98,7 @@ PLAIN = [m.name for m in METHODS.values() if not (m.sparse or m.moves_base or m.
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("budget", [1, 2, 3, 4])
 @pytest.mark.parametrize("rounds", [1, 2, 5])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_bytes_are_those_of_encoded_frames(name: str, budget: int, rounds: int, dtype: str) -> None:
     cost = small(name, [budget] * 4, rounds, dtype=dtype)
     per_round = [uploads(METHODS[name], budget, t, dtype) for t in range(1, rounds + 1)]

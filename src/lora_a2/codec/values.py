@@ -31,20 +31,44 @@ class ValueType:
 
 
 def _pack(name: str, dtype: npt.DTypeLike, blocks: Sequence[FloatArray]) -> bytes:
-    flat = np.concatenate([block.ravel() for block in blocks]) if blocks else np.empty(0, np.float32)
+    flat = _joined(blocks)
     with np.errstate(over="ignore"):  # an overflow is looked for below
         packed = flat.astype(dtype)
-    lost = np.isinf(packed) & np.isfinite(flat)
+    _check_overflow(name, flat, np.isinf(packed))
+    return packed.tobytes()
+
+
+def _joined(blocks: Sequence[FloatArray]) -> FloatArray:
+    return np.concatenate([block.ravel() for block in blocks]) if blocks else np.empty(0, np.float32)
+
+
+def _check_overflow(name: str, flat: FloatArray, infinite: npt.NDArray[np.bool_]) -> None:
+    lost = infinite & np.isfinite(flat)
     if lost.any():
         worst = float(np.abs(flat[lost]).max())
         raise CodecError(
             f"{int(lost.sum())} of {flat.size} values overflow {name}, the largest is {worst:g}: use fp32."
         )
-    return packed.tobytes()
 
 
 def _unpack(dtype: npt.DTypeLike, data: bytes | memoryview, sizes: Sequence[int]) -> FloatArray:
     return np.frombuffer(data, dtype, sum(sizes)).astype(np.float32)
+
+
+def _pack_bf16(blocks: Sequence[FloatArray]) -> bytes:
+    """The upper half of each float32, rounded to the nearest, to an even last bit where two are as near."""
+    flat = _joined(blocks)
+    bits = np.ascontiguousarray(flat, "<f4").view("<u4")
+    # A carry goes on into the exponent, as it should; that of a NaN would end in its sign, so that NaNs are cut and made quiet.
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    packed = np.where(np.isnan(flat), (bits >> 16 | 0x40).astype("<u2"), rounded)
+    _check_overflow("bf16", flat, packed & 0x7FFF == 0x7F80)
+    return packed.tobytes()
+
+
+def _unpack_bf16(data: bytes | memoryview, sizes: Sequence[int]) -> FloatArray:
+    halves = np.frombuffer(data, "<u2", sum(sizes))
+    return (halves.astype("<u4") << 16).view("<f4").astype(np.float32)
 
 
 def _size(width: int, sizes: Sequence[int]) -> int:
@@ -58,7 +82,11 @@ def _cast(name: str, code: int, dtype: str) -> ValueType:
     )
 
 
-VALUE_TYPES: Mapping[str, ValueType] = {"fp32": _cast("fp32", 0, "<f4"), "fp16": _cast("fp16", 1, "<f2")}
+VALUE_TYPES: Mapping[str, ValueType] = {
+    "fp32": _cast("fp32", 0, "<f4"),
+    "fp16": _cast("fp16", 1, "<f2"),
+    "bf16": ValueType(2, _pack_bf16, _unpack_bf16, partial(_size, 2)),
+}
 EXACT = "fp32"
 """The one that loses nothing."""
 
