@@ -19,7 +19,7 @@ from lora_a2.commands.common import examples, trust_option
         "",
         "node.toml, all of it optional:",
         "  model-fingerprints = ['5d1f0c']     # models that may be trained (default: all)",
-        "  methods = ['lora-a2', 'ffa-lora']   # algorithms that may be used (default: all)",
+        "  methods = ['lora-a2', 'ffa-lora']   # methods that may be used (default: all)",
         "  labels = ['billing', 'delivery']    # the class names that a run must have (default: all)",
         "  max-local-epochs = 5                # most epochs in a round (default: 100)",
         "  max-batch-size = 32                 # largest batch (default: 4096)",
