@@ -54,7 +54,7 @@ class Setup:
     @cached_property
     def exact(self) -> tuple[Arrays, list[Arrays]]:
         """Our results in float32: the adapter after a round, and each client's."""
-        device = str(self.model.classifier.device)
+        device = str(self.model.network.device)
         model = lora_a2.load_model(self.source, labels=self.data.label_names, dtype="float32", device=device)
         return results(model, self.clients, plan_of(model, self.clients))
 

@@ -62,20 +62,20 @@ def plan_of(
 
 def workload_of(model: lora_a2.Model, folder: str, clients: Sequence[Client], plan: Plan) -> Workload:
     """Round 1 of a one-epoch plan, for the peers: the clients' examples in the order in which ours trains on them."""
-    federation, classifier = plan.federation, model.classifier
+    federation, network = plan.federation, model.network
     settings = Settings(
         model=folder,
         modules=tuple(m.name for m in model.layout.modules),
         rank=federation.initial.rank,
         lora_alpha=federation.initial.lora_alpha,
-        pooling=classifier.pooling,
-        pad_token_id=classifier.pad_token_id,
+        pooling=network.objective.pooling,
+        pad_token_id=network.pad_token_id,
         batch_size=federation.training.batch_size,
         learning_rate=federation.training.learning_rate,
         weight_decay=federation.training.weight_decay,
-        device=str(classifier.device),
+        device=str(network.device),
     )
-    head = {name: value.cpu().numpy() for name, value in classifier.head.items()}
+    head = {name: value.cpu().numpy() for name, value in network.objective.head.items()}
     return Workload(settings, tuple(_ordered(c, plan) for c in clients), arrays_of(federation.initial), head)
 
 

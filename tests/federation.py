@@ -25,7 +25,7 @@ def tiny_model(family: str = "bert", head: str = "frozen") -> Model:
     """A `Model` around a tiny random classifier, without a tokenizer."""
     built, layout = classifier(backbone(family), family, len(LABELS))
     if head == "trained":
-        layout = Layout(layout.modules, tuple((n, tuple(v.shape)) for n, v in built.head.items()))
+        layout = Layout(layout.modules, tuple((n, tuple(v.shape)) for n, v in built.objective.head.items()))
     return Model("tiny", built, None, layout, LABELS, 64, 1000, "0" * 64)  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ from transformers import (
 from lora_a2.core.algebra import initial_adapter
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import Adapter, Factors, Layout
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
 from lora_a2.engine.packing import Pooling
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.engine.work import TokenizedExamples
@@ -37,6 +37,7 @@ from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.pretrained import Model, random_head
+from lora_a2.tasks.classification import Classification
 
 VOCABULARY = 50
 WORDS = [f"w{i}" for i in range(30)]
@@ -147,11 +148,11 @@ def backbone(family: str, seed: int = 0) -> PreTrainedModel:
 
 def classifier(
     model: PreTrainedModel, family: str, num_labels: int = 3, dtype: torch.dtype = torch.float32
-) -> tuple[Classifier, Layout]:
+) -> tuple[Network, Layout]:
     """A classifier on all linear layers of `model`, which it takes over, and the layout without a head."""
     modules = find_target_modules(model)
     head = random_head(num_labels, int(model.config.hidden_size), 4.0, seed=0)
-    return Classifier(model, modules, pooling=POOLING[family], head=head, dtype=dtype), Layout(modules)
+    return Network(model, modules, objective=Classification(head, POOLING[family]), dtype=dtype), Layout(modules)
 
 
 def random_adapter(layout: Layout, rank: int, seed: int = 0, scale: float = 0.2) -> Adapter:

@@ -10,11 +10,12 @@ import numpy as np
 
 from lora_a2.config.effects import check_effects
 from lora_a2.config.setup import usual_cohort
-from lora_a2.core.types import ClientProfile, ClientState, ServerState
-from lora_a2.engine.classifier import Classifier
-from lora_a2.engine.evaluate import Evaluation, evaluate, predict
+from lora_a2.core.types import ClientProfile, ClientState, FloatArray, ServerState
+from lora_a2.engine.evaluate import measure
 from lora_a2.engine.kernels.attention import compiled
+from lora_a2.engine.network import Network
 from lora_a2.engine.pool import Pool, ProcessPool, processes_work
+from lora_a2.engine.work import end_to_end
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.federation.agreement import make_federation
 from lora_a2.federation.client import Answer, client_round
@@ -29,46 +30,48 @@ from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.settings.errors import kebab
 from lora_a2.system.machine import cores
+from lora_a2.tasks.base import Evaluation, Task, evaluate, summed
 
 Sent = tuple[ClientProfile, bytes]
 ClientStates = dict[int, ClientState]
 """Client id → what it keeps of its own from round to round. What it was sent is not in it: see `holdings.simulated`."""
 
 
-def evaluate_clients(pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:
+def evaluate_clients(task: Task, pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:
     """The global model on the clients' test shares."""
-    sentences = [s for c in clients for s in c.test.input_ids]
-    logits = predict(pool, state.adapter, state.base, sentences)
-    return _evaluate(logits.argmax(1), clients)
+    outputs = measure(pool, state.adapter, state.base, end_to_end([c.test for c in clients]))
+    ends = np.cumsum([len(c.test) for c in clients])
+    return _evaluate(task, np.split(outputs, ends[:-1]), clients)
 
 
-def evaluate_personal(pool: Pool, state: ServerState, clients: Sequence[Client], kept: ClientStates) -> Evaluation:
+def evaluate_personal(
+    task: Task, pool: Pool, state: ServerState, clients: Sequence[Client], kept: ClientStates
+) -> Evaluation:
     """Each client's own model, with its private factors, on its own test share."""
     base = state.base
 
-    def work(classifier: Classifier, client: Client) -> np.ndarray:
-        classifier.set_base(base)
+    def work(network: Network, client: Client) -> FloatArray:
+        network.set_base(base)
         own = personal(state.adapter, kept.get(client.id, ClientState()).private)
-        predicted: np.ndarray = classifier.predict(own, client.test.input_ids).argmax(1)
-        return predicted
+        return network.measure(own, client.test)
 
-    return _evaluate(np.concatenate(list(pool.map(work, clients))), clients)
+    return _evaluate(task, list(pool.map(work, clients)), clients)
 
 
-def _evaluate(predicted: np.ndarray, clients: Sequence[Client]) -> Evaluation:
-    labels = np.concatenate([c.test.labels for c in clients])
-    ends = np.cumsum([len(c.test) for c in clients])
-    rows = {c.name: np.arange(end - len(c.test), end) for c, end in zip(clients, ends, strict=True)}
-    return evaluate(predicted, labels, rows)
+def _evaluate(task: Task, outputs: Sequence[FloatArray], clients: Sequence[Client]) -> Evaluation:
+    """`outputs` are those of each client's test examples."""
+    each = zip(clients, outputs, strict=True)
+    found = {c.name: task.statistics(own, c.test.labels) for c, own in each if len(c.test)}
+    return evaluate(task, summed(found.values()), found)
 
 
 def evaluate_state(
-    pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], kept: ClientStates
+    task: Task, pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], kept: ClientStates
 ) -> dict[str, Any]:
     """A round's metrics: the global model's, and under "personal" those of the clients' own models if they have some."""
-    found = evaluate_clients(pool, state, clients).to_json()
+    found = evaluate_clients(task, pool, state, clients).to_json()
     if method.private:
-        found["personal"] = evaluate_personal(pool, state, clients, kept).to_json()
+        found["personal"] = evaluate_personal(task, pool, state, clients, kept).to_json()
     return found
 
 
@@ -116,9 +119,9 @@ def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
     `fork` False is for processes in which other threads are at work, such as those of a network client.
     """
     workers = plan.num_workers or (1 if plan.federation.method.full else len(cores()))
-    if fork and workers > 1 and processes_work(model.classifier.device):
-        return ProcessPool(model.classifier, workers)
-    return Pool(model.classifier)
+    if fork and workers > 1 and processes_work(model.network.device):
+        return ProcessPool(model.network, workers)
+    return Pool(model.network)
 
 
 def simulate(
@@ -138,20 +141,20 @@ def simulate(
     `callback` is notified of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
-    for line in _notes(model.classifier, plan):
+    for line in _notes(model.network, plan):
         observer.note(line)
     with make_pool(model, plan) as pool:
-        driver = InProcess(pool, plan, clients, {} if kept is None else kept, observer)
+        driver = InProcess(model.task, pool, plan, clients, {} if kept is None else kept, observer)
         yield from run_rounds(plan, state or plan.start(), driver, observer, callback, records)
 
 
-def _notes(classifier: Classifier, plan: Plan) -> Iterator[str]:
+def _notes(network: Network, plan: Plan) -> Iterator[str]:
     """Why this model, this installation or this machine is slower than others."""
-    if (plan.num_workers or 1) > 1 and not processes_work(classifier.device):
+    if (plan.num_workers or 1) > 1 and not processes_work(network.device):
         yield "Clients are computed one after another: --num-workers needs Linux, and a machine without an accelerator."
-    if classifier.notice is not None:
-        yield classifier.notice
-    elif classifier.device.type == "cpu" and not compiled():
+    if network.notice is not None:
+        yield network.notice
+    elif network.device.type == "cpu" and not compiled():
         yield "Local training is slower than it could be: lora-a2 was installed without a C compiler; install one, then it again."
 
 
@@ -159,9 +162,16 @@ class InProcess:
     """The driver of a simulation: the clients are computed by the workers of `pool`, and `kept` is theirs."""
 
     def __init__(
-        self, pool: Pool, plan: Plan, clients: Sequence[Client], kept: ClientStates, observer: Observer
+        self,
+        task: Task,
+        pool: Pool,
+        plan: Plan,
+        clients: Sequence[Client],
+        kept: ClientStates,
+        observer: Observer,
     ) -> None:
         self.observer = observer
+        self._task = task
         self._pool, self._plan, self._clients, self._memories = pool, plan, clients, kept
         self._by_id = {client.id: client for client in clients}
 
@@ -179,18 +189,19 @@ class InProcess:
 
     def evaluate(self, state: ServerState) -> Evaluated:
         """The global model's metrics, and those of the clients' own models."""
-        return Evaluated(evaluate_state(self._pool, self._plan.federation.method, state, self._clients, self._memories))
+        method = self._plan.federation.method
+        return Evaluated(evaluate_state(self._task, self._pool, method, state, self._clients, self._memories))
 
     def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
         """Local training in chunks that share a forward and backward."""
         plan, kept = self._plan, self._memories
 
-        def work(classifier: Classifier, chunk: Sequence[Sent]) -> list[tuple[ClientProfile, Answer]]:
+        def work(network: Network, chunk: Sequence[Sent]) -> list[tuple[ClientProfile, Answer]]:
             members = [(profile, self._by_id[profile.id].train) for profile, _ in chunk]
             held = [
                 simulated(plan.federation, state, profile, kept.get(profile.id, ClientState())) for profile, _ in chunk
             ]
-            answers = client_round(plan.federation, classifier, members, [data for _, data in chunk], held)
+            answers = client_round(plan.federation, network, members, [data for _, data in chunk], held)
             own = [(data, ClientState(private=after.private, extra=after.extra)) for data, after in answers]
             return [(profile, answer) for (profile, _), answer in zip(chunk, own, strict=True)]
 

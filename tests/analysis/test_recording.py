@@ -176,7 +176,7 @@ def test_a_run_is_read_back_and_analysed(study: dict[str, Any], tmp_path: Path) 
     assert run.label_counts.sum() == sum(c.num_examples for c in run.rounds[0].clients)
     assert run.label_counts.shape == (3, 3)
     found = analyze(run)
-    assert found["accuracy"] == summary.accuracy
+    assert found["accuracy"] == summary.score
     assert set(found["selected_ranks"]) == {"0", "1"}
     assert max(found["relative_discordance"].values()) < 1e-4
     assert json.loads(json.dumps(found)) == found

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,14 +24,15 @@ HEAVY = ("torch", "transformers", "datasets", "pydantic", "rich", "numpy", "peft
 class Summary:
     """A finished run, as `RunSummary` shows itself."""
 
-    accuracy, uploaded_parameters, uploaded_bytes, downloaded_bytes = 0.8125, 1_234_567, 4_938_268, 9_900_000
+    task, personal = "classification", None
+    metrics: ClassVar[dict[str, float]] = {"accuracy": 0.8125, "client_worst_tenth": 0.5}
+    uploaded_parameters, uploaded_bytes, downloaded_bytes = 1_234_567, 4_938_268, 9_900_000
     full_finetuning_parameters, reduction_percent = 2_240_000_000, 99.94
     server_rounds, seconds, output_dir = 10, 75.2, "runs/my run"
-    client_worst_tenth, peak_memory_bytes = 0.5, 900_000_000
-    personal_accuracy, evaluation_bytes, exact_aggregation = None, 0, True
+    peak_memory_bytes, evaluation_bytes, exact_aggregation = 900_000_000, 0, True
 
     def to_json(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "output_dir": self.output_dir}
+        return {"accuracy": self.metrics["accuracy"], "output_dir": self.output_dir}
 
 
 @pytest.fixture

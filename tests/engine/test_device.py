@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.kernels.frozen import FrozenWeight
 from lora_a2.engine.local import CohortTraining
+from lora_a2.engine.network import Network
 from lora_a2.engine.work import ClientTask, TrainingSettings, epoch_orders
 from tiny import backbone, examples, model_of, random_adapter
 
@@ -22,7 +22,7 @@ META = torch.device("meta")
 SETTINGS = TrainingSettings(batch_size=4, learning_rate=1e-2, learning_rate_ratio=1.0, weight_decay=0.01)
 
 
-def moved(classifier: Classifier) -> Classifier:
+def moved(classifier: Network) -> Network:
     """The classifier with everything that it holds on the meta device."""
     memo: dict[int, Any] = {}
     for value in _held(classifier, set()):
@@ -62,7 +62,7 @@ def test_no_step_waits_for_the_device(family: str, trainable: tuple[str, ...], m
     mask = {name: np.full(4, name == last) for name in start.factors} if masked else None
     clients = [examples(n, seed=n) for n in (7, 12, 4)]
     tasks = [ClientTask(start, client, mask, epoch_orders(len(client.labels), 2, rng)) for client in clients]
-    training = CohortTraining(moved(model.classifier), tasks, frozenset(trainable), SETTINGS)  # type: ignore[arg-type]
+    training = CohortTraining(moved(model.network), tasks, frozenset(trainable), SETTINGS)  # type: ignore[arg-type]
     steps = 0
     for gradient in training._gradients(0, None):
         assert gradient.device == META

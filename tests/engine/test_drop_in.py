@@ -15,13 +15,14 @@ from lora_a2.core.algebra import initial_adapter
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import Layout, ModuleShape
 from lora_a2.engine.calling import hidden_width
-from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.local import CohortTraining
 from lora_a2.engine.lora import LoraLinear
+from lora_a2.engine.network import Network
 from lora_a2.engine.targets import block_lists, find_target_modules
 from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings, epoch_orders
 from lora_a2.errors import ModelError
 from lora_a2.model.pretrained import random_head
+from lora_a2.tasks.classification import Classification
 
 REFUSED = {
     "bart": "has an encoder and a decoder",
@@ -44,11 +45,11 @@ def some(families: list[str]) -> list[object]:
     return [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in families]
 
 
-def build(family: str, dtype: torch.dtype, modules: tuple[ModuleShape, ...] | None = None) -> Classifier:
+def build(family: str, dtype: torch.dtype, modules: tuple[ModuleShape, ...] | None = None) -> Network:
     backbone = make(family)
     width = hidden_width(backbone)
     chosen = modules or find_target_modules(backbone)
-    return Classifier(backbone, chosen, pooling="mean", head=random_head(3, width, 4.0, 0), dtype=dtype)
+    return Network(backbone, chosen, objective=Classification(random_head(3, width, 4.0, 0), "mean"), dtype=dtype)
 
 
 def texts(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -56,7 +57,7 @@ def texts(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     return tuple(rng.integers(5, VOCABULARY, rng.integers(3, LENGTH)) for _ in range(count))
 
 
-def train(classifier: Classifier, modules: tuple[ModuleShape, ...], clients: int = 2) -> list[float]:
+def train(classifier: Network, modules: tuple[ModuleShape, ...], clients: int = 2) -> list[float]:
     """The losses of two clients after an epoch of B."""
     start = initial_adapter(Layout(modules), 2, 16.0, generator(0, "adapter"))
     tasks = []
@@ -71,7 +72,7 @@ def train(classifier: Classifier, modules: tuple[ModuleShape, ...], clients: int
     return [result.train_loss for result in trained]
 
 
-def shapes(classifier: Classifier) -> tuple[ModuleShape, ...]:
+def shapes(classifier: Network) -> tuple[ModuleShape, ...]:
     return tuple(ModuleShape(n, layer.d_out, layer.d_in) for n, layer in classifier.layers.items())
 
 

@@ -149,7 +149,7 @@ def test_activations_below_the_lowest_module_are_reused(family: str, cohort: int
     assert prefix is not None
     assert prefix.block == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_a2.engine.classifier.PREFIX_LIMIT", 10)
+        patch.setattr("lora_a2.engine.network.PREFIX_LIMIT", 10)
         assert engine.prefix(modules, [t.examples.input_ids for t in tasks]) is None
     assert engine.prefix(list(start.factors), [t.examples.input_ids for t in tasks]) is None
     _compare(family, tasks, frozenset({"B"}))

@@ -27,7 +27,9 @@ def test_changes_put_back_give_the_trained_model(family: str) -> None:
     with plain_layers(engine), torch.no_grad():
         weights = {n: p + torch.from_numpy(changes[n]) for n, p in engine.backbone.named_parameters()}
         batch = engine.pack([list(data.input_ids)])
-        expected = engine.logits(engine.encode_with(weights, batch))[torch.argsort(batch.sentences)].numpy()
+        expected = engine.objective.logits(batch.vectors(engine.hidden_with(weights, batch)))[
+            torch.argsort(batch.sentences)
+        ].numpy()
     engine.set_base(changes)
     np.testing.assert_allclose(engine.predict(None, data.input_ids), expected, atol=1e-4)
     assert np.abs(expected - before).max() > 1e-2

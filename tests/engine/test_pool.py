@@ -13,23 +13,23 @@ import pytest
 import torch
 
 from lora_a2.engine import pool
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
 from lora_a2.engine.pool import Pool, ProcessPool, peak_memory
 from lora_a2.errors import ReplyError, RunError
 from tiny import backbone, classifier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
-KINDS: list[Callable[[Classifier], Pool]] = [Pool, lambda model: ProcessPool(model, 2)]
+KINDS: list[Callable[[Network], Pool]] = [Pool, lambda model: ProcessPool(model, 2)]
 
 
 @pytest.fixture(scope="module")
-def model() -> Classifier:
+def model() -> Network:
     """A tiny one."""
     return classifier(backbone("bert"), "bert")[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["here", "forked"])
-def test_results_come_in_the_order_of_the_items(kind: Callable[[Classifier], Pool], model: Classifier) -> None:
+def test_results_come_in_the_order_of_the_items(kind: Callable[[Network], Pool], model: Network) -> None:
     offset = np.arange(3)  # not sent: workers find what the work refers to
     taken: list[int] = []
 
@@ -48,8 +48,8 @@ def test_results_come_in_the_order_of_the_items(kind: Callable[[Classifier], Poo
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["here", "forked"])
-def test_an_error_in_the_work_is_raised(kind: Callable[[Classifier], Pool], model: Classifier) -> None:
-    def work(own: Classifier, number: int) -> int:
+def test_an_error_in_the_work_is_raised(kind: Callable[[Network], Pool], model: Network) -> None:
+    def work(own: Network, number: int) -> int:
         if number == 1:
             raise ReplyError("number one is wrong")
         return number
@@ -60,14 +60,14 @@ def test_an_error_in_the_work_is_raised(kind: Callable[[Classifier], Pool], mode
     assert torch.get_num_threads() == before
 
 
-def test_what_work_changes_in_a_process_stays_there(model: Classifier) -> None:
+def test_what_work_changes_in_a_process_stays_there(model: Network) -> None:
     seen: list[int] = []
     with ProcessPool(model, 2) as workers:
         assert list(workers.map(lambda own, number: seen.append(number), range(3))) == [None] * 3
     assert seen == []
 
 
-def test_a_killed_worker_is_an_error(model: Classifier) -> None:
+def test_a_killed_worker_is_an_error(model: Network) -> None:
     with ProcessPool(model, 2) as workers, pytest.raises(RunError, match="was killed, perhaps"):
         list(workers.map(lambda own, number: os.kill(os.getpid(), signal.SIGKILL), range(2)))
 
@@ -94,7 +94,7 @@ with ProcessPool(classifier(backbone("bert"), "bert")[0], 2) as workers:
     assert ended.stdout
 
 
-def test_the_memory_of_workers_counts(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_workers_counts(model: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool._Workers, "peak", 0)
     before = peak_memory()
     with ProcessPool(model, 2) as workers:

@@ -110,7 +110,7 @@ def test_training_and_evaluation_go_the_same_way(dtype: torch.dtype, monkeypatch
     order = np.argsort([len(s) for s in task.examples.input_ids], kind="stable")
     batch = engine.pack([[task.examples.input_ids[i] for i in order]])
     with torch.no_grad():
-        logits = engine.logits(engine.encode(batch)).numpy()
+        logits = engine.objective.logits(engine.encode(batch)).numpy()
     assert np.array_equal(predicted[order[batch.sentences.numpy()]], logits)
 
 

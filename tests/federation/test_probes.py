@@ -45,7 +45,7 @@ def one_round(plan: Plan, members: tuple[Client, ...], state: ServerState) -> li
     """The uploads of all clients, in one cohort."""
     work = [(p, c.train) for p, c in zip(plan.profiles, members, strict=True)]
     outbox = Outbox(plan.federation, state)
-    answers = client_round(plan.federation, MODEL.classifier, work, [outbox.download(w[0])[1] for w in work])
+    answers = client_round(plan.federation, MODEL.network, work, [outbox.download(w[0])[1] for w in work])
     return [data for data, _ in answers]
 
 

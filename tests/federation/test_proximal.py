@@ -57,7 +57,9 @@ def test_the_engine_trains_as_the_slow_trainer(masked: bool, trainable: frozense
     penalty = proximal(mu) if closed else Penalty(proximal(mu).value)
     settings = TrainingSettings(4, 1e-2, 2.0, 0.01, (penalty,))
     [result] = train_cohort(engine, [ClientTask(start, data, mask, orders)], trainable, settings)
-    reference = ReferenceClassifier(network, [], POOLING["bert"], {k: v.numpy() for k, v in engine.head.items()})
+    reference = ReferenceClassifier(
+        network, [], POOLING["bert"], {k: v.numpy() for k, v in engine.objective.head.items()}
+    )
     origin = {(n, x): torch.tensor(f.get(x)) for n, f in start.factors.items() for x in ("A", "B")}
 
     def term(values: dict[tuple[str, str], torch.Tensor]) -> torch.Tensor:

@@ -40,6 +40,7 @@ from lora_a2.node.participant import Participant
 from lora_a2.node.protocol import Request
 from lora_a2.system.files import read_sealed
 from lora_a2.system.text import few, plain
+from lora_a2.tasks.registry import get_task
 
 __all__ = ["options"]  # a fixture
 
@@ -297,10 +298,11 @@ def test_a_forged_number_of_test_examples_does_not_decide(options: dict[str, Any
 
 
 def test_an_evaluation_without_a_cut_is_a_plain_share() -> None:
-    right, counts = {0: 3, 1: 1}, {0: 7, 1: 2}
-    assert evaluation(right, counts, None)["accuracy"] == evaluation(right, counts, 7)["accuracy"] == 4 / 9
-    assert evaluation(right, counts, 2)["accuracy"] == (6 / 7 + 1) / 4
-    assert evaluation({}, {}, None) == {}
+    task = get_task("classification")
+    sums = {k: {"num_correct": np.array(n), "num_examples": np.array(m)} for k, n, m in ((0, 3, 7), (1, 1, 2))}
+    assert evaluation(task, sums, None)["accuracy"] == evaluation(task, sums, 7)["accuracy"] == 4 / 9
+    assert evaluation(task, sums, 2)["accuracy"] == pytest.approx((6 / 7 + 1) / 4)
+    assert evaluation(task, {}, None) == {}
 
 
 # --- texts

@@ -316,7 +316,7 @@ def honest(plan: Plan, model: Any, clients: Sequence[Client], kept: dict[int, Cl
         downloads = list(given)
         members = [(profile, clients[profile.id].train) for profile, _ in downloads]
         held = [kept.get(profile.id, ClientState()) for profile, _ in downloads]
-        answers = client_round(plan.federation, model.classifier, members, [data for _, data in downloads], held)
+        answers = client_round(plan.federation, model.network, members, [data for _, data in downloads], held)
         kept.update({profile.id: state for (profile, _), (_, state) in zip(downloads, answers, strict=True)})
         return [(profile, data) for (profile, _), (data, _) in zip(downloads, answers, strict=True)]
 

@@ -50,14 +50,14 @@ def test_the_pooled_gradient_s_sign_is_the_start() -> None:
     """As LoRA-SB would start on the clients' examples in one place, all of which are drawn here."""
     state = run()[0]
     model, members = model_of(backbone("bert"), "bert"), clients([9, 5, 12])
-    network, engine = backbone("bert"), model.classifier
+    network, engine = backbone("bert"), model.network
     total = {n: torch.zeros(layer.d_out, layer.d_in) for n, layer in engine.layers.items()}
     for member in members:
         for ids, label in zip(member.train.input_ids, member.train.labels, strict=True):
             network.zero_grad()
             network.requires_grad_(True)
             hidden = network(torch.from_numpy(ids)[None]).last_hidden_state.mean(1)
-            loss = torch.nn.functional.cross_entropy(engine.logits(hidden), torch.tensor([label]))
+            loss = torch.nn.functional.cross_entropy(engine.objective.logits(hidden), torch.tensor([label]))
             loss.backward()
             for n in total:
                 total[n] += network.get_submodule(n).weight.grad

@@ -83,7 +83,7 @@ def run_beside(name: str, naive: Callable[[World], None], family: str = "bert", 
     )
     initial = plan.federation.initial
     reference = ReferenceClassifier(
-        original, [], POOLING[family], {k: v.numpy() for k, v in model.classifier.head.items()}
+        original, [], POOLING[family], {k: v.numpy() for k, v in model.network.objective.head.items()}
     )
     world = World(
         plan,

@@ -237,7 +237,7 @@ def test_other_modules_of_sentence_transformers_are_refused_unless_a_pooling_is_
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelError, match=r"models\.Dense, which is not known here: give --pooling"):
         load_model(str(folder), labels=LABELS)
-    assert load_model(str(folder), labels=LABELS, pooling="cls").classifier.pooling == "cls"
+    assert load_model(str(folder), labels=LABELS, pooling="cls").network.objective.pooling == "cls"
 
 
 def test_decoders_pool_the_last_token() -> None:

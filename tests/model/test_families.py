@@ -16,11 +16,12 @@ import torch
 from families import FAMILIES, LENGTH, VOCABULARY, make
 from lora_a2.core.randomness import generator
 from lora_a2.engine.calling import hidden_width
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
 from lora_a2.engine.packing import Pooling
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.pretrained import random_head
+from lora_a2.tasks.classification import Classification
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 START, END = "<!-- table: written by tests/model/test_families.py -->", "<!-- end of the table -->"
@@ -34,12 +35,12 @@ PACKED = frozenset(
 
 
 @cache
-def built(family: str, pooling: Pooling = "mean", capped: bool = False) -> Classifier:
+def built(family: str, pooling: Pooling = "mean", capped: bool = False) -> Network:
     backbone = make(family)
     if capped:
         lower(backbone)
     head = random_head(3, hidden_width(backbone), 4.0, 0)
-    return Classifier(backbone, find_target_modules(backbone), pooling=pooling, head=head, max_length=LENGTH)
+    return Network(backbone, find_target_modules(backbone), objective=Classification(head, pooling), max_length=LENGTH)
 
 
 def lower(backbone: torch.nn.Module) -> None:
@@ -72,7 +73,7 @@ def test_predictions_are_those_of_transformers_own_model(family: str, pooling: P
         assert len(reason.splitlines()) == 1 and reason.endswith((".", "448"))
         return
     classifier, own = built(family, pooling), make(family)
-    weight, bias = classifier.head["weight"], classifier.head["bias"]
+    weight, bias = classifier.objective.head["weight"], classifier.objective.head["bias"]
     for sentence, logits in zip(sentences(), classifier.predict(None, sentences()), strict=True):
         ids = torch.from_numpy(sentence)[None]
         with torch.no_grad():
@@ -115,8 +116,12 @@ def test_room_does_not_follow_from_the_padding_token(family: str, padding: int |
     backbone = make(family)
     backbone.config.pad_token_id = padding
     head = random_head(3, 32, 4.0, 0)
-    classifier = Classifier(
-        backbone, find_target_modules(backbone), pooling="last", head=head, pad_token_id=padding or 0, max_length=60
+    classifier = Network(
+        backbone,
+        find_target_modules(backbone),
+        objective=Classification(head, "last"),
+        pad_token_id=padding or 0,
+        max_length=60,
     )
     assert classifier.room is None or classifier.room >= 60
     ids = np.arange(3, 59)

@@ -93,16 +93,16 @@ def test_a_loaded_model_is_the_one_of_its_folder(tmp_path: Path, family: str) ->
     found = load_model(model, tokenizer=tokenizer, labels=LABELS, dtype="float32")
     assert (found.name, found.fingerprint, found.layout) == (str(folder), expected.fingerprint, expected.layout)
     assert (found.max_length, found.full_parameters) == (expected.max_length, expected.full_parameters)
-    assert found.classifier.pooling == expected.classifier.pooling
+    assert found.network.objective.pooling == expected.network.objective.pooling
     adapter = random_adapter(found.layout, rank=2)
-    ours, theirs = (m.classifier.predict(adapter, m.tokenize(texts())) for m in (found, expected))
+    ours, theirs = (m.network.predict(adapter, m.tokenize(texts())) for m in (found, expected))
     np.testing.assert_array_equal(ours, theirs)
     assert same(snapshot(model), before), "the user's own model has changed"
 
 
 def test_paths_and_options(folder: Path) -> None:
     path = load_model(folder, labels=LABELS, options=ModelOptions(dtype="float32", max_length=9), max_length=7)
-    assert (path.name, path.max_length, path.classifier.dtype) == (str(folder), 7, torch.float32)
+    assert (path.name, path.max_length, path.network.dtype) == (str(folder), 7, torch.float32)
     written = {name: value.__forward_arg__ for name, value in ModelKeywords.__annotations__.items()}
     assert written == {field.name: field.type for field in fields(ModelOptions)}
     for wrong in ({"head": "thawed"}, {"pooling": "max"}, {"max_length": 0}):
@@ -123,8 +123,8 @@ def test_any_float_type_is_copied_in_float32(folder: Path, prepare: Callable[[nn
         prepare(model)
         before = snapshot(model)
         found = load_model(model, tokenizer=tokenizer, labels=LABELS, dtype="float32")
-        assert {p.dtype for p in found.classifier.backbone.parameters()} == {torch.float32}
-        assert all(b.dtype == torch.float32 for b in found.classifier.backbone.buffers() if b.is_floating_point())
+        assert {p.dtype for p in found.network.backbone.parameters()} == {torch.float32}
+        assert all(b.dtype == torch.float32 for b in found.network.backbone.buffers() if b.is_floating_point())
         assert same(snapshot(model), before)
 
 
@@ -133,13 +133,13 @@ def test_two_models_of_one_do_not_feel_each_other(folder: Path) -> None:
     model, tokenizer = loaded(folder)
     one, other = (load_model(model, tokenizer=tokenizer, labels=LABELS, dtype="float32") for _ in range(2))
     sentences = one.tokenize(texts())
-    expected = other.classifier.predict(None, sentences)
-    one.classifier.predict(random_adapter(one.layout, rank=2), sentences)
+    expected = other.network.predict(None, sentences)
+    one.network.predict(random_adapter(one.layout, rank=2), sentences)
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
     tokenizer.pad_token = "w3"
-    np.testing.assert_array_equal(other.classifier.predict(None, sentences), expected)
+    np.testing.assert_array_equal(other.network.predict(None, sentences), expected)
     assert other.tokenizer.pad_token == "[PAD]"
 
 
@@ -160,19 +160,19 @@ def test_the_head_of_a_classifier_is_used(folder: Path, family: str, order: tupl
     model, (_, tokenizer) = classifying(family), loaded(folder)
     labels = tuple(LABELS[i] for i in order)
     found = load_model(model, tokenizer=tokenizer, labels=labels, dtype="float32", head="trained")
-    assert found.classifier.pooling == "last"
+    assert found.network.objective.pooling == "last"
     assert found.layout.head == (("weight", (3, 16)), ("bias", (3,)))
     sentences = found.tokenize(texts())
     with torch.no_grad():
         own = [model.eval()(input_ids=torch.from_numpy(s)[None]).logits[0].numpy() for s in sentences]
-    ours = found.classifier.predict(None, sentences)
+    ours = found.network.predict(None, sentences)
     np.testing.assert_allclose(ours, np.stack(own)[:, list(order)], atol=1e-4)
 
 
 def test_class_numbers_are_the_labels_of_a_head_without_names(folder: Path) -> None:
     model, (_, tokenizer) = classifying(names=("LABEL_0", "LABEL_1", "LABEL_2")), loaded(folder)
     found = load_model(model, tokenizer=tokenizer, labels=("0", "1", "2"), dtype="float32")
-    np.testing.assert_array_equal(found.classifier.head["weight"].numpy(), model.score.weight.detach().numpy())
+    np.testing.assert_array_equal(found.network.objective.head["weight"].numpy(), model.score.weight.detach().numpy())
     refused("set model.config.id2label to what they mean, or give the backbone", model, tokenizer)
 
 
@@ -264,7 +264,7 @@ def test_what_is_saved_is_read_back_with_the_model(tmp_path: Path, folder: Path,
     model = load_model(own, tokenizer=tokenizer, labels=LABELS, dtype="float32")
     state = trained_state(model)
     lora_a2.save_result(tmp_path / "result", model, state)
-    expected = model.classifier.predict(state.adapter, model.tokenize(texts()))
+    expected = model.network.predict(state.adapter, model.tokenize(texts()))
     given = load_predictor(tmp_path / "result", model=own, tokenizer=tokenizer)
     np.testing.assert_allclose(given.logits(texts()), expected, atol=1e-5)
     if named:
@@ -304,8 +304,8 @@ def test_a_merged_model_of_a_given_one(tmp_path: Path, folder: Path) -> None:
     model = load_model(own, tokenizer=tokenizer, labels=LABELS, dtype="float32")
     state = trained_state(model, moved=True)
     lora_a2.save_result(tmp_path / "result", model, state)
-    model.classifier.set_base(state.base)
-    expected = model.classifier.predict(state.adapter, model.tokenize(texts()))
+    model.network.set_base(state.base)
+    expected = model.network.predict(state.adapter, model.tokenize(texts()))
     np.testing.assert_allclose(load_predictor(tmp_path / "result").logits(texts()), expected, atol=1e-5)
     with pytest.raises(RunError, match="holds the whole model: leave model and tokenizer out"):
         load_predictor(tmp_path / "result", model=own, tokenizer=tokenizer)

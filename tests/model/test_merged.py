@@ -86,8 +86,8 @@ def test_others_read_what_a_run_leaves(method: str, source: tuple[str, str], tmp
     by_others = logits_elsewhere(elsewhere, base, POOLING[family])
     ours = load_predictor(elsewhere).logits(TEXTS)
     assert np.abs(by_others - ours).max() <= 1e-5 * np.abs(ours).max()
-    model.classifier.set_base({})
-    plain = model.classifier.predict(None, model.tokenize(TEXTS))
+    model.network.set_base({})
+    plain = model.network.predict(None, model.tokenize(TEXTS))
     assert np.abs(ours - plain).max() > 1e-4 or method == "fedsa-lora"
 
 

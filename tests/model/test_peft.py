@@ -49,9 +49,9 @@ def logits_by_peft(folder: Path, source: str, sentences: list[str], pooling: str
 
 def compare(model: Model, source: str, adapter: Adapter, folder: Path, sentences: list[str]) -> None:
     save_adapter(folder, model, adapter)
-    merged = model.classifier.predict(adapter, model.tokenize(sentences))
-    assert np.abs(merged - model.classifier.predict(None, model.tokenize(sentences))).max() > 1e-2
-    by_peft = logits_by_peft(folder, source, sentences, model.classifier.pooling)
+    merged = model.network.predict(adapter, model.tokenize(sentences))
+    assert np.abs(merged - model.network.predict(None, model.tokenize(sentences))).max() > 1e-2
+    by_peft = logits_by_peft(folder, source, sentences, model.network.objective.pooling)
     assert np.abs(merged - by_peft).max() <= 1e-5
     predictor = Predictor(folder)
     assert predictor.label_names == model.label_names
@@ -114,7 +114,7 @@ def test_what_is_saved_comes_back(saved: tuple[Path, Model, Adapter]) -> None:
     for name, f in adapter.factors.items():
         assert back.adapter.factors[name].A.tobytes() == f.A.tobytes()
         assert back.adapter.factors[name].B.tobytes() == np.ascontiguousarray(f.B).tobytes()
-    for name, value in model.classifier.head.items():
+    for name, value in model.network.objective.head.items():
         assert back.head[name].tobytes() == value.numpy().tobytes()
 
 

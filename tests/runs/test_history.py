@@ -102,4 +102,4 @@ def test_a_run_is_evaluated_on_a_frame_as_on_its_file(run: Path) -> None:
     found = evaluate_run(run, frame)
     assert (found, found.num_examples) == (evaluate_run(run, str(file)), len(frame))
     halves = evaluate_run(run, {"a": frame[:10], "b": frame[10:]})
-    assert (halves.accuracy, list(halves.per_client)) == (found.accuracy, ["a", "b"])
+    assert (halves.metrics, list(halves.per_client)) == (found.metrics, ["a", "b"])

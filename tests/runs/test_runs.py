@@ -398,7 +398,7 @@ def test_resuming_a_finished_run_changes_nothing(study: dict[str, Any], tmp_path
     before = contents(tmp_path / "run")
     again = resume(tmp_path / "run", Observer())
     assert contents(tmp_path / "run") == before
-    assert (again.accuracy, again.uploaded_bytes) == (first.accuracy, first.uploaded_bytes)
+    assert (again.metrics, again.uploaded_bytes) == (first.metrics, first.uploaded_bytes)
 
 
 @pytest.mark.parametrize("method", METHODS)

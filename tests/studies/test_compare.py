@@ -88,18 +88,18 @@ def test_resumed_with_each_probe_is_the_same_byte_for_byte(
 @ALL
 def test_what_is_saved_predicts_as_the_run_did(name: str, options: dict[str, Any], finished: Finished) -> None:
     run, summary = finished(name)
-    assert (summary.personal_accuracy is not None) == bool(METHODS[name].private)
+    assert (summary.personal is not None) == bool(METHODS[name].private)
     model = load_model(options["model"], labels=LABELS, dtype="float32", seed=0)
     layout = model.layout
     state = RunDirectory(run).load_state(layout)
     assert state is not None
-    model.classifier.set_base(state.base)
+    model.network.set_base(state.base)
     texts = ["w1 w2 w3", "w0 w0"]
-    expected = model.classifier.predict(state.adapter, model.tokenize(texts))
+    expected = model.network.predict(state.adapter, model.tokenize(texts))
     np.testing.assert_allclose(load_predictor(run).logits(texts), expected, atol=1e-5)
     moved = np.abs(
         expected
-        - load_model(options["model"], labels=LABELS, dtype="float32").classifier.predict(None, model.tokenize(texts))
+        - load_model(options["model"], labels=LABELS, dtype="float32").network.predict(None, model.tokenize(texts))
     )
     assert (moved.max() > 1e-3) != bool(METHODS[name].private)
     if METHODS[name].private:

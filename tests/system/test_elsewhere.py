@@ -38,7 +38,7 @@ summary = lora_a2.launch(config, Listener())
 again = lora_a2.resume(config.output_dir, Listener())
 measured = lora_a2.evaluate_run(config.output_dir)
 predicted = lora_a2.load_predictor(config.output_dir).predict(["w0 w1 w2"])
-print(json.dumps([summary.to_json(), again.accuracy, measured.accuracy, predicted.shape, notes]))
+print(json.dumps([summary.to_json(), again.score, measured.metrics['accuracy'], predicted.shape, notes]))
 """
 
 
@@ -50,7 +50,7 @@ def test_a_whole_run_on_a_mac(options: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary, again, measured, predicted, notes = json.loads(done.stdout)
     here = launch(RunConfig(**{**options, "output_dir": str(tmp_path / "here")}), Observer())
-    assert summary["accuracy"] == again == measured == here.accuracy
+    assert summary["accuracy"] == again == measured == here.metrics["accuracy"]
     assert predicted == [1, 3]
     # As many megabytes as on this machine, in one process or two, and not a thousand times as many.
     assert here.peak_memory_bytes / 4 < summary["peak_memory_bytes"] < 4 * here.peak_memory_bytes

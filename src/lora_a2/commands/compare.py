@@ -41,7 +41,7 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
     metavar="X,X,...",
     help="Run every method at each of these times the rate it would have; instead of --learning-rates.",
 )
-@click.option("--at-rounds", metavar="N,N,...", help="Show the accuracy after each of these rounds too.")
+@click.option("--at-rounds", metavar="N,N,...", help="Show the score after each of these rounds too.")
 @resume_option("comparison; all other options are its own")
 @config_option
 @json_option
@@ -140,7 +140,7 @@ def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Seque
 def _entry(run: PlannedRun, summary: RunSummary, at_rounds: Sequence[int]) -> dict[str, Any]:
     """A run in the JSON output."""
     found = {"name": run.name, "learning_rate": _rate(run), **summary.to_json()}
-    return found | ({"at_rounds": {str(n): run.accuracy_at(n) for n in at_rounds}} if at_rounds else {})
+    return found | ({"at_rounds": {str(n): run.score_at(n) for n in at_rounds}} if at_rounds else {})
 
 
 def _rate(run: PlannedRun) -> float | None:
@@ -153,22 +153,32 @@ def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummar
     from rich.table import Column, Table
 
     from lora_a2.display.live import print_table, stdout_console
-    from lora_a2.display.progress import human_bytes, human_time, percent
+    from lora_a2.display.progress import human_bytes, human_time
     from lora_a2.studies.compare import best_of_each
+    from lora_a2.tasks.registry import get_task
 
-    own = any(summary.personal_accuracy is not None for _, summary in results)
+    own = any(summary.personal is not None for _, summary in results)
+    task = get_task(results[0][1].task)
     table = Table(Column("Method", no_wrap=True), box=SIMPLE)
     rounds = [f"Round {number}" for number in at_rounds]
-    for header in ("Rate", *rounds, "Accuracy", *(["Personal"] if own else []), "Uploaded", "Downloaded", "Time"):
+    for header in (
+        "Rate",
+        *rounds,
+        task.shown.capitalize(),
+        *(["Personal"] if own else []),
+        "Uploaded",
+        "Downloaded",
+        "Time",
+    ):
         table.add_column(header, justify="right", no_wrap=True)
     for run, summary in best_of_each(results):
-        rate, personal = _rate(run), summary.personal_accuracy
+        rate, personal = _rate(run), summary.personal
         table.add_row(
             run.config.method,
             "default" if rate is None else f"{rate:g}",
-            *(percent(run.accuracy_at(number)) for number in at_rounds),
-            percent(summary.accuracy),
-            *(["" if personal is None else percent(personal)] if own else []),
+            *(task.show(run.score_at(number)) for number in at_rounds),
+            task.show(summary.metrics[task.primary] or 0.0),
+            *(["" if personal is None else task.show(summary.score)] if own else []),
             human_bytes(summary.uploaded_bytes),
             human_bytes(summary.downloaded_bytes),
             human_time(summary.seconds),

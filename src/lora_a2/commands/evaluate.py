@@ -52,16 +52,20 @@ def command(
         return
 
     from lora_a2.display.live import print_table
-    from lora_a2.display.progress import percent
+    from lora_a2.tasks.registry import measured
 
+    task = measured(found.metrics)
+    assert task is not None, "an evaluation has the primary metric of its task"
     rows = [
         ("Examples", f"{found.num_examples:,}"),
-        ("Accuracy", percent(found.accuracy)),
-        ("Macro-F1", percent(found.macro_f1)),
+        *(
+            (name.replace("_", " ").capitalize(), task.show_metric(name, value))
+            for name, value in found.metrics.items()
+        ),
     ]
     per_client = (
-        ("Clients' mean accuracy", found.client_mean),
+        ("Mean of the clients", found.client_mean),
         ("Worst tenth of clients", found.client_worst_tenth),
         ("Standard deviation", found.client_std),
     )
-    print_table([*rows, *((name, percent(value)) for name, value in per_client if value is not None)])
+    print_table([*rows, *((name, task.show(value)) for name, value in per_client if value is not None)])

@@ -86,9 +86,9 @@ def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
         update={
             "num_clients": num_clients,
             "head_scale": config.head_scale or defaults.head_scale,
-            "pooling": model.classifier.pooling,
-            "dtype": dtype_name(model.classifier.dtype),
-            "device": str(model.classifier.device),
+            "pooling": model.network.objective.pooling,
+            "dtype": dtype_name(model.network.dtype),
+            "device": str(model.network.device),
             "learning_rate": learning_rate(config),
             "learning_rate_ratio": config.learning_rate_ratio or method.learning_rate_ratio,
             **resolved_probe(method, config.probe, config.probe_batches),
@@ -106,7 +106,7 @@ def learning_rate(config: RunConfig) -> float:
 
 def usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:
     """One client at a time on a CPU, where more gain nothing; the whole cohort on a GPU."""
-    return 1 if model.classifier.device.type == "cpu" else cohort_size(num_clients, fraction_train)
+    return 1 if model.network.device.type == "cpu" else cohort_size(num_clients, fraction_train)
 
 
 def federation_of(config: RunConfig, model: Model) -> Federation:

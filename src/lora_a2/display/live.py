@@ -19,9 +19,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, percent, saving, sparkline
+from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, saving, sparkline
 from lora_a2.federation.loop import Observer, RunStart
 from lora_a2.system.text import visible
+from lora_a2.tasks.registry import get_task, measured
 
 if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
@@ -125,7 +126,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Bars for rounds and cohort, accuracy with its trend, traffic, time left."""
+    """Bars for rounds and cohort, the score with its trend, traffic, time left."""
 
     def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
@@ -158,11 +159,12 @@ def render(progress: Progress) -> RenderableType:
     grid.add_column(no_wrap=True)
     grid.add_row("Rounds", _bar(progress.rounds_done, progress.num_server_rounds))
     grid.add_row("Clients", _bar(progress.clients_done, progress.cohort))
-    if progress.accuracies:
-        latest, best = progress.accuracies[-1], max(progress.accuracies)
-        best_text = "" if latest == best else f"   best {percent(best)}"
-        trend = sparkline(progress.accuracies)
-        grid.add_row("Test accuracy", Text.assemble((percent(latest), "bold green"), f"   {trend}{best_text}"))
+    if progress.task is not None:
+        task, latest = progress.task, progress.scores[-1]
+        best = min(progress.scores, key=task.worse)
+        best_text = "" if latest == best else f"   best {task.show(best)}"
+        trend = sparkline(progress.scores)
+        grid.add_row(f"Test {task.shown}", Text.assemble((task.show(latest), "bold green"), f"   {trend}{best_text}"))
     traffic = f"{human_bytes(progress.uploaded_bytes)} up   {human_bytes(progress.downloaded_bytes)} down"
     grid.add_row("Traffic", traffic)
     if progress.saved:
@@ -182,13 +184,12 @@ def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None)
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     """The result of a run, where it is, and what to type next; to standard output."""
     console = console or stdout_console()
+    task, worst = get_task(summary.task), summary.metrics["client_worst_tenth"]
+    found = summary.metrics[task.primary]
     rows = [
-        ("Test accuracy", percent(summary.accuracy)),
-        (
-            "Worst tenth of clients",
-            percent(summary.client_worst_tenth) if summary.client_worst_tenth is not None else "-",
-        ),
-        *([] if summary.personal_accuracy is None else [("Personal models", percent(summary.personal_accuracy))]),
+        (f"Test {task.shown}", "-" if found is None else task.show(found)),
+        ("Worst tenth of clients", "-" if worst is None else task.show(worst)),
+        *([] if summary.personal is None else [("Personal models", task.show(summary.score))]),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
         ("Downloaded", human_bytes(summary.downloaded_bytes)),
         *([("  for evaluation too", human_bytes(summary.evaluation_bytes))] if summary.evaluation_bytes else []),
@@ -203,7 +204,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     print_table(rows, console)
     folder = shlex.quote(summary.output_dir)
     _print_line(console, "")
-    _print_line(console, f'Next: lora-a2 predict {folder} "your text"')
+    _print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
     _print_line(console, f"      lora-a2 evaluate {folder}")
 
 
@@ -227,10 +228,11 @@ def _bar(done: int, total: int) -> RenderableType:
 
 
 def _round_line(progress: Progress, record: RoundRecord) -> str:
-    accuracy = f"accuracy {percent(record.metrics['accuracy'])}, " if "accuracy" in record.metrics else ""
+    task = measured(record.metrics)
+    score = "" if task is None else f"{task.shown} {task.show(record.metrics[task.primary])}, "
     full = f" (full fine-tuning {human_bytes(progress.full_bytes)}, saved {progress.saved})" if progress.saved else ""
     return (
-        f"round {record.server_round}/{progress.num_server_rounds}: {accuracy}loss {record.train_loss:.3f}, "
+        f"round {record.server_round}/{progress.num_server_rounds}: {score}loss {record.train_loss:.3f}, "
         f"so far {human_bytes(progress.uploaded_bytes)} up, {human_bytes(progress.downloaded_bytes)} down{full}, "
         f"{progress.time_left or '?'} left"
     )

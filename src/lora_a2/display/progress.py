@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_a2.tasks.registry import measured
+
 if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
+    from lora_a2.tasks.base import Task
 
 Clock = Callable[[], float]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -65,6 +68,7 @@ class Progress:
         full_bytes_per_round: what full fine-tuning would upload, all clients of a round together.
         clock: seconds, from any start.
         began: when this process's first round began.
+        scores: the task's primary metric after each evaluation; `task` is known from the first on.
     """
 
     title: str
@@ -78,15 +82,17 @@ class Progress:
     clients_done: int = 0
     uploaded_bytes: int = 0
     downloaded_bytes: int = 0
-    accuracies: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    task: Task | None = None
 
     def add(self, record: RoundRecord) -> None:
         """Takes in a finished round."""
         self.rounds_done, self.clients_done = record.server_round, 0
         self.uploaded_bytes += record.uploaded_bytes
         self.downloaded_bytes += record.downloaded_bytes
-        if "accuracy" in record.metrics:
-            self.accuracies.append(float(record.metrics["accuracy"]))
+        if (task := measured(record.metrics)) is not None:
+            self.task = task
+            self.scores.append(float(record.metrics[task.primary]))
         if record.server_round < self.first_round:
             self.began = self.clock()
 

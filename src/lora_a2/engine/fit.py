@@ -42,11 +42,13 @@ class Fit:
     Attributes:
         positions: what packed sentences are numbered with.
         room: tokens of the longest sentence that it takes; None: any.
+        width: H, of its hidden states.
         reason: why it is padded, as a part of a sentence; None: it is packed.
     """
 
     positions: Positions
     room: int | None
+    width: int
     reason: str | None
 
 
@@ -71,19 +73,19 @@ def find_fit(backbone: PreTrainedModel, max_length: int, pad_token_id: int) -> F
         raise ModelError(
             f"{type(backbone).__name__} cannot be called for sentences of {lengths} tokens: {first_line(error)}"
         ) from error
-    reason = ""
+    reason, width = "", int(expected[0][0].shape[1])
     prepare(backbone)
     backbone.config._attn_implementation = ATTENTION
     for positions in _candidates(backbone):
         reason = trial.packed(positions, expected)
         if not reason:
-            return Fit(positions, room, None)
+            return Fit(positions, room, width, None)
     backbone.config._attn_implementation = usual
     if different := trial.padded(expected):
         raise ModelError(
             f"{type(backbone).__name__} cannot be used: {different} when it is padded to the length of a longer one."
         )
-    return Fit(FROM_ZERO, room, reason)
+    return Fit(FROM_ZERO, room, width, reason)
 
 
 def _refuse_changing_frequencies(backbone: PreTrainedModel, max_length: int) -> None:

@@ -13,41 +13,41 @@ import torch
 from torch import Tensor, nn
 
 from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
-from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.lora import LoraLinear
+from lora_a2.engine.network import Network
 from lora_a2.engine.transfer import to_device
 from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings
 
 
-def weight_shapes(classifier: Classifier) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def weight_shapes(network: Network) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Names and shapes of the backbone's weights, target modules as (d_out, d_in)."""
-    with plain_layers(classifier):
-        return tuple((name, tuple(p.shape)) for name, p in classifier.backbone.named_parameters())
+    with plain_layers(network):
+        return tuple((name, tuple(p.shape)) for name, p in network.backbone.named_parameters())
 
 
 @contextmanager
-def plain_layers(classifier: Classifier) -> Iterator[None]:
+def plain_layers(network: Network) -> Iterator[None]:
     """Linear layers in the places of the LoRA layers, on the same weights, for as long as this is entered."""
-    for name, layer in classifier.layers.items():
+    for name, layer in network.layers.items():
         linear = nn.Linear(layer.d_in, layer.d_out, bias=layer.bias is not None, device="meta")
         linear.weight = layer.base
         if layer.bias is not None:
             linear.bias = layer.bias
-        _put(classifier, name, linear)
+        _put(network, name, linear)
     try:
         yield
     finally:
-        for name, layer in classifier.layers.items():
-            _put(classifier, name, layer)
+        for name, layer in network.layers.items():
+            _put(network, name, layer)
 
 
-def _put(classifier: Classifier, name: str, layer: nn.Module | LoraLinear) -> None:
+def _put(network: Network, name: str, layer: nn.Module | LoraLinear) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(classifier.backbone.get_submodule(parent), child, layer)
+    setattr(network.backbone.get_submodule(parent), child, layer)
 
 
 def train_full(
-    classifier: Classifier, task: ClientTask, base: BaseDelta, settings: TrainingSettings
+    network: Network, task: ClientTask, base: BaseDelta, settings: TrainingSettings
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], float]:
     """Trains all weights from pre-trained + `base`, with AdamW at η_A, and a trained head with them.
 
@@ -56,33 +56,38 @@ def train_full(
     Returns:
         The weights' changes by name, the head's new values, and the mean loss over the epochs.
     """
-    classifier.set_base({})
-    with plain_layers(classifier):
-        parameters = dict(classifier.backbone.named_parameters())
+    network.set_base({})
+    with plain_layers(network):
+        parameters = dict(network.backbone.named_parameters())
         start = {name: _moved(p, base.get(name)) for name, p in parameters.items()}
         weights = {name: value.clone().requires_grad_() for name, value in start.items()}
-        device = classifier.device
+        device = network.device
         head = {name: torch.tensor(v, device=device).requires_grad_() for name, v in task.start.head.items()}
         optimizer = torch.optim.AdamW(
             [*weights.values(), *head.values()], lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0.0
         for order in task.orders:
             for i in range(0, len(order), settings.batch_size):
                 settings.between_steps()
                 rows = order[i : i + settings.batch_size]
-                loss = _loss(classifier, weights, head, task, rows)
+                loss = _loss(network, weights, head, task, rows)
+                total = float(network.objective.weights(task.examples.labels_at(rows)).sum())
                 optimizer.zero_grad()
-                loss.mean().backward()  # type: ignore[no-untyped-call]
+                (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 loss_sum += loss.detach().double().sum()
-                seen += len(rows)
+                seen += total
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
-    return changes, {name: value.detach().cpu().numpy() for name, value in head.items()}, float(loss_sum) / max(seen, 1)
+    return (
+        changes,
+        {name: value.detach().cpu().numpy() for name, value in head.items()},
+        float(loss_sum) / max(seen, 1.0),
+    )
 
 
 def weight_gradients(
-    classifier: Classifier, adapter: Adapter, examples: TokenizedExamples, batch_size: int
+    network: Network, adapter: Adapter, examples: TokenizedExamples, batch_size: int
 ) -> tuple[dict[str, FloatArray], float]:
     """The gradient of the mean loss by the weights of the target layers, at the loaded base, and that loss.
 
@@ -92,23 +97,24 @@ def weight_gradients(
         Name of a weight → (d_out, d_in) float32; the mean loss.
     """
     task = ClientTask(adapter, examples, None, (np.arange(len(examples)),))
-    device = classifier.device
-    with plain_layers(classifier):
-        every = dict(classifier.backbone.named_parameters())
-        names = {weight_name(name) for name in classifier.layers}
-        weights = {n: _moved(p, classifier.base.get(n)).requires_grad_(n in names) for n, p in every.items()}
+    device = network.device
+    with plain_layers(network):
+        every = dict(network.backbone.named_parameters())
+        names = {weight_name(name) for name in network.layers}
+        weights = {n: _moved(p, network.base.get(n)).requires_grad_(n in names) for n, p in every.items()}
         head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
+        seen = float(network.objective.weights(examples.labels).sum())
         for i in range(0, len(examples), batch_size):
-            loss = _loss(classifier, weights, head, task, np.arange(i, min(i + batch_size, len(examples))))
-            (loss.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
+            loss = _loss(network, weights, head, task, np.arange(i, min(i + batch_size, len(examples))))
+            (loss.sum() / seen).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().sum()
     gradients = {
         n: np.zeros(w.shape, np.float32) if w.grad is None else w.grad.cpu().numpy()
         for n, w in weights.items()
         if n in names
     }
-    return gradients, float(total) / len(examples)
+    return gradients, float(total) / seen
 
 
 def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:
@@ -117,16 +123,16 @@ def _moved(parameter: Tensor, change: FloatArray | None) -> Tensor:
 
 
 def _loss(
-    classifier: Classifier,
+    network: Network,
     weights: Mapping[str, Tensor],
     head: Mapping[str, Tensor],
     task: ClientTask,
     rows: np.ndarray,
 ) -> Tensor:
-    """Cross-entropy (n,) of a batch."""
-    batch = classifier.pack([[task.examples.input_ids[i] for i in rows]])
-    cast = {name: value.to(classifier.dtype) for name, value in weights.items()}
-    vectors = classifier.encode_with(cast, batch)
-    logits = classifier.logits(vectors, head or None)
-    target = to_device(task.examples.labels[rows], classifier.device)[batch.sentences]
-    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    """The losses (n,) of a batch."""
+    batch = network.pack([[task.examples.input_ids[i] for i in rows]])
+    cast = {name: value.to(network.dtype) for name, value in weights.items()}
+    hidden = network.hidden_with(cast, batch)
+    client = torch.zeros(len(rows), dtype=torch.int64, device=network.device)
+    own = {name: value[None] for name, value in head.items()}
+    return network.objective.losses(hidden, batch, task.examples.labels_at(rows), client, own, cast)

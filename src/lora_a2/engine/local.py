@@ -5,7 +5,7 @@ Shapes: K clients, P trained values of the client that trains most, A (K, R, d_i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_a2.core.types import Factor, Mask
+from lora_a2.core.types import Factor, FloatArray, Mask
 from lora_a2.engine.adamw import AdamW
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
 from lora_a2.engine.packing import PackedBatch
 from lora_a2.engine.parameters import CohortParameters
 from lora_a2.engine.penalty import add_gradients
 from lora_a2.engine.prefix import Prefix
 from lora_a2.engine.transfer import to_device
-from lora_a2.engine.work import ClientTask, Trained, TrainingSettings
+from lora_a2.engine.work import ClientTask, Trained, TrainingSettings, joined
 from lora_a2.errors import ModelError
 
 
 def train_cohort(
-    classifier: Classifier, tasks: Sequence[ClientTask], trainable: frozenset[Factor], settings: TrainingSettings
+    network: Network, tasks: Sequence[ClientTask], trainable: frozenset[Factor], settings: TrainingSettings
 ) -> list[Trained]:
     """Trains every task's adapter through all its epochs; the results come in the order of the tasks."""
-    return CohortTraining(classifier, tasks, trainable, settings).run()
+    return CohortTraining(network, tasks, trainable, settings).run()
 
 
 class CohortTraining:
@@ -46,24 +46,24 @@ class CohortTraining:
 
     def __init__(
         self,
-        classifier: Classifier,
+        network: Network,
         tasks: Sequence[ClientTask],
         trainable: frozenset[Factor],
         settings: TrainingSettings,
     ) -> None:
-        if classifier.alone and len(tasks) > 1:
+        if network.alone and len(tasks) > 1:
             raise ModelError(f"{len(tasks)} clients in one pass: this model can only train one at a time.")
-        self._classifier, self._trainable, self._settings = classifier, trainable, settings
+        self._network, self._trainable, self._settings = network, trainable, settings
         self._order = sorted(range(len(tasks)), key=lambda k: -sum(map(len, tasks[k].orders)))
         self._begin([tasks[k] for k in self._order])
         self._epochs_done = 0
-        self._losses = torch.zeros(len(tasks), dtype=torch.float64, device=classifier.device)
-        self._seen = np.zeros(len(tasks), np.int64)
+        self._losses = torch.zeros(len(tasks), dtype=torch.float64, device=network.device)
+        self._seen = np.zeros(len(tasks))
 
     def _begin(self, cohort: Sequence[ClientTask]) -> None:
         self._cohort = cohort
         self._merged = len(self._trainable) == 1 and all(t.start is cohort[0].start for t in cohort)
-        self._parameters = CohortParameters(cohort, self._trainable, self._merged, self._classifier)
+        self._parameters = CohortParameters(cohort, self._trainable, self._merged, self._network)
         self._start = self._parameters.values.clone() if self._settings.penalties else self._parameters.values
         self._rates = self._parameters.rates(self._settings)
         self._optimizer = AdamW(self._parameters.values, self._rates, self._settings.weight_decay)
@@ -111,21 +111,27 @@ class CohortTraining:
 
     def _gradients(self, first: int, end: int | None) -> Iterator[Tensor]:
         """The gradient (K', P) of each step of the epochs `first` … `end` − 1, at the values of that moment."""
-        cohort, parameters, classifier = self._cohort, self._parameters, self._classifier
-        classifier.load(cohort[0].start if self._merged else None)
+        cohort, parameters, network = self._cohort, self._parameters, self._network
+        network.load(cohort[0].start if self._merged else None)
         schedule = [list(_batches(t.orders[first:end], self._settings.batch_size)) for t in cohort]
-        prefix = classifier.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
+        prefix = network.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
         for step in range(len(schedule[0])):
             self._settings.between_steps()
             active = sum(len(batches) > step for batches in schedule)
             batches = [client[step] for client in schedule[:active]]
-            gradient, loss = _step(classifier, parameters, prefix, cohort[:active], batches)
+            totals = np.array(
+                [
+                    network.objective.weights(t.examples.labels_at(b)).sum()
+                    for t, b in zip(cohort[:active], batches, strict=True)
+                ]
+            )
+            gradient, loss = _step(network, parameters, prefix, cohort[:active], batches, totals)
             if self._settings.penalties:
                 add_gradients(gradient, parameters, self._start, self._settings.penalties, active)
             if self._settings.clipping_norm is not None:
                 _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
             self._losses[:active] += loss
-            self._seen[:active] += [len(b) for b in batches]
+            self._seen[:active] += totals
             yield gradient
 
     def _results(self) -> list[Trained]:
@@ -146,37 +152,31 @@ def _batches(orders: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarr
 
 
 def _step(
-    classifier: Classifier,
+    network: Network,
     parameters: CohortParameters,
     prefix: Prefix | None,
     cohort: Sequence[ClientTask],
     batches: Sequence[np.ndarray],
+    totals: FloatArray,
 ) -> tuple[Tensor, Tensor]:
-    """One forward and backward: gradient (K, P) float32, and each client's summed loss (K,)."""
+    """One forward and backward: gradient (K, P) float32, and each client's summed loss (K,).
+
+    `totals` (K,) are the weights of the examples by which each client's loss is divided.
+    """
     sentences = [[t.examples.input_ids[i] for i in b] for t, b in zip(cohort, batches, strict=True)]
-    batch = classifier.pack(sentences)
+    batch = network.pack(sentences)
     entry = None
     if prefix is not None:
         assert isinstance(batch, PackedBatch), "padded batches have no prefix"
         entry = prefix.block, prefix.rows(batches, [[len(s) for s in client] for client in sentences], batch)
-    sizes = np.array([len(b) for b in batches])
-    client = to_device(np.repeat(np.arange(len(cohort)), sizes), classifier.device)[batch.sentences]
-    labels = np.concatenate([t.examples.labels[b] for t, b in zip(cohort, batches, strict=True)])
+    sizes = [len(b) for b in batches]
+    client = to_device(np.repeat(np.arange(len(cohort)), sizes), network.device)[batch.sentences]
+    labels = joined([t.examples.labels_at(b) for t, b in zip(cohort, batches, strict=True)])
     slots, head = parameters.leaves(len(cohort))
-    with classifier.slots(slots):
-        vectors = classifier.encode(batch, entry)
-    logits = _logits(classifier, vectors, client, head)
-    target = to_device(labels, classifier.device)[batch.sentences]
-    loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    weights = to_device((1.0 / sizes).astype(np.float32), classifier.device)[client]
-    torch.autograd.backward((loss * weights).sum())
-    sums = torch.zeros(len(cohort), dtype=torch.float64, device=classifier.device)
-    return parameters.collected(len(cohort), head), sums.index_add_(0, client, loss.detach().double())
-
-
-def _logits(classifier: Classifier, vectors: Tensor, client: Tensor, head: Mapping[str, Tensor]) -> Tensor:
-    """Logits (N, C): by the frozen head, or each sentence by its own client's head (K, C, H), (K, C)."""
-    if not head:
-        return classifier.logits(vectors)
-    logits = torch.einsum("nh,kch->knc", vectors, head["weight"]) + head["bias"][:, None]
-    return logits[client, torch.arange(len(client), device=client.device)]
+    with network.slots(slots):
+        hidden = network.hidden(batch, entry)
+    losses = network.objective.losses(hidden, batch, labels, client, head, {})
+    weights = to_device((1.0 / totals).astype(np.float32), network.device)[client]
+    torch.autograd.backward((losses * weights).sum())
+    sums = torch.zeros(len(cohort), dtype=torch.float64, device=network.device)
+    return parameters.collected(len(cohort), head), sums.index_add_(0, client, losses.detach().double())

@@ -136,6 +136,11 @@ class PackedBatch:
         """What the backbone is called with."""
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "packed": self}
 
+    @property
+    def first_rows(self) -> np.ndarray:
+        """(N_total,) int64 on the host: the row of each sentence's first token, in the order given to `pack`."""
+        return self.starts
+
     def vectors(self, hidden: Tensor) -> Tensor:
         """Sentence vectors (N_total, width) float32, in the order of `sentences`, of hidden states (1, K·T, width)."""
         return pooled(hidden, self)

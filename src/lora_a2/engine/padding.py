@@ -26,6 +26,7 @@ class PaddedBatch:
         rows: (N,) int64, where the sentences are among the K·S.
         pool: (N, 1, L) float32, the weights that make a sentence's vector of its tokens' vectors.
         sentences: (N,) int64, 0 … N − 1: vectors come in the order given to `pad`.
+        first_rows: (N,) int64 on the host, the row of each sentence's first token among the K·S·L.
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class PaddedBatch:
     rows: Tensor
     pool: Tensor
     sentences: Tensor
+    first_rows: np.ndarray
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -63,4 +65,5 @@ def pad(
     for row, sentence in zip(rows, flat, strict=True):
         ids[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
     values = (ids, mask, rows, pool_weights(inside, length, pooling), np.arange(len(flat)))
-    return PaddedBatch(*(to_device(v, device) for v in values))
+    input_ids, attention_mask, places, pool, sentences = (to_device(v, device) for v in values)
+    return PaddedBatch(input_ids, attention_mask, places, pool, sentences, rows * ids.shape[1])

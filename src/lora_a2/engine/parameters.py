@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lora_a2.core.types import FACTORS, Adapter, Factor, FloatArray
-from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.lora import Slot
+from lora_a2.engine.network import Network
 from lora_a2.engine.transfer import to_device
 from lora_a2.engine.work import ClientTask, TrainingSettings
 
@@ -60,14 +60,14 @@ class CohortParameters:
         tasks: K clients.
         trainable: the factors trained.
         merged: the common start lies in the frozen weights, and only the change is to be added to it.
-        classifier: for device and compute dtype.
+        network: for device and compute dtype.
     """
 
     def __init__(
-        self, tasks: Sequence[ClientTask], trainable: frozenset[Factor], merged: bool, classifier: Classifier
+        self, tasks: Sequence[ClientTask], trainable: frozenset[Factor], merged: bool, network: Network
     ) -> None:
-        self.tasks, self.trainable, self.dtype = tasks, trainable, classifier.dtype
-        device = classifier.device
+        self.tasks, self.trainable, self.dtype = tasks, trainable, network.dtype
+        device = network.device
         self.merged = merged
         self.indices = [_selected(task, compact=merged) for task in tasks]
         ranks = {name: _rounded(max(len(i[name]) for i in self.indices)) for name in tasks[0].start.factors}

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
 from lora_a2.errors import RunError
 from lora_a2.system import machine
 from lora_a2.system.lifeline import end_with_parent
@@ -33,26 +33,26 @@ class Pool:
     On a CPU it computes with one core while it is entered; the setting before is put back at the end.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+    def __init__(self, network: Network) -> None:
+        self.network = network
         self._threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
-        if self.classifier.device.type == "cpu":
+        if self.network.device.type == "cpu":
             torch.set_num_threads(1)
         return self
 
     def __exit__(self, *error: object) -> None:
         torch.set_num_threads(self._threads)
 
-    def map(self, work: Callable[[Classifier, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`work(classifier, item)` for each item; results in the order of the items, each as soon as it can be had.
+    def map(self, work: Callable[[Network, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`work(network, item)` for each item; results in the order of the items, each as soon as it can be had.
 
         Few items are taken ahead of the results, so that memory does not grow with their number. What `work` changes beside its
         result may be lost.
         """
         for item in items:
-            yield work(self.classifier, item)
+            yield work(self.network, item)
 
 
 class ProcessPool(Pool):
@@ -62,18 +62,18 @@ class ProcessPool(Pool):
     would wait for each other whenever Python runs, and the more the more cores there are.
     """
 
-    def __init__(self, classifier: Classifier, workers: int) -> None:
-        super().__init__(classifier)
+    def __init__(self, network: Network, workers: int) -> None:
+        super().__init__(network)
         self._workers = workers
 
-    def map(self, work: Callable[[Classifier, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Network, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """As `Pool.map`; at most two items a worker are under way or waiting to be taken.
 
         Raises:
             RunError: a process was killed.
         """
         grown: dict[int, int] = {}
-        began = (os.getpid(), work, self.classifier)
+        began = (os.getpid(), work, self.network)
         with ProcessPoolExecutor(self._workers, get_context("fork"), initializer=_begin, initargs=began) as executor:
             try:
                 for result, process, growth in self._in_order(executor, items):
@@ -129,12 +129,12 @@ def _submit(executor: ProcessPoolExecutor, item: object) -> Future[tuple[Any, in
         return executor.submit(_work, item)
 
 
-def _begin(parent: int, work: Callable[[Classifier, Any], Any], classifier: Classifier) -> None:
+def _begin(parent: int, work: Callable[[Network, Any], Any], network: Network) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once and silently; the parent tells of it
     end_with_parent(parent)
     machine.keep_freed_memory()
     torch.set_num_threads(1)
-    _Workers.work = staticmethod(lambda item: work(classifier, item))
+    _Workers.work = staticmethod(lambda item: work(network, item))
     _Workers.size = machine.peak_memory()
 
 

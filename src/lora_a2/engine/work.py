@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,20 +10,39 @@ import numpy as np
 from lora_a2.core.types import Adapter, Mask
 from lora_a2.methods.base import Penalty
 
+Labels = np.ndarray | tuple[np.ndarray, ...]
+"""What n examples are to be labelled with: (n,) int64 a class each, or (length,) int64 a token for each token."""
+
 
 @dataclass(frozen=True)
 class TokenizedExamples:
-    """A client's examples: token ids (length,) int64 each, labels (n,) int64."""
+    """A client's examples: token ids (length,) int64 each, and their labels."""
 
     input_ids: tuple[np.ndarray, ...]
-    labels: np.ndarray
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def take(self, rows: np.ndarray) -> TokenizedExamples:
         """The examples at `rows` (m,), in that order."""
-        return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels[rows])
+        return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels_at(rows))
+
+    def labels_at(self, rows: np.ndarray) -> Labels:
+        """The labels at `rows` (m,), in that order."""
+        return tuple(self.labels[i] for i in rows) if isinstance(self.labels, tuple) else self.labels[rows]
+
+
+def joined(parts: Sequence[Labels]) -> Labels:
+    """The labels of several clients' examples, end to end."""
+    if isinstance(parts[0], tuple):
+        return tuple(label for part in parts for label in part)
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def end_to_end(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
+    """The examples of several clients, one client after the other."""
+    return TokenizedExamples(tuple(ids for part in parts for ids in part.input_ids), joined([p.labels for p in parts]))
 
 
 def _go_on() -> None:

@@ -104,4 +104,4 @@ def usual_learning_rate(model: str, method: Method) -> float:
 
 def federation_layout(model: Model, method: Method) -> Layout:
     """The model's layout, with every weight if the method trains all of them."""
-    return replace(model.layout, dense=weight_shapes(model.classifier)) if method.full else model.layout
+    return replace(model.layout, dense=weight_shapes(model.network)) if method.full else model.layout

@@ -15,9 +15,9 @@ from lora_a2.core.algebra import difference
 from lora_a2.core.randomness import generator
 from lora_a2.core.transforms import Sending, sent
 from lora_a2.core.types import ClientProfile, ClientState, Download, Factor, Mask, Upload
-from lora_a2.engine.classifier import Classifier
 from lora_a2.engine.full import train_full, weight_gradients
 from lora_a2.engine.local import CohortTraining
+from lora_a2.engine.network import Network
 from lora_a2.engine.work import ClientTask, TokenizedExamples, Trained, epoch_orders
 from lora_a2.errors import CodecError
 from lora_a2.federation.agreement import Federation
@@ -32,7 +32,7 @@ Answer = tuple[bytes, ClientState]
 
 def client_round(
     federation: Federation,
-    classifier: Classifier,
+    network: Network,
     clients: Sequence[Member],
     downloads: Sequence[bytes],
     kept: Sequence[ClientState] | None = None,
@@ -46,29 +46,29 @@ def client_round(
         CodecError: a download is not valid.
     """
     kept = [ClientState()] * len(clients) if kept is None else kept
-    if classifier.alone and len(clients) > 1:
+    if network.alone and len(clients) > 1:
         each = zip(clients, downloads, kept, strict=True)
-        return [answer for c, d, k in each for answer in client_round(federation, classifier, [c], [d], [k])]
+        return [answer for c, d, k in each for answer in client_round(federation, network, [c], [d], [k])]
     received = [receive(federation, data, state) for data, state in zip(downloads, kept, strict=True)]
     starts, states = [download for download, _ in received], [state for _, state in received]
     if federation.method.asks_gradients(starts[0].server_round):
-        return [_gradient_round(federation, classifier, *each) for each in zip(clients, starts, states, strict=True)]
+        return [_gradient_round(federation, network, *each) for each in zip(clients, starts, states, strict=True)]
     if federation.method.full:
-        return [_full_round(federation, classifier, *each) for each in zip(clients, starts, states, strict=True)]
+        return [_full_round(federation, network, *each) for each in zip(clients, starts, states, strict=True)]
     starts = [replace(d, adapter=personal(d.adapter, s.private)) for d, s in zip(starts, states, strict=True)]
-    _share_base(classifier, states)
-    return _lora_round(federation, classifier, clients, _share_starts(starts), states)
+    _share_base(network, states)
+    return _lora_round(federation, network, clients, _share_starts(starts), states)
 
 
 def _lora_round(
     federation: Federation,
-    classifier: Classifier,
+    network: Network,
     clients: Sequence[Member],
     received: Sequence[Download],
     states: Sequence[ClientState],
 ) -> list[Answer]:
     method = federation.method
-    work = _local_round(federation, classifier, clients, received)
+    work = _local_round(federation, network, clients, received)
     masks: Sequence[Mask | None] = [None] * len(clients)
     if method.select is None:
         training = work.training("train", work.local_epochs, None)
@@ -87,7 +87,7 @@ def _lora_round(
 
 
 def _local_round(
-    federation: Federation, classifier: Classifier, clients: Sequence[Member], received: Sequence[Download]
+    federation: Federation, network: Network, clients: Sequence[Member], received: Sequence[Download]
 ) -> LocalRound:
     """The clients' training and selection, each with random numbers of its own."""
     method, server_round = federation.method, received[0].server_round
@@ -99,7 +99,7 @@ def _local_round(
         for (profile, examples), download, mask in zip(clients, received, each, strict=True):
             rng = generator(federation.seed, purpose, server_round, profile.id)
             tasks.append(ClientTask(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
-        return CohortTraining(classifier, tasks, trainable, federation.training)
+        return CohortTraining(network, tasks, trainable, federation.training)
 
     def select(probed: Sequence[Trained]) -> list[Mask]:
         assert method.select is not None, "only methods that select are probed"
@@ -139,21 +139,21 @@ def _upload(federation: Federation, download: Download, finished: Finished, trai
 
 
 def _full_round(
-    federation: Federation, classifier: Classifier, client: Member, download: Download, state: ClientState
+    federation: Federation, network: Network, client: Member, download: Download, state: ClientState
 ) -> Answer:
     """One client of a method that trains every weight."""
     profile, examples = client
     start, number = download.adapter, download.server_round
     rng = generator(federation.seed, "train", number, profile.id)
     task = ClientTask(start, examples, None, epoch_orders(len(examples), federation.local_epochs, rng))
-    changes, head, loss = train_full(classifier, task, state.base_delta, federation.training)
+    changes, head, loss = train_full(network, task, state.base_delta, federation.training)
     update = difference(replace(start, head=head), start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, changes)
     return codec.encode(upload, upload_schema(federation)), state
 
 
 def _gradient_round(
-    federation: Federation, classifier: Classifier, client: Member, download: Download, state: ClientState
+    federation: Federation, network: Network, client: Member, download: Download, state: ClientState
 ) -> Answer:
     """One client that sends the gradient of the target weights at the start, of some of its examples."""
     profile, examples = client
@@ -161,14 +161,14 @@ def _gradient_round(
     assert federation.method.gradients is not None, "the method asks for gradients in this round"
     rng = generator(federation.seed, "gradient", number, profile.id)
     drawn = rng.permutation(len(examples))[: federation.method.gradients.examples]
-    classifier.set_base(state.base_delta)
-    gradients, loss = weight_gradients(classifier, start, examples.take(drawn), federation.training.batch_size)
+    network.set_base(state.base_delta)
+    gradients, loss = weight_gradients(network, start, examples.take(drawn), federation.training.batch_size)
     update = difference(start, start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, gradients)
     return codec.encode(upload, upload_schema(federation)), state
 
 
-def _share_base(classifier: Classifier, states: Sequence[ClientState]) -> None:
+def _share_base(network: Network, states: Sequence[ClientState]) -> None:
     """Puts the clients' base weights under the model.
 
     Raises:
@@ -178,7 +178,7 @@ def _share_base(classifier: Classifier, states: Sequence[ClientState]) -> None:
     for other in (state.base_delta for state in states[1:]):
         if other.keys() != first.keys() or not all(np.array_equal(v, other[n]) for n, v in first.items()):
             raise CodecError("Clients of one pass hold different base weights; train them one at a time.")
-    classifier.set_base(first)
+    network.set_base(first)
 
 
 def _share_starts(downloads: list[Download]) -> list[Download]:

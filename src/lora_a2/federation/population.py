@@ -81,7 +81,7 @@ def make_clients(
         min_client_examples=min_client_examples,
         seed=seed,
     )
-    train, test = (TokenizedExamples(model.tokenize_data(part.texts), part.labels) for part in (data.train, data.test))
+    train, test = (model.encode(part).examples for part in (data.train, data.test))
     return tuple(
         Client(i, name, train.take(rows), test.take(test_rows))
         for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))

@@ -12,7 +12,6 @@ from lora_a2 import codec
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import profile_of
 from lora_a2.core.types import ALL_FACTORS, ClientProfile, Layout, ServerState
-from lora_a2.engine.evaluate import client_figures
 from lora_a2.errors import ReplyError
 from lora_a2.federation.bounds import fair_share
 from lora_a2.federation.exchange import Rejected, Train
@@ -21,11 +20,14 @@ from lora_a2.federation.loop import Evaluated, Observer, Plan
 from lora_a2.federation.records import RoundRecord
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import NO_ANSWER, Courier, Late, log
-from lora_a2.flower.messages import number, read_answer, received_bytes, request_content
+from lora_a2.flower.messages import read_answer, received_bytes, request_content
 from lora_a2.flower.options import ServerOptions, sent_config
 from lora_a2.flower.roster import Roster
-from lora_a2.node.protocol import Kind, Request
+from lora_a2.node.protocol import PERSONAL, Kind, Request
 from lora_a2.node.refusals import Reason
+from lora_a2.system.text import plain
+from lora_a2.tasks.base import Statistics, Task, evaluate, received, summed
+from lora_a2.tasks.registry import measured
 
 Sent = tuple[ClientProfile, bytes]
 Received = tuple[ClientProfile, bytes | Rejected]
@@ -39,6 +41,7 @@ class FlowerDriver(Observer):
         config: resolved.
         labels: the class names.
         state_dir: where simulated clients keep their state.
+        task: what the model is fine-tuned for.
         evaluate: the server's own evaluation, if it has one.
     """
 
@@ -53,11 +56,12 @@ class FlowerDriver(Observer):
         config: RunConfig,
         labels: tuple[str, ...],
         state_dir: str,
+        task: Task,
         evaluate: Callable[[ServerState], dict[str, Any]] | None,
     ) -> None:
         self._courier, self._roster, self._plan, self._options = courier, roster, plan, options
         self._run_id, self._config, self._labels, self._state_dir = run_id, config, labels, state_dir
-        self._evaluate = evaluate
+        self._evaluate, self._task = evaluate, task
         self._nodes: dict[int, int] = {}
         self._last_round: dict[int, int] = {}
         self._attempts: dict[int, int] = {}
@@ -71,10 +75,11 @@ class FlowerDriver(Observer):
         self._last_round |= {client.id: record.server_round for client in record.clients}
         if not self._begun:
             self._recall(record)
-        accuracy = f"accuracy {100 * record.metrics['accuracy']:.1f} %, " if "accuracy" in record.metrics else ""
+        task = measured(record.metrics)
+        value = "" if task is None else f"{task.shown} {task.show(record.metrics[task.primary])}, "
         log.info(
             "Round %d/%d: %sloss %.3f, %d replies, %d refused, %d bytes up, %d down, %.1f s.",
-            *(record.server_round, self._plan.num_server_rounds, accuracy, record.train_loss, len(record.clients)),
+            *(record.server_round, self._plan.num_server_rounds, value, record.train_loss, len(record.clients)),
             *(len(record.refused), record.uploaded_bytes, record.downloaded_bytes, sum(record.seconds.values())),
         )
         for client, reason in sorted(record.refused.items()):
@@ -219,23 +224,31 @@ class FlowerDriver(Observer):
                 sent += len(data)
                 yield profile, data
 
-        right: dict[str, dict[int, int]] = {"num_correct": {}, "num_correct_personal": {}}
+        endings = ("", PERSONAL) if self._plan.federation.method.private else ("",)
+        sums: dict[str, dict[int, Statistics]] = {ending: {} for ending in endings}
         for client, reply in self._converse("evaluate", downloads(), state.server_round):
             try:
                 if isinstance(reply, str):
                     raise ReplyError(reply)
                 metrics = read_answer(reply, 0).metrics
-                for name in right if self._plan.federation.method.private else ("num_correct",):
-                    right[name][client] = number(metrics, name, 0, counts[client])
+                stated = {e: self._stated(metrics, counts[client], e) for e in endings}
+                for ending, found in stated.items():
+                    sums[ending][client] = found
             except ReplyError as error:
                 log.warning("Round %d: client %d was not evaluated: %s", state.server_round, client, error)
         most = self._options.max_node_test_examples or None
         if most is None and not self._courier.simulated:
             most = fair_share(list(counts.values()))
-        found = evaluation(right["num_correct"], counts, most)
-        if found and right["num_correct_personal"]:
-            found["personal"] = evaluation(right["num_correct_personal"], counts, most)
-        return found, sent
+        figures = evaluation(self._task, sums[""], most)
+        if figures and sums.get(PERSONAL):
+            figures["personal"] = evaluation(self._task, sums[PERSONAL], most)
+        return figures, sent
+
+    def _stated(self, metrics: Mapping[str, object], count: int, ending: str) -> Statistics:
+        try:
+            return received(self._task, metrics, count, self._config.max_length, ending)
+        except ValueError as error:
+            raise ReplyError(f"The node states {plain(str(error), 120)}.") from None
 
     def _is_silent(self, client: int, server_round: int) -> bool:
         """Whether a client is not asked for an evaluation because it did not answer before."""
@@ -243,15 +256,16 @@ class FlowerDriver(Observer):
         return reason is not None or self._absence.missed("train", client) > 0
 
 
-def evaluation(right: Mapping[int, int], counts: Mapping[int, int], most: int | None) -> dict[str, Any]:
-    """Metrics from each client's `right` answers out of `counts`; none weighs more than `most` examples (None: no limit)."""
-    if not right:
+def evaluation(task: Task, sums: Mapping[int, Statistics], most: int | None) -> dict[str, Any]:
+    """Metrics from each client's statistics; none weighs more than `most` examples (None: no limit)."""
+    if not sums:
         return {}
-    counted = {client: counts[client] if most is None else min(counts[client], most) for client in right}
-    sums = (n if counted[c] == counts[c] else n * counted[c] / counts[c] for c, n in right.items())
-    figures = client_figures({str(client): n / counts[client] for client, n in sorted(right.items())})
-    examples = sum(counted.values())
-    return {"accuracy": sum(sums) / examples, "num_examples": examples, **figures}
+    counts = {client: int(own["num_examples"]) for client, own in sums.items()}
+    weighed = [
+        own if most is None or counts[c] <= most else {name: value * most / counts[c] for name, value in own.items()}
+        for c, own in sums.items()
+    ]
+    return evaluate(task, summed(weighed), {str(client): own for client, own in sorted(sums.items())}).to_json()
 
 
 def _too_late(late: Late) -> Rejected:

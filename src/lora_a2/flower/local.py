@@ -149,7 +149,7 @@ def summary(run: RunDirectory) -> dict[str, Value]:
     records = run.load_records()
     metrics = records[-1].metrics
     return {
-        **{name: metrics[name] for name in ("accuracy", "macro_f1") if name in metrics},
+        **{name: value for name, value in metrics.items() if isinstance(value, float)},
         "server_rounds": len(records),
         "uploaded_bytes": sum(record.uploaded_bytes for record in records),
         "downloaded_bytes": sum(record.downloaded_bytes for record in records),

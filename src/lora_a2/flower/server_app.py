@@ -19,7 +19,7 @@ from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, r
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.sources import load_examples
-from lora_a2.engine.evaluate import evaluate, predict
+from lora_a2.engine.evaluate import measure
 from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.agreement import federation_layout
@@ -38,6 +38,7 @@ from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.simulation import evaluate_clients, make_pool
+from lora_a2.tasks.base import evaluate
 
 NODES_FILE = "nodes.json"
 """The file in a run directory that says which node is which client."""
@@ -108,6 +109,7 @@ def serve(
             config=config,
             labels=start.data.label_names,
             state_dir=str(run.path / "clients"),
+            task=model.task,
             evaluate=_server_evaluation(start, config, courier, pool),
         )
 
@@ -196,11 +198,12 @@ def _server_evaluation(
         raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
     if courier.simulated:
         clients = open_clients(config, start.data, start.model)
-        return lambda state: evaluate_clients(pool, state, clients).to_json()
-    sentences = start.model.tokenize(test.texts)
+        return lambda state: evaluate_clients(start.model.task, pool, state, clients).to_json()
+    task, examples = start.model.task, start.model.encode(test).examples
 
     def central(state: ServerState) -> dict[str, Any]:
-        return evaluate(predict(pool, state.adapter, state.base, sentences).argmax(1), test.labels).to_json()
+        found = task.statistics(measure(pool, state.adapter, state.base, examples), examples.labels)
+        return evaluate(task, found, {}).to_json()
 
     return central
 

@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
@@ -55,20 +55,40 @@ def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: 
         ModelError: there is no such model, its weights are not the official ones (MiniLM), they or the tokenizer cannot be
             loaded or do not belong together, or the model's own pooling is not known here.
     """
-    source = _embedded_minilm() if ALIASES.get(name, name) == MINILM else None
-    config = model_config(name, trust_remote_code)
-    where = str(source) if source else ALIASES_HUB.get(name, name)
-    options = {"add_pooling_layer": False} if has_optional_pooling(config) else {}
-    module = load_weights(name, where, trust_remote_code, **options)
-    tokenizer = load_tokenizer(name, where, module, trust_remote_code)
+    source = find_source(name, trust_remote_code)
+    options = {"add_pooling_layer": False} if has_optional_pooling(source.config) else {}
+    module = load_weights(name, source.where, trust_remote_code, **options)
+    tokenizer = load_tokenizer(name, source.where, module, trust_remote_code)
     return Backbone(
-        name=MINILM_HUB_ID if source else str(Path(where).absolute()) if Path(where).is_dir() else where,
+        name=source.name,
         module=module,
         tokenizer=tokenizer,
-        pooling=pooling or usual_pooling(where, config),
+        pooling=pooling or usual_pooling(source.where, source.config),
         fingerprint=fingerprint(module, tokenizer),
         revision=getattr(module.config, "_commit_hash", None),
     )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are: `where`, a folder or a hub id; its `name` for readers of an adapter; its configuration."""
+
+    where: str
+    name: str
+    config: PretrainedConfig
+
+
+def find_source(name: str, trust_remote_code: bool = False) -> Source:
+    """Where the model called `name` is: the embedded MiniLM, a local folder, or a hub.
+
+    Raises:
+        ModelError: there is no such model, or its weights are not the official ones (MiniLM).
+    """
+    embedded = _embedded_minilm() if ALIASES.get(name, name) == MINILM else None
+    config = model_config(name, trust_remote_code)
+    where = str(embedded) if embedded else ALIASES_HUB.get(name, name)
+    found = MINILM_HUB_ID if embedded else str(Path(where).absolute()) if Path(where).is_dir() else where
+    return Source(where, found, config)
 
 
 ALIASES_HUB = {MINILM: MINILM_HUB_ID}

@@ -26,11 +26,13 @@ _SHOWN = 3
 _ADAPTER = "adapter_config.json"
 
 
-def load_weights(name: str, where: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
-    """What `AutoModel` gives for the folder or hub id `where`, in float32, every weight from the checkpoint.
+def load_weights(
+    name: str, where: str, trust_remote_code: bool = False, auto: Any = AutoModel, **options: Any
+) -> PreTrainedModel:
+    """What `auto` gives for the folder or hub id `where`, in float32, every weight from the checkpoint.
 
-    `name` is what the user calls the model. A pooling layer is not used; its weights may be missing. `options` are those of the
-    model's class.
+    `name` is what the user calls the model. A pooling layer is not used; its weights may be missing. `auto` is `AutoModel` or one
+    of its kind with a head, which then has to be in the checkpoint; `options` are those of the model's class.
 
     Raises:
         ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model; or an
@@ -43,7 +45,7 @@ def load_weights(name: str, where: str, trust_remote_code: bool = False, **optio
         )
     with quiet():
         try:
-            module, report = AutoModel.from_pretrained(
+            module, report = auto.from_pretrained(
                 where,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
@@ -87,7 +89,8 @@ def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) ->
 def of_backbone(module: PreTrainedModel, key: str) -> bool:
     """Whether a weight belongs to the backbone; else it is of a head, or of the pooling layer, which are not used."""
     own = key.removeprefix(f"{module.base_model_prefix}.")
-    return own.split(".")[0] in dict(module.named_children()) and not unused(own)
+    parts = dict(module.named_children())
+    return any(name.split(".")[0] in parts for name in (own, key)) and not unused(own)
 
 
 def load_tokenizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -38,11 +39,13 @@ def unused(weight: str) -> bool:
     return weight.startswith("pooler.")
 
 
-def fingerprint(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+def fingerprint(
+    module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None, head: Sequence[torch.Tensor] = ()
+) -> str:
     """64 hex digits (SHA-256) over the used weights and kept buffers (names, shapes, values), configuration and tokenizer.
 
     Taken of a backbone as `AutoModel` gives it, in float32: it does not depend on files, on their number type, or on the
-    machine. All values count; a processor hashes about a gigabyte a second, less than it takes to read them. Of the
+    machine. `head`: weights beside the backbone that count too. All values count; a processor hashes about a gigabyte a second, less than it takes to read them. Of the
     configuration what differs from its class's defaults counts, of the tokenizer its vocabulary and what it makes of a few texts.
     """
     digest = hashlib.sha256()
@@ -50,6 +53,8 @@ def fingerprint(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = N
         values = tensor.detach().cpu().contiguous()
         digest.update(json.dumps([name, list(values.shape), str(values.dtype)]).encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    for values in head:
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     config = getattr(module, "config", None)
     if isinstance(config, PretrainedConfig):
         stated = {k: v for k, v in config.to_diff_dict().items() if k not in _WITHOUT_EFFECT and not k.startswith("_")}

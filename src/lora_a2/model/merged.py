@@ -55,7 +55,7 @@ def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter
     for name, f in adapter.pair.factors.items():
         product = np.float32(adapter.scaling) * (f.B @ f.A)
         changes[weight_name(name)] = changes[weight_name(name)] + product if weight_name(name) in changes else product
-    turned = {weight_name(name) for name, layer in model.classifier.layers.items() if layer.conv1d}
+    turned = {weight_name(name) for name, layer in model.network.layers.items() if layer.conv1d}
     for name, change in changes.items():
         moved = torch.from_numpy(change.T if name in turned else change)
         weights[name].add_(moved.to(weights[name].device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 from lora_a2.core.types import FloatArray
 from lora_a2.engine.packing import Pooling
@@ -28,6 +28,7 @@ class ModelOptions:
         max_length: tokens after which a text is cut.
         seed: of the head.
         trust_remote_code: whether Python in the model's folder may run.
+        system_prompt, chat_template, train_on: of a model that writes, see `EncodingOptions`.
 
     Raises:
         ModelError: a value that is not known.
@@ -43,12 +44,17 @@ class ModelOptions:
     max_length: int = 128
     seed: int = 0
     trust_remote_code: bool = False
+    system_prompt: str | None = None
+    chat_template: str | None = None
+    train_on: Literal["completion", "all"] = "completion"
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ModelError(f"Unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
         if self.pooling not in ("auto", *get_args(Pooling)):
             raise ModelError(f"Unknown pooling {self.pooling!r}: choose one of auto, {', '.join(get_args(Pooling))}.")
+        if self.train_on not in ("completion", "all"):
+            raise ModelError(f"Unknown train_on {self.train_on!r}: choose completion or all.")
         if self.max_length < 1:
             raise ModelError(f"max-length is {self.max_length}: it must be at least 1.")
 
@@ -71,3 +77,6 @@ class ModelKeywords(TypedDict, total=False):
     max_length: int
     seed: int
     trust_remote_code: bool
+    system_prompt: str | None
+    chat_template: str | None
+    train_on: Literal["completion", "all"]

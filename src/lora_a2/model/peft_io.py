@@ -68,7 +68,7 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "base_model_name_or_path": model.name,
-        "fan_in_fan_out": any(layer.conv1d for layer in model.classifier.layers.values()),
+        "fan_in_fan_out": any(layer.conv1d for layer in model.network.layers.values()),
         "inference_mode": True,
         "lora_alpha": int(adapter.lora_alpha) if adapter.lora_alpha == int(adapter.lora_alpha) else adapter.lora_alpha,
         "peft_type": "LORA",
@@ -86,10 +86,10 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
 
 def classifier_files(model: Model, adapter: Adapter, fingerprint: str) -> dict[str, bytes]:
     """Head and labels, as files; `fingerprint` is that of the backbone which they belong to."""
-    head = adapter.head or {name: value.cpu().numpy() for name, value in model.classifier.head.items()}
+    head = adapter.head or {name: value.cpu().numpy() for name, value in model.network.objective.head.items()}
     classifier = {
         "label_names": model.label_names,
-        "pooling": model.classifier.pooling,
+        "pooling": model.network.objective.pooling,
         "max_length": model.max_length,
         "model_fingerprint": fingerprint,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -13,19 +13,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.randomness import generator
 from lora_a2.core.types import FloatArray, Layout
+from lora_a2.data.labelled import Examples
+from lora_a2.data.written import Samples
 from lora_a2.engine.calling import hidden_width
-from lora_a2.engine.classifier import Classifier
+from lora_a2.engine.network import Network
+from lora_a2.engine.objective import Objective
 from lora_a2.engine.precision import pick_device, pick_dtype
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, load_backbone
 from lora_a2.model.catalog import full_parameters
+from lora_a2.model.causal import load_writer
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.given import Given
 from lora_a2.model.options import ModelKeywords, ModelOptions
-
-LARGEST_UNKNOWN_SHARE = 0.5
-"""Of a data set's tokens, special ones apart."""
+from lora_a2.tasks.base import Encoded, EncodingOptions, Task
+from lora_a2.tasks.causal_lm import TASK as CAUSAL_LM
+from lora_a2.tasks.causal_lm.objective import CausalLM
+from lora_a2.tasks.classification import TASK as CLASSIFICATION
+from lora_a2.tasks.classification import Classification, tokenized
+from lora_a2.tasks.registry import DEFAULT_TASK, get_task
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,25 @@ class Model:
     """What every participant loads before the first round.
 
     Attributes:
+        task: what it is fine-tuned for.
         name: a hub id or a folder, from which the backbone can be loaded again; of a model that was given loaded, what its
             configuration says.
-        classifier: the frozen model with its LoRA layers.
+        network: the frozen model with its LoRA layers.
         tokenizer: the backbone's.
         layout: modules of the adapter, and the head's tensors where it is trained.
-        label_names: C class names.
+        label_names: C class names; none for a model that writes.
         max_length: tokens after which a text is cut.
         full_parameters: weights of the whole model, what full fine-tuning would send.
         fingerprint: of the pre-trained weights (`model.fingerprint`).
         revision: the commit of the hub that they are of; None for folders.
         trust_remote_code: whether code of the model runs, also where it is loaded again.
         given: what the backbone is a copy of, where the user had loaded it; None: it was loaded by its name.
+        whole: the model with its causal head, of which the network's backbone is a part; None for other tasks.
+        encoding: how examples become tokens.
     """
 
     name: str
-    classifier: Classifier
+    network: Network
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     label_names: tuple[str, ...]
@@ -58,6 +68,9 @@ class Model:
     revision: str | None = None
     trust_remote_code: bool = False
     given: Given | None = None
+    task: Task = CLASSIFICATION
+    whole: PreTrainedModel | None = None
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
 
     def pretrained(self) -> Backbone:
         """The backbone as it was before any training, in float32, loaded or copied again.
@@ -66,35 +79,23 @@ class Model:
             ModelError: it cannot be any more.
         """
         if self.given is not None:
-            return self.given.backbone(self.classifier.pooling)
-        return load_backbone(self.name, self.classifier.pooling, self.trust_remote_code)
+            return self.given.backbone(self.network.objective.pooling)
+        if self.whole is not None:
+            return load_writer(self.name, self.trust_remote_code).backbone
+        return load_backbone(self.name, self.network.objective.pooling, self.trust_remote_code)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
-        if not texts:
-            return ()
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        return tuple(np.asarray(ids or [self.classifier.pad_token_id], np.int64) for ids in encoded["input_ids"])
+        return tokenized(self.tokenizer, texts, self.max_length)
 
-    def tokenize_data(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """As `tokenize`, for the texts of a data set, which the tokenizer has to know.
+    def encode(self, examples: Examples | Samples) -> Encoded:
+        """The examples as token ids and labels.
 
         Raises:
-            ModelError: most of their tokens are unknown to it.
+            ModelError: the tokenizer does not know the texts, or its chat template does not fit.
+            DataError: an example that is none for this task.
         """
-        tokens = self.tokenize(texts)
-        unknown, special = self.tokenizer.unk_token_id, self.tokenizer.all_special_ids
-        if unknown is None or not tokens:
-            return tokens
-        flat = np.concatenate(tokens)
-        words = flat[~np.isin(flat, [i for i in special if i != unknown])]
-        share = float((words == unknown).mean()) if len(words) else 0.0
-        if share > LARGEST_UNKNOWN_SHARE:
-            raise ModelError(
-                f"The tokenizer of {self.name} does not know {100 * share:.0f} % of the tokens in these texts, which all look alike "
-                "to the model: choose a model for their language, or give the folder the tokenizer that the model was trained with."
-            )
-        return tokens
+        return self.task.encode(self.tokenizer, examples, replace(self.encoding, max_length=self.max_length))
 
 
 def random_head(num_labels: int, width: int, scale: float, seed: int) -> dict[str, FloatArray]:
@@ -106,12 +107,13 @@ def random_head(num_labels: int, width: int, scale: float, seed: int) -> dict[st
 def load_model(
     model: str | os.PathLike[str] | PreTrainedModel = "all-MiniLM-L6-v2",
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
+    task: str = DEFAULT_TASK,
     tokenizer: PreTrainedTokenizerBase | None = None,
     options: ModelOptions | None = None,
     **given: Unpack[ModelKeywords],
 ) -> Model:
-    """Loads a backbone and puts LoRA layers and a head on it.
+    """Loads a backbone and puts LoRA layers and what its task needs on it.
 
     A model that is loaded already is copied, and neither it nor its tokenizer is changed: there are two of it in memory. Its
     weights may be in any float type and on any device; they are copied in float32.
@@ -120,50 +122,96 @@ def load_model(
         model: "all-MiniLM-L6-v2" (embedded), a local folder or a hub id; or a loaded model of Transformers: a bare backbone, as
             `AutoModel` gives, or one for sequence classification whose head is one linear layer. That head is used, its rows
             brought into the order of `labels`, which have to be those of its `config.id2label`.
-        labels: the class names.
+        labels: the class names, for classification.
+        task: "classification", or "causal-lm" for a language model that writes.
         tokenizer: of a loaded model; a name or a folder brings its own.
         options: how it is prepared; None: the usual way.
         given: single fields of `ModelOptions`, which come before those of `options`.
 
     Raises:
         ModelError: no such model, one that is damaged or incomplete, no module matches `target_modules`, or a loaded model that
-            cannot be copied (with PEFT adapters, quantised weights, another head) or whose labels are others.
+            cannot be copied (with PEFT adapters, quantised weights, another head) or whose labels are others; labels for a model
+            that writes, or none for one that classifies; a model without a causal head.
+        ConfigError: an unknown task.
         TypeError: there is no such option.
     """
     o = replace(options or ModelOptions(), **given)
+    chosen = get_task(task)
+    if chosen is CAUSAL_LM:
+        return _writer(model, labels, tokenizer, o)
+    if labels is None:
+        raise ModelError("labels are missing: give the class names, or task='causal-lm' for a model that writes.")
     if len(set(labels)) < len(labels):
         raise ModelError("labels has one of its names twice: give each class once.")
     backbone, own, source = _opened(model, tokenizer, labels, o)
-    modules = find_target_modules(backbone.module, o.target_modules)
-    config = backbone.module.config
     width = hidden_width(backbone.module)
     scale = model_defaults(backbone.name).head_scale if o.head_scale is None else o.head_scale
     values = own or o.head_values or random_head(len(labels), width, scale, o.seed)
     if values["weight"].shape != (len(labels), width):
         raise ModelError(f"The head is {values['weight'].shape}; expected {(len(labels), width)} for this model.")
+    trained = tuple((n, v.shape) for n, v in values.items()) if o.head == "trained" else ()
+    return _prepared(backbone, Classification(values, backbone.pooling), o, trained, labels=tuple(labels), given=source)
+
+
+def _writer(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    labels: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    o: ModelOptions,
+) -> Model:
+    """A language model that writes."""
+    if labels is not None:
+        raise ModelError("labels are for classification: leave them out for a model that writes.")
+    if not isinstance(model, str | os.PathLike):
+        raise ModelError("A loaded model is for classification; give a model that writes by its name or folder.")
+    if tokenizer is not None:
+        raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
+    name = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
+    writer = load_writer(name, o.trust_remote_code)
     where = pick_device(o.device)
-    classifier = Classifier(
+    whole = writer.whole.to(where)  # type: ignore[arg-type]
+    found = _prepared(writer.backbone, CausalLM(writer.head), o, (), labels=())
+    inside = {id(parameter) for parameter in writer.backbone.module.parameters()}
+    for parameter in whole.parameters():
+        if id(parameter) not in inside:  # the head, where it is not the embeddings
+            parameter.data = parameter.data.to(found.network.dtype)
+    return replace(found, task=CAUSAL_LM, whole=whole)
+
+
+def _prepared(
+    backbone: Backbone,
+    objective: Objective,
+    o: ModelOptions,
+    trained: tuple[tuple[str, tuple[int, ...]], ...],
+    *,
+    labels: tuple[str, ...],
+    given: Given | None = None,
+) -> Model:
+    """A backbone with LoRA layers and its objective; `trained` are names and shapes of the tensors of a trained head."""
+    modules = find_target_modules(backbone.module, o.target_modules)
+    config = backbone.module.config
+    where = pick_device(o.device)
+    network = Network(
         backbone.module.to(where),  # type: ignore[arg-type]
         modules,
-        pooling=backbone.pooling,
-        head=values,
+        objective=objective,
         dtype=pick_dtype(o.dtype, where),
         pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
         max_length=o.max_length,
     )
-    trained = tuple((n, v.shape) for n, v in values.items()) if o.head == "trained" else ()
     return Model(
         name=backbone.name,
-        classifier=classifier,
+        network=network,
         tokenizer=backbone.tokenizer,
         layout=Layout(modules, trained),
-        label_names=tuple(labels),
-        max_length=o.max_length if classifier.room is None else min(o.max_length, classifier.room),
+        label_names=labels,
+        max_length=o.max_length if network.room is None else min(o.max_length, network.room),
         full_parameters=full_parameters(config),
         fingerprint=backbone.fingerprint,
         revision=backbone.revision,
         trust_remote_code=o.trust_remote_code,
-        given=source,
+        given=given,
+        encoding=EncodingOptions(o.max_length, o.system_prompt, o.chat_template, o.train_on),
     )
 
 
@@ -195,4 +243,4 @@ def layout_head(model: Model) -> dict[str, FloatArray]:
     """The start of a trained head, empty if the head is frozen."""
     if not model.layout.head:
         return {}
-    return {name: value.cpu().numpy().copy() for name, value in model.classifier.head.items()}
+    return {name: value.cpu().numpy().copy() for name, value in model.network.objective.head.items()}

@@ -9,7 +9,6 @@ import numpy as np
 from lora_a2.config.run import RunConfig
 from lora_a2.data.labelled import Examples
 from lora_a2.data.sources import count_rows, load_data, load_examples
-from lora_a2.engine.work import TokenizedExamples
 from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
@@ -36,7 +35,7 @@ class OwnData:
         """
         train, test = self._examples(request.labels, config.seed)
         name = f"client {request.partition}"
-        return Client(request.partition, name, _tokenised(train, model), _tokenised(test, model))
+        return Client(request.partition, name, model.encode(train).examples, model.encode(test).examples)
 
     def check(self) -> int:
         """The number of examples in the file, read before any request.
@@ -62,7 +61,3 @@ class OwnData:
             seed=seed,
         )
         return found.train, found.test
-
-
-def _tokenised(examples: Examples, model: Model) -> TokenizedExamples:
-    return TokenizedExamples(model.tokenize_data(examples.texts), examples.labels)

@@ -23,11 +23,12 @@ from lora_a2.model.config import ModelConfig
 from lora_a2.model.pretrained import Model
 from lora_a2.node.logs import log
 from lora_a2.node.policy import NO_LIMITS, Policy
-from lora_a2.node.protocol import Answer, Request
+from lora_a2.node.protocol import PERSONAL, Answer, Request
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.settings.options import marks_of
+from lora_a2.tasks.base import Statistics, summed
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
 """Loads the client's own data, tokenised for a model."""
@@ -40,7 +41,7 @@ def taken_fields() -> tuple[str, ...]:
 
 
 _EVALUATED_AT_ONCE = 64
-"""The batch of `Classifier.predict`."""
+"""The batch of `Network.measure`."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _train(seat: _Seat, request: Request) -> Answer:
     profile = profile_of(seat.config, request.partition, seat.policy.stated(len(seat.client.train)))
     began = time.perf_counter()
     members = [(profile, seat.client.train)]
-    [(upload, state)] = client_round(seat.federation, seat.model.classifier, members, [request.payload], [kept])
+    [(upload, state)] = client_round(seat.federation, seat.model.network, members, [request.payload], [kept])
     seconds = time.perf_counter() - began
     seat.store.keep(state)
     return Answer({"train_seconds": seconds}, upload, notes)
@@ -175,24 +176,29 @@ def _evaluate(seat: _Seat, request: Request) -> Answer:
     seat.policy.check_evaluation()
     kept, _ = _kept(seat, request)
     download, state = receive(seat.federation, request.payload, kept)
-    seat.model.classifier.set_base(state.base_delta)
+    seat.model.network.set_base(state.base_delta)
     stated = seat.policy.stated(len(seat.client.test))
-    metrics = {"num_examples": stated, "num_correct": _correct(seat, download.adapter, stated)}
+    metrics = _sums(seat, download.adapter, stated)
     if seat.federation.method.private:
-        metrics["num_correct_personal"] = _correct(seat, personal(download.adapter, kept.private), stated)
+        own = _sums(seat, personal(download.adapter, kept.private), stated)
+        metrics |= {f"{name}{PERSONAL}": value for name, value in own.items() if name != "num_examples"}
     return Answer(metrics)
 
 
-def _correct(seat: _Seat, adapter: Adapter, stated: int) -> int:
-    """How many of the client's own test examples the model gets right, scaled to the number `stated`."""
-    test, right = seat.client.test, 0
+def _sums(seat: _Seat, adapter: Adapter, stated: int) -> dict[str, Any]:
+    """The shared statistics of the client's own test examples, scaled to the number `stated` of them."""
+    task, test = seat.model.task, seat.client.test
+    parts: list[Statistics] = []
     order = np.argsort([len(ids) for ids in test.input_ids], kind="stable")  # the same batches as one call of `predict`
     for start in range(0, len(order), _EVALUATED_AT_ONCE):
         seat.go_on()
         rows = order[start : start + _EVALUATED_AT_ONCE]
-        logits = seat.model.classifier.predict(adapter, [test.input_ids[i] for i in rows])
-        right += int((logits.argmax(1) == test.labels[rows]).sum())
-    return round(right * stated / max(len(test), 1))
+        part = test.take(rows)
+        parts.append(task.statistics(seat.model.network.measure(adapter, part), part.labels))
+    total = summed(parts)
+    scale = stated / len(test)
+    found = {name: total[name].item() * scale for name in task.shared}
+    return {name: round(value) if total[name].dtype.kind == "i" else value for name, value in found.items()}
 
 
 def threads(count: int) -> None:

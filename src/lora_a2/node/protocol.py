@@ -23,6 +23,8 @@ from lora_a2.node.refusals import Note, Reason, Refused
 
 Kind = Literal["profile", "train", "evaluate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PERSONAL = "_personal"
+"""Ends the names of figures of a client's own model."""
 
 _MAGIC = b"LoN2"
 _PREFIX = struct.Struct("<4sIQ")

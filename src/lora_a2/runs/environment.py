@@ -24,8 +24,8 @@ def environment(model: Model, data: LabelledData) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "compiled_attention": attention.compiled(),
         "compiled_products": skinny.compiled(),
-        "device": str(model.classifier.device),
-        "dtype": dtype_name(model.classifier.dtype),
+        "device": str(model.network.device),
+        "dtype": dtype_name(model.network.dtype),
         "data": {
             "name": data.name,
             "train_examples": len(data.train),

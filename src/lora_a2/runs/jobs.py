@@ -20,7 +20,6 @@ from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import LabelledData
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
-from lora_a2.engine.evaluate import Evaluation, evaluate
 from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.exchange import ReplyCallback
@@ -36,6 +35,9 @@ from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.predict import load_predictor
 from lora_a2.simulation import ClientStates, evaluate_clients, make_pool, simulate
+from lora_a2.tasks.base import Evaluation, evaluate
+from lora_a2.tasks.classification import TASK as CLASSIFICATION
+from lora_a2.tasks.registry import get_task
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
 
@@ -44,17 +46,16 @@ from lora_a2.trackers.observer import tracking
 class RunSummary:
     """What a finished run comes to.
 
+    `metrics` are those of the last round's evaluation, of the global model, by name, with the clients' figures of the primary one;
+    `personal` those of the clients' own models on their own examples, if the method makes such.
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
-    `reduction_percent` how much less the run uploaded. Accuracies are fractions of 1, of the last round, of the global model;
-    `personal_accuracy` is that of the clients' own models on their own examples, if the method makes such.
+    `reduction_percent` how much less the run uploaded.
     `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
     exactly, by the method and with what the run put on top of it.
     """
 
-    accuracy: float
-    macro_f1: float
-    client_mean: float | None
-    client_worst_tenth: float | None
+    task: str
+    metrics: Mapping[str, float | None]
     uploaded_parameters: int
     uploaded_bytes: int
     downloaded_parameters: int
@@ -67,13 +68,22 @@ class RunSummary:
     peak_memory_bytes: int
     method: str
     output_dir: str
-    personal_accuracy: float | None = None
+    personal: Mapping[str, float | None] | None = None
     evaluation_bytes: int = 0
     exact_aggregation: bool = False
 
+    @property
+    def score(self) -> float:
+        """The task's primary metric, by which runs are compared: the personal models' if the method makes such."""
+        value = (self.personal or self.metrics)[get_task(self.task).primary]
+        assert value is not None, "every evaluation has it"
+        return value
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
-        return asdict(self)
+        """Plain values, ready for `json.dumps`; the metrics among them by their own names."""
+        values = asdict(self)
+        own = {f"personal_{name}": value for name, value in (values.pop("personal") or {}).items()}
+        return {**values.pop("metrics"), **own, **values}
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ def evaluate_run(
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
-            return evaluate_clients(pool, state, setup.clients)
+            return evaluate_clients(setup.model.task, pool, state, setup.clients)
     config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
     examples = load_examples(
         data,
@@ -158,11 +168,14 @@ def evaluate_run(
         usual_columns=(config.text_column, config.label_column, config.client_column),
         strip_newsgroups=config.strip_newsgroups,
     )
-    rows = None
+    outputs = predictor.logits(examples.texts)
+    clients = {}
     if examples.clients is not None:
         names = np.array(examples.clients)
-        rows = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
-    return evaluate(predictor.predict(examples.texts).argmax(1), examples.labels, rows)
+        for name in np.unique(names):
+            rows = np.flatnonzero(names == name)
+            clients[str(name)] = CLASSIFICATION.statistics(outputs[rows], examples.labels[rows])
+    return evaluate(CLASSIFICATION, CLASSIFICATION.statistics(outputs, examples.labels), clients)
 
 
 def _require_same(run: RunDirectory, setup: _Setup) -> None:
@@ -222,7 +235,11 @@ def describe_clients(
     """What `clients.json` says, where the run records for analysis; of clients only those whose labels are known here."""
     if not config.record_analysis:
         return None
-    rows = ((c.id, c.name, c.train.labels, c.test.labels) for c in clients)
+    rows = [
+        (c.id, c.name, c.train.labels, c.test.labels)
+        for c in clients
+        if isinstance(c.train.labels, np.ndarray) and isinstance(c.test.labels, np.ndarray)
+    ]
     return clients_json(model.layout, label_names, rows)
 
 
@@ -266,7 +283,7 @@ def finish(
         with run.writing():
             _save(run, model, state, kept)
         seconds = earlier + time.perf_counter() - began
-        if "macro_f1" in records[-1].metrics:  # nodes that evaluate for themselves do not tell it
+        if records[-1].metrics:  # nodes need not evaluate
             watched.finished(_summary(run, config, model, plan, records, seconds).to_json())
     return records, seconds
 
@@ -316,10 +333,8 @@ def _summary(
     metrics = records[-1].metrics
     assert config.num_clients is not None, "the configuration is resolved"
     return RunSummary(
-        accuracy=metrics["accuracy"],
-        macro_f1=metrics["macro_f1"],
-        client_mean=metrics["client_mean"],
-        client_worst_tenth=metrics["client_worst_tenth"],
+        task=model.task.name,
+        metrics=_figures(metrics),
         uploaded_parameters=uploaded,
         uploaded_bytes=sum(r.uploaded_bytes for r in records),
         downloaded_parameters=sum(r.downloaded_parameters for r in records),
@@ -332,10 +347,15 @@ def _summary(
         peak_memory_bytes=peak_memory(),
         method=config.method,
         output_dir=str(run.path),
-        personal_accuracy=metrics["personal"]["accuracy"] if "personal" in metrics else None,
+        personal=_figures(metrics["personal"]) if "personal" in metrics else None,
         evaluation_bytes=sum(r.evaluation_bytes for r in records),
         exact_aggregation=plan.federation.exact,
     )
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of an evaluation, without those of single clients."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}
 
 
 def config_of(run: RunDirectory, trust_remote_code: bool = False) -> RunConfig:

@@ -55,7 +55,7 @@ class Predictor:
 
     def logits(self, texts: Sequence[str]) -> FloatArray:
         """(n, C) float32."""
-        return self._model.classifier.predict(self._adapter, self._model.tokenize(texts))
+        return self._model.network.predict(self._adapter, self._model.tokenize(texts))
 
     def predict(self, texts: Sequence[str]) -> FloatArray:
         """Probabilities (n, C) float32 of the labels in `label_names`."""
@@ -84,7 +84,7 @@ def _fitting(saved: SavedAdapter, model: Model, folder: Path) -> Adapter:
                 f"{folder} is damaged or not for {saved.model}: {m.name} has A {f.A.shape} and B {f.B.shape}; "
                 f"expected {(saved.adapter.rank, m.d_in)} and {(m.d_out, saved.adapter.rank)}."
             )
-    if saved.fan_in_fan_out != any(layer.conv1d for layer in model.classifier.layers.values()):
+    if saved.fan_in_fan_out != any(layer.conv1d for layer in model.network.layers.values()):
         raise RunError(f"{folder} is not for {saved.model}: its fan_in_fan_out is {saved.fan_in_fan_out}.")
     return saved.adapter
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from lora_a2.federation.loop import Observer
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.system.files import check, read_json_object, read_sealed, write_all, write_sealed
+from lora_a2.tasks.registry import measured
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ class PlannedRun:
             return found
         started = (self.path / "config.toml").exists()
         summary = resume(self.path, observer) if started else launch(self.config, observer)
-        write_sealed(self.path / "summary.json", summary.to_json())
+        write_sealed(self.path / "summary.json", asdict(summary))
         return summary
 
-    def accuracy_at(self, server_round: int) -> float:
-        """The accuracy after a round that was evaluated, of the personal models if the method makes such."""
+    def score_at(self, server_round: int) -> float:
+        """The task's primary metric after a round that was evaluated, of the personal models if the method makes such."""
         metrics = RunDirectory(self.path).load_records()[server_round - 1].metrics
-        return float(metrics.get("personal", metrics)["accuracy"])
+        task = measured(metrics)
+        assert task is not None, "the round was evaluated"
+        return float(metrics.get("personal", metrics)[task.primary])
 
     def evaluates(self, server_round: int) -> bool:
         """Whether it has this round and evaluates after it."""
@@ -144,11 +147,6 @@ def candidate_rates(
     if multiples:
         return {f"-x{multiple:g}": multiple * learning_rate(usual) for multiple in multiples}
     return {"": None}
-
-
-def headline(summary: RunSummary) -> float:
-    """The accuracy by which runs are compared: the personal models' if the method makes such, else the global model's."""
-    return summary.accuracy if summary.personal_accuracy is None else summary.personal_accuracy
 
 
 def check_evaluated(run: PlannedRun, server_rounds: Sequence[int]) -> None:

@@ -11,8 +11,9 @@ from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary
-from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline
+from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated
 from lora_a2.system.locks import claimed
+from lora_a2.tasks.registry import get_task
 
 PLAN_FILE = "compare.json"
 
@@ -83,10 +84,11 @@ def open_comparison(path: Path) -> Comparison:
 
 
 def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple[PlannedRun, RunSummary]]:
-    """Of each method's runs the one of highest accuracy: the personal models' if it makes such."""
+    """Of each method's runs the one with the best score."""
     best: dict[str, tuple[PlannedRun, RunSummary]] = {}
     for run, summary in results:
         held = best.get(run.config.method)
-        if held is None or headline(summary) > headline(held[1]):
+        worse = get_task(summary.task).worse
+        if held is None or worse(summary.score) < worse(held[1].score):
             best[run.config.method] = run, summary
     return list(best.values())

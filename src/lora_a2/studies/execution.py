@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from lora_a2.federation.loop import Observer
 from lora_a2.studies.batch import Batch, PlannedRun
 from lora_a2.system.machine import cores
+from lora_a2.tasks.registry import get_task
 
 Said = Callable[[str], None]
 
@@ -53,7 +54,10 @@ def _outcome(run: PlannedRun) -> str:
     summary, failure = run.summary(), run.failure()
     if failure is not None:
         return f"{run.name}: failed: {failure['error']}: {failure['message']}"
-    return f"{run.name}: not finished" if summary is None else f"{run.name}: accuracy {100 * summary.accuracy:.1f} %"
+    if summary is None:
+        return f"{run.name}: not finished"
+    task = get_task(summary.task)
+    return f"{run.name}: {task.shown} {task.show(summary.score)}"
 
 
 class _Workers:

@@ -24,7 +24,7 @@ from lora_a2.config.setup import absolute_names
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.settings.errors import kebab
-from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, headline, read_plan, write_plan
+from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, read_plan, write_plan
 from lora_a2.studies.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.studies.results import (
     AT_ROUND,
@@ -162,7 +162,7 @@ class Sweep:
         for trial, run in zip(self.trials, batch.runs, strict=True):
             summary = run.summary()
             found = scores.setdefault(trial.group, {}).setdefault(trial.rate, [])
-            found.append(None if summary is None else headline(summary))
+            found.append(None if summary is None else summary.score)
         chosen = [self._choice(group, rates) for group, rates in scores.items()]
         write_atomic(self.path / "tuning.json", (json.dumps(chosen, indent=2) + "\n").encode())
         lost = [entry for entry in chosen if entry["chosen"] is None]
@@ -242,7 +242,7 @@ def _row(point: Point, run: PlannedRun, at_rounds: Sequence[int]) -> dict[str, A
     status = "done" if summary is not None else "open" if run.failure() is None else "failed"
     shared = {"run": run.name, "arm": point.arm, "method": run.config.method, REPEATS: run.config.seed}
     numbers = {name: np.nan if found.get(name) is None else float(found[name]) for name in (*MEASURES, *COSTS)}
-    rounds = {f"{AT_ROUND}{n}": run.accuracy_at(n) if summary is not None else np.nan for n in at_rounds}
+    rounds = {f"{AT_ROUND}{n}": run.score_at(n) if summary is not None else np.nan for n in at_rounds}
     return {**shared, "status": status, **numbers, **rounds}
 
 

@@ -1,6 +1,6 @@
-"""A frozen backbone with cohort LoRA layers, a pooling and a classification head: what is trained and evaluated.
+"""A frozen backbone with cohort LoRA layers, and an objective on top: what is trained and evaluated.
 
-Shapes: K clients, T tokens a client, N sentences, H the backbone's width, C classes.
+Shapes: K clients, T tokens a client, N sentences, H the backbone's width, W the numbers that the objective measures.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from lora_a2.engine.fit import find_fit
 from lora_a2.engine.kernels.activations import tabulate
 from lora_a2.engine.kernels.attention import ATTENTION, packed_attention
 from lora_a2.engine.lora import LoraLinear, Slot, install, share_inputs
-from lora_a2.engine.packing import PackedBatch, Pooling, pack
+from lora_a2.engine.objective import Batch, Objective
+from lora_a2.engine.packing import pack
 from lora_a2.engine.padding import PaddedBatch, pad
 from lora_a2.engine.precision import dtypes_in
 from lora_a2.engine.prefix import Blocks, Prefix, chunks
 from lora_a2.engine.targets import block_lists
 from lora_a2.engine.transfer import to_device
+from lora_a2.engine.work import TokenizedExamples
 from lora_a2.errors import ModelError
 
 AttentionInterface.register(ATTENTION, packed_attention)
 
-Batch = PackedBatch | PaddedBatch
 PREFIX_LIMIT = 2**30
-"""Bytes of activations that a classifier may keep for a round."""
+"""Bytes of activations that a network may keep for a round."""
+MEASURED_TOKENS = 8192
+"""Tokens of examples that are measured in one pass, unless one example alone has more."""
 
-Head = Mapping[str, FloatArray]
-"""`weight` (C, H) and `bias` (C,)."""
 
-
-class Classifier:
+class Network:
     """Owns `backbone` (its target linear layers are replaced) and keeps it frozen.
 
     Args:
         backbone: what `AutoModel` gives, in float32; on its device.
         modules: the target modules.
-        pooling: how token vectors become a sentence vector.
-        head: the classification head.
+        objective: what stands on the backbone; it is told where it is placed.
         dtype: of the frozen weights and the activations; adapters and optimizer state are float32.
         pad_token_id: fills clients up to the longest of a cohort; never attended to.
         max_length: tokens of the longest sentence that will come.
@@ -64,15 +63,14 @@ class Classifier:
         backbone: PreTrainedModel,
         modules: Sequence[ModuleShape],
         *,
-        pooling: Pooling,
-        head: Head,
+        objective: Objective,
         dtype: torch.dtype = torch.float32,
         pad_token_id: int = 0,
         max_length: int = 128,
     ) -> None:
         self.backbone = backbone.requires_grad_(False)
         self.backbone.train(False)
-        self.pooling = pooling
+        self.objective = objective
         self.dtype = dtype
         self.pad_token_id = pad_token_id
         self.device = next(backbone.parameters()).device
@@ -89,6 +87,7 @@ class Classifier:
         self._groups = [layer.group for layer in self.layers.values()]
         self._loaded: Adapter | None = None
         lists = block_lists(backbone)
+        self._width = int(fit.width)
         self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
         self._base: BaseDelta = {}
         self._pretrained: dict[str, Tensor] = {}
@@ -99,12 +98,7 @@ class Classifier:
         self.load(None)
         self._check_gradient()
         self.alone = self._mixes_clients()
-        self.head = {name: torch.tensor(value, device=self.device) for name, value in head.items()}
-
-    @property
-    def num_labels(self) -> int:
-        """C."""
-        return int(self.head["weight"].shape[0])
+        objective.place(backbone, dtype)
 
     def _cast_rest(self, kinds: Mapping[str, torch.dtype]) -> None:
         """Gives everything but the LoRA layers' masters the number type that it has in Transformers' own model."""
@@ -161,19 +155,19 @@ class Classifier:
             return True  # what is shared cannot even be divided
 
     def pack(self, cohort: Sequence[Sequence[np.ndarray]]) -> Batch:
-        """Token ids of each client's sentences → a batch on this classifier's device."""
+        """Token ids of each client's sentences → a batch on this network's device."""
         if self.batching == "padded":
             return self._pad(cohort)
         return pack(
             cohort,
-            pooling=self.pooling,
+            pooling=self.objective.pooling,
             pad_token_id=self.pad_token_id,
             positions=self._positions,
             device=self.device,
         )
 
     def _pad(self, cohort: Sequence[Sequence[np.ndarray]]) -> PaddedBatch:
-        return pad(cohort, pooling=self.pooling, pad_token_id=self.pad_token_id, device=self.device)
+        return pad(cohort, pooling=self.objective.pooling, pad_token_id=self.pad_token_id, device=self.device)
 
     def load(self, adapter: Adapter | None) -> None:
         """Merges an adapter's B·A into the frozen weights (None: the plain base); nothing to do if it is there already.
@@ -213,6 +207,7 @@ class Classifier:
             change = to_device(base[name], self.device) if name in base else torch.zeros_like(origin)
             parameter.data = (origin.float() + change).to(origin.dtype)
         self._base = base
+        self.objective.place(self.backbone, self.dtype)
         self.load(None)
 
     @contextmanager
@@ -230,15 +225,19 @@ class Classifier:
         hidden: Tensor = self.backbone(**batch.inputs).last_hidden_state
         return hidden
 
-    def encode(self, batch: Batch, entry: tuple[int, Tensor] | None = None) -> Tensor:
-        """Sentence vectors (N, H) float32, in the order of `batch.sentences`.
+    def hidden(self, batch: Batch, entry: tuple[int, Tensor] | None = None) -> Tensor:
+        """Hidden states of the batch: (1, K·T, H), or, where it is padded, (sentences, longest, H).
 
         `entry`: a block and the hidden states (1, K·T, H) that enter it; the blocks below are not computed.
         """
         if entry is None or self._blocks is None:
-            return batch.vectors(self._hidden(batch))
+            return self._hidden(batch)
         with self._blocks.entering(*entry):
-            return batch.vectors(self._hidden(batch))
+            return self._hidden(batch)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Sentence vectors (N, H) float32, in the order of `batch.sentences`."""
+        return batch.vectors(self._hidden(batch))
 
     @torch.no_grad()
     def prefix(self, modules: Sequence[str], cohort: Sequence[Sequence[np.ndarray]]) -> Prefix | None:
@@ -251,7 +250,7 @@ class Classifier:
         block = 0 if self._blocks is None else self._blocks.lowest(modules)
         sentences = [s for client in cohort for s in client]
         lengths = np.array([len(s) for s in sentences])
-        width = int(self.head["weight"].shape[1])
+        width = self._width
         if self._blocks is None or block == 0 or int(lengths.sum()) * width * self.dtype.itemsize > PREFIX_LIMIT:
             return None
         starts = np.cumsum(lengths) - lengths
@@ -266,28 +265,42 @@ class Classifier:
         ends = np.cumsum([len(client) for client in cohort])
         return Prefix(block, hidden, tuple(np.split(starts, ends[:-1])))
 
-    def encode_with(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """As `encode`, with other weights of the backbone, by name."""
-        hidden = torch.func.functional_call(self.backbone, dict(weights), (), batch.inputs).last_hidden_state
-        return batch.vectors(hidden)
-
-    def logits(self, vectors: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (N, C) float32 of sentence vectors (N, H), by the frozen head or the given one."""
-        head = self.head if head is None else head
-        return torch.nn.functional.linear(vectors, head["weight"], head["bias"])
+    def hidden_with(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """As `hidden`, with other weights of the backbone, by name."""
+        found: Tensor = torch.func.functional_call(self.backbone, dict(weights), (), batch.inputs).last_hidden_state
+        return found
 
     @torch.no_grad()
-    def predict(self, adapter: Adapter | None, sentences: Sequence[np.ndarray], batch_size: int = 64) -> FloatArray:
-        """Logits (n, C) float32 of the merged model for n tokenised sentences, in their order."""
+    def measure(self, adapter: Adapter | None, examples: TokenizedExamples, batch_size: int = 64) -> FloatArray:
+        """(n, W) float32: what the objective measures of n examples, in their order, with the adapter merged."""
         self.load(adapter)
-        head = None
-        if adapter is not None and adapter.head:
+        head = {}
+        if adapter is not None:
             head = {name: torch.tensor(v, device=self.device) for name, v in adapter.head.items()}
-        logits = np.empty((len(sentences), self.num_labels), np.float32)
-        order = np.argsort([len(s) for s in sentences], kind="stable")
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self.pack([[sentences[i] for i in chosen]])
-            values = self.logits(self.encode(batch), head).cpu().numpy()
-            logits[chosen[batch.sentences.cpu().numpy()]] = values
-        return logits
+        found: FloatArray | None = None
+        for chosen in _passes([len(ids) for ids in examples.input_ids], batch_size):
+            part = examples.take(chosen)
+            batch = self.pack([part.input_ids])
+            values = self.objective.outputs(self._hidden(batch), batch, part.labels, head).cpu().numpy()
+            if found is None:
+                found = np.empty((len(examples), values.shape[1]), np.float32)
+            found[chosen[batch.sentences.cpu().numpy()]] = values
+        return np.empty((0, 0), np.float32) if found is None else found
+
+    def predict(self, adapter: Adapter | None, sentences: Sequence[np.ndarray], batch_size: int = 64) -> FloatArray:
+        """As `measure`, for an objective that looks at no labels, such as logits (n, C) of a classifier."""
+        return self.measure(
+            adapter, TokenizedExamples(tuple(sentences), np.zeros(len(sentences), np.int64)), batch_size
+        )
+
+
+def _passes(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
+    """Examples for each pass, shortest first: at most `batch_size`, and at most `MEASURED_TOKENS` tokens with padding."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        end = min(start + batch_size, len(order))
+        while end > start + 1 and (end - start) * lengths[order[end - 1]] > MEASURED_TOKENS:
+            end -= 1
+        yield order[start:end]
+        start = end

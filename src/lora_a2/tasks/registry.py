@@ -1,0 +1,31 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_a2.errors import ConfigError
+from lora_a2.tasks import causal_lm, classification
+from lora_a2.tasks.base import Task
+from lora_a2.tasks.names import NAMES
+
+DEFAULT_TASK = NAMES[0]
+TASKS: Mapping[str, Task] = {task.name: task for task in (classification.TASK, causal_lm.TASK)}
+"""Name → task, in the order that users read."""
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"Unknown task {name!r}: choose one of {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def measured(metrics: Mapping[str, Any]) -> Task | None:
+    """The task whose primary metric is among these of an evaluation; None: there was no evaluation."""
+    return next((task for task in TASKS.values() if task.primary in metrics), None)
