@@ -18,7 +18,7 @@ from lora_a2.core.types import Adapter, Factor, Factors
 from lora_a2.engine.work import epoch_orders
 from lora_a2.federation.loop import Plan
 from lora_a2.federation.population import Client
-from reference import ReferenceClassifier, descend_reference, train_reference
+from reference import ReferenceClassifier, ReferenceWriter, descend_reference, train_reference
 
 Matrices = dict[str, np.ndarray]
 BOTH: frozenset[Factor] = frozenset({"A", "B"})
@@ -30,7 +30,7 @@ class World:
 
     plan: Plan
     clients: tuple[Client, ...]
-    model: ReferenceClassifier
+    model: ReferenceClassifier | ReferenceWriter
     A: Matrices
     B: Matrices
     R: Matrices = field(default_factory=dict)
@@ -297,8 +297,8 @@ def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
             data = world.clients[k].train
             rows = generator(0, "gradient", 1, k).permutation(len(data))[:examples]
             zeros = {n: torch.zeros(len(world.B[n]), a.shape[1], requires_grad=True) for n, a in world.A.items()}
-            logits = world.model([data.input_ids[j] for j in rows], zeros, None)
-            torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows])).backward()
+            labels = [data.labels[j] for j in rows]
+            world.model.loss([data.input_ids[j] for j in rows], zeros, None, labels).backward()
             total = {n: total[n] + w * zeros[n].grad.double().numpy() for n in total}
         for n, gradient in total.items():
             u, s, vt = np.linalg.svd(-step * np.sign(gradient))
@@ -340,8 +340,8 @@ def full(world: World) -> None:
                 rows = order[i : i + settings.batch_size]
                 changes = {n: weights[f"{n}.weight"] - names[f"{n}.weight"].detach() for n in world.A}
                 with _swapped(world.model.backbone, weights, set(world.A)):
-                    logits = world.model([data.input_ids[j] for j in rows], changes, None)
-                loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
+                    labels = [data.labels[j] for j in rows]
+                    loss = world.model.loss([data.input_ids[j] for j in rows], changes, None, labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_a2.core.types import Adapter, Factor, Factors, Mask
+from lora_a2.engine.work import Labels
 
 
 class ReferenceClassifier(nn.Module):
@@ -51,12 +54,64 @@ class ReferenceClassifier(nn.Module):
         use = self.head if head is None else head
         return vectors @ use["weight"].T + use["bias"]
 
+    def loss(
+        self,
+        sentences: Sequence[np.ndarray],
+        weights: dict[str, torch.Tensor],
+        head: dict[str, torch.Tensor] | None,
+        labels: Sequence[Any],
+    ) -> torch.Tensor:
+        """The mean cross-entropy of a batch."""
+        return nn.functional.cross_entropy(self(sentences, weights, head), torch.tensor(np.array(labels)))
+
+
+class ReferenceWriter(nn.Module):
+    """A causal language model of Transformers as it is, on padded batches with its own loss; used as `ReferenceClassifier` is."""
+
+    def __init__(self, whole: PreTrainedModel) -> None:
+        super().__init__()
+        self.whole = copy.deepcopy(whole).eval().requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part of it that adapters are for."""
+        return self.whole.base_model
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """As of a module that has the backbone under this name."""
+        return self.backbone.get_parameter(target.removeprefix("backbone."))
+
+    def loss(
+        self,
+        sentences: Sequence[np.ndarray],
+        weights: dict[str, torch.Tensor],
+        head: None,
+        labels: Sequence[np.ndarray],
+    ) -> torch.Tensor:
+        """The mean cross-entropy of a batch's learnt tokens."""
+        longest = max(len(s) for s in sentences)
+        ids = torch.zeros(len(sentences), longest, dtype=torch.int64)
+        mask, targets = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for i, (s, own) in enumerate(zip(sentences, labels, strict=True)):
+            ids[i, : len(s)], mask[i, : len(s)] = torch.from_numpy(s), 1
+            targets[i, : len(s)] = torch.from_numpy(own)
+        changed = {}
+        for name, delta in weights.items():
+            layer = self.backbone.get_submodule(name)
+            key = f"{self.whole.base_model_prefix}.{name}.weight"
+            changed[key] = layer.weight + (delta.T if isinstance(layer, Conv1D) else delta)
+        if self.whole.config.tie_word_embeddings:
+            changed["lm_head.weight"] = self.backbone.get_input_embeddings().weight  # where a test has put another
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": targets, "use_cache": False}
+        found: torch.Tensor = torch.func.functional_call(self.whole, changed, (), inputs).loss
+        return found
+
 
 def train_reference(
-    model: ReferenceClassifier,
+    model: ReferenceClassifier | ReferenceWriter,
     start: Adapter,
     sentences: Sequence[np.ndarray],
-    labels: np.ndarray,
+    labels: Labels,
     orders: Sequence[np.ndarray],
     trainable: frozenset[Factor],
     mask: Mask | None,
@@ -93,8 +148,7 @@ def train_reference(
             rows = order[i : i + batch_size]
             weights = {n: start.scaling * product(values, n) for n in start.factors}
             weights = {n: w + moved[n] if n in moved else w for n, w in weights.items()}
-            logits = model([sentences[j] for j in rows], weights, head or None)
-            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+            loss = model.loss([sentences[j] for j in rows], weights, head or None, [labels[j] for j in rows])
             if penalty is not None:
                 loss = loss + penalty(values)
             optimizer.zero_grad()
@@ -145,10 +199,10 @@ def _adapter(start: Adapter, values: Values, head: dict[str, torch.Tensor]) -> A
 
 
 def descend_reference(
-    model: ReferenceClassifier,
+    model: ReferenceClassifier | ReferenceWriter,
     start: Adapter,
     sentences: Sequence[np.ndarray],
-    labels: np.ndarray,
+    labels: Labels,
     batches: Sequence[np.ndarray],
     trainable: frozenset[Factor],
     rates: dict[str, float],
@@ -167,8 +221,7 @@ def descend_reference(
                     if n == name:
                         a, b = (value, b) if factor == "A" else (a, value)
                     weights[n] = start.scaling * b @ a + torch.tensor((base or {}).get(n, np.float32(0)))
-                logits = model([sentences[j] for j in rows], weights, None)
-                loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+                loss = model.loss([sentences[j] for j in rows], weights, None, [labels[j] for j in rows])
                 gradients.append(torch.autograd.grad(loss, value)[0].numpy())
             g = np.array(gradients, np.float64)
             step = g.mean(0) / (np.sqrt((g**2).mean(0)) + 1e-8)

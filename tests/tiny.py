@@ -37,7 +37,7 @@ from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.pretrained import Model, random_head
-from lora_a2.tasks.classification import Classification
+from lora_a2.tasks.classification.objective import Classification
 
 VOCABULARY = 50
 WORDS = [f"w{i}" for i in range(30)]

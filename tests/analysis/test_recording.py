@@ -232,5 +232,5 @@ def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> 
     assert [len(record.clients) for record in run.rounds] == [3, 3]
     accuracies = client_accuracies(run)
     assert set(accuracies.index) == {client.name for client in run.clients}
-    assert summary.client_worst_tenth == accuracies.min()
+    assert summary.metrics["client_worst_tenth"] == accuracies.min()
     assert analyze(run)["clients"]["worst_tenth"] == accuracies.min()

@@ -79,7 +79,12 @@ def test_help_of_run_has_every_field_with_its_default(capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for info in RunConfig.model_fields.values():
         assert f"--{info.alias} " in printed
-    for part in ("[default: helpdesk]", "--strip-newsgroups / --no-strip-newsgroups", "[default: on]", "fp32|fp16"):
+    for part in (
+        "[default: 128;",
+        "--strip-newsgroups / --no-strip-newsgroups",
+        "[default: on]",
+        "fp32|fp16",
+    ):
         assert part in printed
 
 

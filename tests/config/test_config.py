@@ -87,7 +87,7 @@ def test_names_and_synonyms() -> None:
         ({"target-modules": "query,,value"}, "target-modules: an empty name"),
         ({"test-data": "t.csv", "test-fraction": 0.2}, "test-fraction: it has nothing to hold out"),
         ({"num-client": 3}, "Unknown key 'num-client'; did you mean 'num-clients'?"),
-        ({"zzz": 3}, "Unknown key 'zzz'; the keys are data, "),
+        ({"zzz": 3}, "Unknown key 'zzz'; the keys are task, data, "),
         ({"fraction-train": 1.5, "seed": -1}, "seed: -1 should be greater than or equal to 0."),
     ],
 )

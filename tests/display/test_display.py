@@ -102,7 +102,7 @@ def test_replayed_rounds_count_but_are_not_shown_and_set_no_pace() -> None:
     assert "3.6 kB up" in line
     assert line.endswith("0:14 left")
     assert display.progress is not None
-    assert display.progress.accuracies == [0.1, 0.2, 0.3]
+    assert display.progress.scores == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lora_a2.engine.targets import block_lists, find_target_modules
 from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings, epoch_orders
 from lora_a2.errors import ModelError
 from lora_a2.model.pretrained import random_head
-from lora_a2.tasks.classification import Classification
+from lora_a2.tasks.classification.objective import Classification
 
 REFUSED = {
     "bart": "has an encoder and a decoder",

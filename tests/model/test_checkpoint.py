@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as T
 from safetensors.torch import load_file, save_file
 
+from lora_a2.data.labelled import Examples
 from lora_a2.errors import ModelError
 from lora_a2.model.catalog import LARGEST_DEPTH, LARGEST_LABELS, meta_backbone, model_config
 from lora_a2.model.checkpoint import load_weights
@@ -187,9 +189,9 @@ def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
 def test_texts_that_the_tokenizer_does_not_know_are_refused(model_folder: Path) -> None:
     model = load_model(str(model_folder), labels=LABELS)
     known = [f"{word} strange" for word in WORDS]
-    assert len(model.tokenize_data([*known, WORDS[0]])) == len(WORDS) + 1
+    assert len(model.tokenize([*known, WORDS[0]])) == len(WORDS) + 1
     with pytest.raises(ModelError, match="does not know 67 % of the tokens"):
-        model.tokenize_data([f"{word} quite strange" for word in WORDS])
+        model.encode(Examples(tuple(f"{word} quite strange" for word in WORDS), np.zeros(len(WORDS), np.int64), None))
 
 
 POOLINGS: list[tuple[Any, str | None]] = [

@@ -21,7 +21,7 @@ from lora_a2.engine.packing import Pooling
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.pretrained import random_head
-from lora_a2.tasks.classification import Classification
+from lora_a2.tasks.classification.objective import Classification
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 START, END = "<!-- table: written by tests/model/test_families.py -->", "<!-- end of the table -->"

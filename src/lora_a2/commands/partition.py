@@ -56,10 +56,11 @@ def command(config_file: Path | None, csv_file: Path | None, as_json: bool, **fl
 
 
 def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
-    from lora_a2.data.sources import load_data
+    from lora_a2.config.setup import open_data, with_task
     from lora_a2.data.split import split_data, split_table
 
-    data = load_data(**config.data_options())
+    config = with_task(config)
+    data = open_data(config)
     return split_table(data, split_data(data, **config.split_options())), data.notes
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,11 +17,16 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 from lora_a2.config.effects import check_effects
 from lora_a2.core.budgets import check_length
 from lora_a2.data.config import ClientConfig, DataConfig
+from lora_a2.data.options import DataOptions
+from lora_a2.data.partition import BY_LABEL
+from lora_a2.data.writing import WrittenOptions
 from lora_a2.errors import ConfigError
 from lora_a2.federation.options import PlanOptions
 from lora_a2.model.config import ModelConfig
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, marks_of, option, split_names
+from lora_a2.settings.task import CAUSAL_LM, TaskChoice
+from lora_a2.tasks.options import WritingOptions
 from lora_a2.trackers import TRACKERS, known_trackers
 
 
@@ -59,7 +65,7 @@ class RunOptions(Options):
 
 
 # pydantic takes the fields of the last base first.
-class RunConfig(RunOptions, PlanOptions, ModelConfig, ClientConfig, DataConfig):
+class RunConfig(RunOptions, PlanOptions, ModelConfig, WritingOptions, ClientConfig, DataConfig, TaskChoice):
     """Everything that determines a run. None stands for "not given"; such defaults are described at the field.
 
     `part` gives one of the groups of options that this is made of.
@@ -74,6 +80,11 @@ class RunConfig(RunOptions, PlanOptions, ModelConfig, ClientConfig, DataConfig):
             raise ConfigError("client-column: the natural partitioner needs it; name the column of the clients.")
         if self.test_data is not None and self.test_fraction is not None:
             raise ConfigError("test-fraction: it has nothing to hold out beside test-data; give one of them.")
+        if self.task == CAUSAL_LM and self.partitioner in BY_LABEL:
+            raise ConfigError(
+                f"partitioner: {self.partitioner} splits by labels, and a model that writes has none; choose iid, quantity or "
+                "natural."
+            )
         for role, column in (("label", self.label_column), ("client", self.client_column)):
             if self.text_column is not None and self.text_column == column:
                 raise ConfigError(f"text-column: {column!r} is the {role}-column too; name another for one of them.")
@@ -86,8 +97,10 @@ class RunConfig(RunOptions, PlanOptions, ModelConfig, ClientConfig, DataConfig):
         return self
 
     def data_options(self) -> dict[str, Any]:
-        """The arguments of `load_data`."""
-        return {**dict(self.part(DataConfig)), "seed": self.seed}
+        """The arguments of `load_data`, or of `load_written` for a model that writes."""
+        given = {**dict(self.part(DataConfig)), "seed": self.seed}
+        kind = WrittenOptions if self.task == CAUSAL_LM else DataOptions
+        return {"data": self.data, **{field.name: given[field.name] for field in fields(kind) if field.name in given}}
 
     def split_options(self) -> dict[str, Any]:
         """The arguments that tell how examples are split over clients."""

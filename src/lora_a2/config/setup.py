@@ -9,9 +9,12 @@ from typing import Any
 from lora_a2.config.run import RunConfig
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ClientProfile
-from lora_a2.data.labelled import LabelledData
+from lora_a2.data.chats import find_task
+from lora_a2.data.finding import find_tables
 from lora_a2.data.sources import BUILT_IN as BUILT_IN_DATA
 from lora_a2.data.sources import load_data
+from lora_a2.data.writing import load_written
+from lora_a2.data.written import DataSet
 from lora_a2.engine.precision import dtype_name
 from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
 from lora_a2.federation.exchange import RoundRules
@@ -21,8 +24,10 @@ from lora_a2.federation.probes import resolved_probe
 from lora_a2.model.catalog import ALIASES
 from lora_a2.model.catalog import BUILT_IN as BUILT_IN_MODELS
 from lora_a2.model.config import ModelConfig
-from lora_a2.model.defaults import model_defaults
+from lora_a2.model.defaults import ModelDefaults, model_defaults
 from lora_a2.model.pretrained import Model, load_model
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
+from lora_a2.tasks.options import WritingOptions
 
 
 def absolute_names(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -48,29 +53,55 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update=absolute_names(named, Path.cwd()))
 
 
-def open_data(config: RunConfig) -> LabelledData:
-    """The data set of a configuration.
+def with_task(config: RunConfig) -> RunConfig:
+    """The configuration with its task: the one given, or the one that options or the columns of the data are for.
+
+    Defaults that depend on it are chosen anew.
+
+    Raises:
+        DataError: the data cannot be found or read, or their columns do not tell.
+        ConfigError: an option that the task does not have.
+    """
+    if config.task is not None:
+        return config
+    given = config.model_dump(by_alias=True, include=config.model_fields_set)
+    return RunConfig.model_validate({**given, "task": _found_task(config)})
+
+
+def _found_task(config: RunConfig) -> str:
+    if config.label_column is not None:
+        return CLASSIFICATION
+    if any((config.prompt_column, config.completion_column, config.messages_column)):
+        return CAUSAL_LM
+    return find_task(find_tables(config.data).train.names) or CLASSIFICATION
+
+
+def open_data(config: RunConfig) -> DataSet:
+    """The data set of a configuration, whose task is known.
 
     Raises:
         DataError: it cannot be found, read, or used.
     """
+    if config.task == CAUSAL_LM:
+        return load_written(**config.data_options())
     return load_data(**config.data_options())
 
 
 def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
-    """The model of a configuration, with a head for these labels.
+    """The model of a configuration, with a head for these labels if it is to label.
 
     Raises:
         ModelError: no such model, or nothing in it to adapt.
     """
-    given = {
-        **dict(config.part(ModelConfig)),
-        "head_scale": config.head_scale or model_defaults(config.model).head_scale,
-    }
-    return load_model(given.pop("model"), labels=label_names, seed=config.seed, **given)
+    given: dict[str, Any] = {**dict(config.part(ModelConfig)), **dict(config.part(WritingOptions)), "seed": config.seed}
+    name = given.pop("model")
+    if config.task == CAUSAL_LM:
+        return load_model(name, task=CAUSAL_LM, **given)
+    given["head_scale"] = config.head_scale or model_defaults(config.model).head_scale
+    return load_model(name, labels=label_names, **given)
 
 
-def open_clients(config: RunConfig, data: LabelledData, model: Model) -> tuple[Client, ...]:
+def open_clients(config: RunConfig, data: DataSet, model: Model) -> tuple[Client, ...]:
     """The data set split over the clients.
 
     Raises:
@@ -85,8 +116,8 @@ def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
     return config.model_copy(
         update={
             "num_clients": num_clients,
-            "head_scale": config.head_scale or defaults.head_scale,
-            "pooling": model.network.objective.pooling,
+            "task": model.task.name,
+            **_head(config, model, defaults),
             "dtype": dtype_name(model.network.dtype),
             "device": str(model.network.device),
             "learning_rate": learning_rate(config),
@@ -95,6 +126,13 @@ def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:
             "clients_per_pass": config.clients_per_pass or usual_cohort(model, num_clients, config.fraction_train),
         }
     )
+
+
+def _head(config: RunConfig, model: Model, defaults: ModelDefaults) -> dict[str, Any]:
+    """Options of a classification head, where there is one."""
+    if model.task.name != CLASSIFICATION:
+        return {}
+    return {"head_scale": config.head_scale or defaults.head_scale, "pooling": model.network.objective.pooling}
 
 
 def learning_rate(config: RunConfig) -> float:

@@ -61,7 +61,7 @@ def require(name: str, names: Sequence[str], source: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise DataError(f"{opening(source)} has no column '{name}'; its columns are {_listed(names)}.{hint}")
+        raise DataError(f"{opening(source)} has no column '{name}'; its columns are {listed(names)}.{hint}")
 
 
 def _guess(
@@ -73,15 +73,16 @@ def _guess(
             return found[0]
         if found:
             raise DataError(
-                f"Several columns of {source} could be the {role}: {_listed(found)} (all columns: {_listed(names)}); "
+                f"Several columns of {source} could be the {role}: {listed(found)} (all columns: {listed(names)}); "
                 f"name one with --{role}-column."
             )
     raise DataError(
-        f"Which column of {source} is the {role} cannot be told from its columns {_listed(names)}; "
+        f"Which column of {source} is the {role} cannot be told from its columns {listed(names)}; "
         f"name it with --{role}-column."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The names in quotes; of many the first twenty."""
     shown = ", ".join(f"'{name}'" for name in names[:20])
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")

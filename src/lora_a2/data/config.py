@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from lora_a2.data.newsgroups import NewsgroupsOptions
 from lora_a2.data.partition import KINDS
 from lora_a2.settings.options import MOST, Effect, Float, Int, Options, among, option
+from lora_a2.settings.task import CAUSAL_LM, LABELLING, WRITING, by_task
 
 DEFAULT_NUM_CLIENTS = 10
 
@@ -15,13 +16,24 @@ class SourceOptions(Options):
     """Which examples there are."""
 
     data: str = option(
-        "helpdesk",
+        by_task("helpdesk", "shopdesk"),
         "Data",
-        "helpdesk, banking77, 20newsgroups, a file (csv, tsv, jsonl, parquet; plain or gz), a folder with train.* and "
+        "helpdesk, shopdesk, banking77, 20newsgroups, a file (csv, tsv, jsonl, parquet; plain or gz), a folder with train.* and "
         "test.*, or a hub data set.",
+        shown="helpdesk; shopdesk with --task causal-lm",
     )
     text_column: str | None = option(None, "Data", "Column of the texts; found by itself if the name is usual.")
-    label_column: str | None = option(None, "Data", "Column of the labels; found by itself if the name is usual.")
+    label_column: str | None = option(
+        None, "Data", "Column of the labels; found by itself if the name is usual.", effect=LABELLING
+    )
+    prompt_column: str | None = option(
+        None, "Data", "Column of the prompts; found by itself if the name is usual.", effect=WRITING
+    )
+    completion_column: str | None = option(None, "Data", "Column of the answers, likewise.", effect=WRITING)
+    messages_column: str | None = option(None, "Data", "Column of whole chats, likewise.", effect=WRITING)
+    references_column: str | None = option(
+        None, "Data", "Column with lists of further right answers, to evaluate with.", effect=WRITING
+    )
     client_column: str | None = option(
         None,
         "Data",
@@ -52,7 +64,9 @@ class DataConfig(NewsgroupsOptions, SourceOptions):
 
 # These see the fields before their own, but not those that turned out wrong (the whole is refused then).
 def _default_partitioner(given: dict[str, Any]) -> str:
-    return "natural" if given.get("client_column") is not None else "dirichlet"
+    if given.get("client_column") is not None:
+        return "natural"
+    return "iid" if given.get("task") == CAUSAL_LM else "dirichlet"
 
 
 def _default_num_clients(given: dict[str, Any]) -> int | None:
@@ -67,7 +81,7 @@ class ClientConfig(Options):
         "Clients",
         "How examples are split over clients.",
         metavar="|".join(KINDS),
-        shown="dirichlet; natural with --client-column",
+        shown="dirichlet, iid with --task causal-lm; natural with --client-column",
     )
     alpha: Float = option(
         0.5,

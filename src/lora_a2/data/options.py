@@ -48,13 +48,22 @@ class DataOptions:
     hold_out: float = DEFAULT_TEST_FRACTION
 
     def __post_init__(self) -> None:
-        for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
-            if fraction is not None and not 0 < fraction < 1:
-                raise ConfigError(f"{name}-fraction is {fraction}: it must lie between 0 and 1, such as 0.2.")
-        if self.test_fraction is not None and self.test_data is not None:
-            raise ConfigError("test-data and test-fraction exclude each other; give one of them.")
+        check_fractions(self.test_fraction, self.validation_fraction, self.test_data)
         if self.max_examples is not None and self.max_examples < 1:
             raise ConfigError(f"max-examples is {self.max_examples}: it must be at least the number of classes.")
+
+
+def check_fractions(test: float | None, validation: float | None, test_data: object) -> None:
+    """Refuses shares that are none.
+
+    Raises:
+        ConfigError: one is out of range, or there is a test set besides.
+    """
+    for name, fraction in (("test", test), ("validation", validation)):
+        if fraction is not None and not 0 < fraction < 1:
+            raise ConfigError(f"{name}-fraction is {fraction}: it must lie between 0 and 1, such as 0.2.")
+    if test is not None and test_data is not None:
+        raise ConfigError("test-data and test-fraction exclude each other; give one of them.")
 
 
 class DataKeywords(TypedDict, total=False):

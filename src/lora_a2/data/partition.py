@@ -223,6 +223,8 @@ KINDS: Mapping[str, Callable[[_Request], Partition]] = {
     "natural": lambda q: natural(*q.by_client(), q.num_clients, min_examples=q.min_examples),
 }
 """Name of a split, as typed on the command line → its function."""
+BY_LABEL = ("dirichlet", "pathological", "label-shards")
+"""Those that need labels."""
 
 
 def partition(

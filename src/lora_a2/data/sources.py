@@ -59,7 +59,7 @@ def load_data(
     found = find_tables(data)
     if o.test_data is not None:
         found = replace(found, test=find_test_table(o.test_data))
-    _check_owners(found, o.client_column)
+    check_owners(found, o.client_column)
     columns = find_columns(found.train.names, found.train.source, o.text_column, o.label_column, o.client_column)
     chosen, notes = _labelled_test(found, columns)
     if chosen is not None and o.test_fraction is not None:
@@ -92,7 +92,7 @@ def _quoted(data: DataSource, found: Tables) -> str:
     return f"'{data}'" if isinstance(data, str | os.PathLike) else opening(found.name)
 
 
-def _check_owners(found: Tables, client_column: str | None) -> None:
+def check_owners(found: Tables, client_column: str | None) -> None:
     """A mapping's keys are its clients: no column is, and the test set is told apart by them too.
 
     Raises:
@@ -185,7 +185,7 @@ def _rows(table: AnyTable, columns: Columns) -> _Rows:
         table=table,
         texts=_texts(table, columns.text),
         labels=_keys(table, columns.label, "label"),
-        clients=_clients(table, columns.client),
+        clients=clients_of(table, columns.client),
     )
 
 
@@ -202,7 +202,12 @@ def _texts(table: AnyTable, column: str) -> list[str]:
     return texts
 
 
-def _clients(table: AnyTable, column: str | None) -> list[str] | None:
+def clients_of(table: AnyTable, column: str | None) -> list[str] | None:
+    """Whose each row is, by the table itself or by a column.
+
+    Raises:
+        DataError: a row has no client.
+    """
     if table.owners is not None:
         return table.owners
     return None if column is None else _keys(table, column, "client")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from lora_a2.core.randomness import generator
-from lora_a2.data.labelled import LabelledData
 from lora_a2.data.partition import IntArray, Partition, label_counts, partition
+from lora_a2.data.written import DataSet
 
 
 def split_data(
-    data: LabelledData, *, partitioner: str, num_clients: int | None, alpha: float, min_client_examples: int, seed: int
+    data: DataSet, *, partitioner: str, num_clients: int | None, alpha: float, min_client_examples: int, seed: int
 ) -> Partition:
     """The seeded split of a data set over clients, train and test alike.
 
@@ -31,6 +31,10 @@ def split_data(
         clients=(data.train.clients, data.test.clients),
         min_examples=min_client_examples,
     )
+
+
+ALL = "all"
+"""The one class of data that have none."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,11 @@ class SplitTable:
         }
 
 
-def split_table(data: LabelledData, split: Partition) -> SplitTable:
+def split_table(data: DataSet, split: Partition) -> SplitTable:
     """What a split gives each client."""
 
     def counts(parts: Sequence[IntArray], labels: IntArray) -> IntArray:
-        return np.asarray(label_counts(parts, labels, len(data.label_names)), np.int64)
+        return np.asarray(label_counts(parts, labels, len(data.label_names) or 1), np.int64)
 
-    return SplitTable(
-        split.names, counts(split.train, data.train.labels), counts(split.test, data.test.labels), data.label_names
-    )
+    names = data.label_names or (ALL,)
+    return SplitTable(split.names, counts(split.train, data.train.labels), counts(split.test, data.test.labels), names)

@@ -1,20 +1,35 @@
-"""placeholder of the contract"""
+"""A data set to learn to write from, in memory: chats or plain texts and, if the data say so, whose each is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.partition import IntArray
 
 
 @dataclass(frozen=True)
 class Turn:
+    """What one side says in a chat; `role` is "system", "user" or "assistant", or another that a template knows."""
+
     role: str
     content: str
 
 
 @dataclass(frozen=True)
 class Sample:
+    """One example: a chat, or a text.
+
+    Attributes:
+        turns: a chat; a prompt and its answer are one of two turns.
+        text: plain text, all of which is learnt; None: it is a chat.
+        references: right answers besides the last turn, to evaluate with.
+    """
+
     turns: tuple[Turn, ...] = ()
     text: str | None = None
     references: tuple[str, ...] = ()
@@ -22,13 +37,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
+    """n examples, and n client names or None."""
+
     samples: tuple[Sample, ...]
     clients: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> IntArray:
+        """(n,) zeros: to who splits by classes, they are all of one."""
+        return np.zeros(len(self), np.int64)
+
     def take(self, rows: IntArray) -> Samples:
+        """The examples at `rows` (m,), in that order."""
         return Samples(
             tuple(self.samples[i] for i in rows),
             None if self.clients is None else tuple(self.clients[i] for i in rows),
@@ -37,10 +60,27 @@ class Samples:
 
 @dataclass(frozen=True)
 class WrittenData:
+    """Training and test set; `notes` are what the user should know of them."""
+
     name: str
     train: Samples
     test: Samples
     notes: tuple[str, ...] = ()
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
     def fingerprint(self) -> str:
-        return ""
+        """64 hex digits (SHA-256) over every example and client, in order; as `LabelledData.fingerprint`."""
+        digest = hashlib.sha256(b"written")
+        for part in (self.train, self.test):
+            digest.update(json.dumps([[asdict(sample) for sample in part.samples], part.clients]).encode())
+        return digest.hexdigest()
+
+
+DataSet = LabelledData | WrittenData
+"""To label with, or to write like."""
+Part = Examples | Samples
+"""A training or a test set, or some of it."""

@@ -16,17 +16,19 @@ Labels = np.ndarray | tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class TokenizedExamples:
-    """A client's examples: token ids (length,) int64 each, and their labels."""
+    """A client's examples: token ids (length,) int64 each, their labels, and right answers as texts where there are some."""
 
     input_ids: tuple[np.ndarray, ...]
     labels: Labels
+    references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def take(self, rows: np.ndarray) -> TokenizedExamples:
         """The examples at `rows` (m,), in that order."""
-        return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels_at(rows))
+        references = tuple(self.references[i] for i in rows) if self.references else ()
+        return TokenizedExamples(tuple(self.input_ids[i] for i in rows), self.labels_at(rows), references)
 
     def labels_at(self, rows: np.ndarray) -> Labels:
         """The labels at `rows` (m,), in that order."""
@@ -42,7 +44,9 @@ def joined(parts: Sequence[Labels]) -> Labels:
 
 def end_to_end(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
     """The examples of several clients, one client after the other."""
-    return TokenizedExamples(tuple(ids for part in parts for ids in part.input_ids), joined([p.labels for p in parts]))
+    ids = tuple(ids for part in parts for ids in part.input_ids)
+    references = tuple(own for part in parts for own in part.references)
+    return TokenizedExamples(ids, joined([part.labels for part in parts]), references)
 
 
 def _go_on() -> None:

@@ -11,10 +11,13 @@ from lora_a2.data.objects import DataSource
 from lora_a2.data.options import DataOptions
 from lora_a2.data.sources import load_data
 from lora_a2.data.split import split_data
+from lora_a2.data.writing import WrittenOptions, load_written
+from lora_a2.data.written import DataSet, WrittenData
 from lora_a2.engine.work import TokenizedExamples
-from lora_a2.errors import ConfigError
+from lora_a2.errors import ConfigError, DataError
 from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
+from lora_a2.settings.task import CAUSAL_LM
 
 DEFAULT_NUM_CLIENTS = 10
 
@@ -35,7 +38,7 @@ def make_profile(method: Method, client: int, r: int, rank_budget: int, num_exam
 
 
 def make_clients(
-    data: LabelledData | DataSource,
+    data: DataSet | DataSource,
     model: Model,
     *,
     partitioner: str | None = None,
@@ -43,7 +46,7 @@ def make_clients(
     alpha: float = 0.5,
     min_client_examples: int = 1,
     seed: int = 0,
-    options: DataOptions | None = None,
+    options: DataOptions | WrittenOptions | None = None,
 ) -> tuple[Client, ...]:
     """Splits training and test set alike over the clients and tokenises them.
 
@@ -60,8 +63,12 @@ def make_clients(
         ConfigError: a split that the data do not allow, or data with other labels than the model's.
         DataError: the data cannot be used.
     """
-    if not isinstance(data, LabelledData):
-        data = load_data(data, replace(options or DataOptions(seed=seed), label_names=model.label_names))
+    if not isinstance(data, LabelledData | WrittenData):
+        if model.task.name == CAUSAL_LM:
+            data = load_written(data, options if isinstance(options, WrittenOptions) else WrittenOptions(seed=seed))
+        else:
+            read = options if isinstance(options, DataOptions) else DataOptions(seed=seed)
+            data = load_data(data, replace(read, label_names=model.label_names))
     elif options is not None:
         raise ConfigError("options say how data are read, and these are read already: give them to load_data.")
     if data.label_names != model.label_names:
@@ -70,7 +77,7 @@ def make_clients(
             "load_model labels=data.label_names."
         )
     if partitioner is None:
-        partitioner = "dirichlet" if data.train.clients is None else "natural"
+        partitioner = "natural" if data.train.clients is not None else "iid" if not data.label_names else "dirichlet"
     if num_clients is None and partitioner != "natural":
         num_clients = DEFAULT_NUM_CLIENTS
     split = split_data(
@@ -81,11 +88,17 @@ def make_clients(
         min_client_examples=min_client_examples,
         seed=seed,
     )
-    train, test = (model.encode(part).examples for part in (data.train, data.test))
-    return tuple(
-        Client(i, name, train.take(rows), test.take(test_rows))
-        for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True))
-    )
+    train, test = model.encode(data.train), model.encode(data.test)
+    clients = []
+    for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True)):
+        own = train.of(rows)
+        if not len(own):
+            raise DataError(
+                f"Client {name!r} has no example with anything to learn: all of its {len(rows)} are cut to their prompts by "
+                f"max-length = {model.max_length}; choose a larger one, or leave the client out."
+            )
+        clients.append(Client(i, name, own, test.of(test_rows)))
+    return tuple(clients)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -65,6 +65,10 @@ class LocalDeployment(Deployment):
             ],
         )
 
+    def _classes(self) -> dict[str, Value]:
+        """What the server is told of the nodes' data, which it does not have."""
+        return {"labels": json.dumps(self.labels)} if self.labels else {"server-data": False}
+
     def start_node(self, node: int, port: int | None = None) -> None:
         """Starts the SuperNode of a node that has a worker; it connects to `port` (None: the proxy's)."""
         self.start_supernode(node, {"worker-socket": str(self.socket(node))}, port=port)
@@ -84,7 +88,7 @@ class LocalDeployment(Deployment):
     def submit(self, options: Mapping[str, Value]) -> None:
         """Starts the run; `options` are added to the run configuration."""
         app = self.processes.home / "app"
-        write_app(app, {**run_values(self.config), "labels": json.dumps(self.labels), **options})
+        write_app(app, {**run_values(self.config), **self._classes(), **options})
         self.start_run(app)
 
 

@@ -30,6 +30,10 @@ class ServerOptions(Options):
     nodes' counts (`bounds.fair_share`); the simulation engine has no limit."""
 
     labels: str = _server("", description="Class names, NAME,NAME,... or a JSON list, if the server has no data.")
+    server_data: bool = _server(
+        True,
+        description="Whether the server reads the data; false: only the nodes have some, and --task says what for.",
+    )
     evaluation: Literal["auto", "server", "nodes", "none"] = _server(
         "auto", description="Where the model is evaluated; auto: on the server if it has test data."
     )

@@ -15,10 +15,20 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
 from lora_a2.config.run import RunConfig, dump_config
-from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
+from lora_a2.config.setup import (
+    open_clients,
+    open_data,
+    open_model,
+    plan_of,
+    resolved,
+    with_absolute_paths,
+    with_task,
+)
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.sources import load_examples
+from lora_a2.data.writing import load_samples
+from lora_a2.data.written import DataSet, Samples, WrittenData
 from lora_a2.engine.evaluate import measure
 from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError, RunError
@@ -37,6 +47,7 @@ from lora_a2.node.protocol import Request
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
+from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.tasks.base import evaluate
 
@@ -53,7 +64,7 @@ class _Start:
     run: RunDirectory | None
     run_id: str
     num_clients: int | None
-    data: LabelledData
+    data: DataSet
     model: Model
 
 
@@ -133,15 +144,22 @@ def _prepare(run_config: Mapping[str, bool | float | int | str], load_data: Load
         run_id = str(recorded)
     elif run_config.get("num-clients", "") != "":
         num_clients = config.num_clients
+    config = with_task(config) if options.server_data and not options.label_names() else config
     data = _server_data(config, options, load_data)
     if run is not None and data.fingerprint() != run.environment()["data_sha256"]:
         raise RunError(f"The server's data of {run.path} have changed since it started: restore them, or start anew.")
     return _Start(config, options, run, run_id, num_clients, data, open_model(config, data.label_names))
 
 
-def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> LabelledData:
+def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> DataSet:
     """The server's own data: all of a simulation's; or, if class names are given, test data at most."""
     labels = options.label_names()
+    if config.task == CAUSAL_LM and not options.server_data:
+        if labels:
+            raise ConfigError("labels: a model that writes has none; leave them out.")
+        given = {**config.data_options(), "data": config.test_data, "test_data": None}
+        samples = Samples(()) if config.test_data is None else load_samples(**given)
+        return WrittenData("nodes", Samples(()), samples)
     if not labels:
         return (load_data or open_data)(config)
     nothing = Examples((), np.zeros(0, np.int64), None)

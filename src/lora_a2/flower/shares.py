@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_data
-from lora_a2.data.labelled import Examples
 from lora_a2.data.split import split_data
+from lora_a2.data.written import Part, Sample, Samples
 from lora_a2.system.files import write_atomic
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
@@ -45,7 +46,18 @@ def share_of(folder: Path, node: int) -> Path:
     return folder / f"node-{node}"
 
 
-def _write(path: Path, examples: Examples, label_names: tuple[str, ...]) -> None:
-    rows = zip(examples.texts, examples.labels, strict=True)
-    lines = (json.dumps({"text": text, "label": label_names[label]}) + "\n" for text, label in rows)
-    write_atomic(path, "".join(lines).encode())
+def _write(path: Path, examples: Part, label_names: tuple[str, ...]) -> None:
+    if isinstance(examples, Samples):
+        rows = [_row(sample) for sample in examples.samples]
+    else:
+        pairs = zip(examples.texts, examples.labels, strict=True)
+        rows = [{"text": text, "label": label_names[label]} for text, label in pairs]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    """A row that reads back as the sample."""
+    if sample.text is not None:
+        return {"text": sample.text}
+    messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
+    return {"messages": messages, **({"references": list(sample.references)} if sample.references else {})}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_clients, open_data
-from lora_a2.data.labelled import LabelledData
+from lora_a2.data.written import DataSet
 from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.participant import Participant, threads
 from lora_a2.node.protocol import Request
 
-LoadData = Callable[[RunConfig], LabelledData]
+LoadData = Callable[[RunConfig], DataSet]
 """Loads the whole data set of a simulation, before it is split over the clients."""
 
 _participants: dict[tuple[object, str], Participant] = {}

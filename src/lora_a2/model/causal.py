@@ -62,7 +62,7 @@ def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTok
     assert isinstance(module, PreTrainedModel)
     whole.train(False)
     hidden_width(module)
-    head = _find_head(whole, module)
+    head = find_head(whole, module)
     values = [head.weight] if head.tied is None else []
     values += [] if head.bias is None else [head.bias]
     backbone = Backbone(
@@ -85,7 +85,7 @@ def _require_causal(name: str, config: PretrainedConfig) -> None:
 
 
 @torch.no_grad()
-def _find_head(whole: PreTrainedModel, module: PreTrainedModel) -> Head:
+def find_head(whole: PreTrainedModel, module: PreTrainedModel) -> Head:
     """The head, tried on two texts against the model's own logits.
 
     Raises:

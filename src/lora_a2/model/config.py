@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from lora_a2.settings.options import MOST, Float, Int, Options, option, split_names
+from lora_a2.settings.task import LABELLING, by_task
 
 
 def _full_dtype(value: Any) -> Any:
@@ -16,14 +17,27 @@ def _full_dtype(value: Any) -> Any:
 class ModelConfig(Options):
     """Which model, and what is made of it. Which one it is, where it is computed and what code it runs is each machine's own."""
 
-    model: str = option("all-MiniLM-L6-v2", "Model", "A known model, a folder, or a model of the hub.")
+    model: str = option(
+        by_task("all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"),
+        "Model",
+        "A known model, a folder, or a model of the hub.",
+        shown="all-MiniLM-L6-v2; SmolLM2-135M-Instruct with --task causal-lm",
+    )
     target_modules: Annotated[tuple[str, ...], BeforeValidator(split_names)] | None = option(
         None,
         "Model",
         "Layers to adapt, by the ends of their names; all linear layers of the blocks if left out.",
         reach="nodes",
     )
-    max_length: Int = option(128, "Model", "Texts are cut after this many tokens.", reach="nodes", ge=3, le=MOST)
+    max_length: Int = option(
+        by_task(128, 512),
+        "Model",
+        "Texts are cut after this many tokens.",
+        shown="128; 512 with --task causal-lm",
+        reach="nodes",
+        ge=3,
+        le=MOST,
+    )
     trust_remote_code: bool = option(
         False,
         "Model",
@@ -32,13 +46,18 @@ class ModelConfig(Options):
         app=False,  # each machine's owner decides
     )
     head: Literal["frozen", "trained"] = option(
-        "frozen", "Model", "Whether the classification head is trained.", reach="nodes"
+        "frozen", "Model", "Whether the classification head is trained.", reach="nodes", effect=LABELLING
     )
     head_scale: Float | None = option(
-        None, "Model", "Scale of the frozen head; the model's own default if left out.", reach="nodes", gt=0
+        None,
+        "Model",
+        "Scale of the frozen head; the model's own default if left out.",
+        reach="nodes",
+        effect=LABELLING,
+        gt=0,
     )
     pooling: Literal["auto", "mean", "cls", "last"] = option(
-        "auto", "Model", "How token vectors become one.", reach="nodes"
+        "auto", "Model", "How token vectors become one.", reach="nodes", effect=LABELLING
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_full_dtype)] = option(
         "auto", "Model", "Number type of the model's computation (fp32 and bf16 mean the same).", reach="nodes"

@@ -31,7 +31,8 @@ from lora_a2.tasks.base import Encoded, EncodingOptions, Task
 from lora_a2.tasks.causal_lm import TASK as CAUSAL_LM
 from lora_a2.tasks.causal_lm.objective import CausalLM
 from lora_a2.tasks.classification import TASK as CLASSIFICATION
-from lora_a2.tasks.classification import Classification, tokenized
+from lora_a2.tasks.classification import tokenized
+from lora_a2.tasks.classification.objective import Classification
 from lora_a2.tasks.registry import DEFAULT_TASK, get_task
 
 

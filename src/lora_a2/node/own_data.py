@@ -7,11 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_a2.config.run import RunConfig
+from lora_a2.data.chats import find_task
+from lora_a2.data.finding import find_tables
 from lora_a2.data.labelled import Examples
 from lora_a2.data.sources import count_rows, load_data, load_examples
+from lora_a2.data.writing import WrittenOptions, load_samples, load_written
+from lora_a2.data.written import Samples
+from lora_a2.errors import DataError
 from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
+from lora_a2.settings.task import CAUSAL_LM
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ class OwnData:
         Raises:
             DataError: they cannot be read, or have a label that is not one of the federation's.
         """
-        train, test = self._examples(request.labels, config.seed)
+        train, test = (
+            self._samples(config.seed) if config.task == CAUSAL_LM else self._examples(request.labels, config.seed)
+        )
         name = f"client {request.partition}"
         return Client(request.partition, name, model.encode(train).examples, model.encode(test).examples)
 
@@ -43,7 +51,23 @@ class OwnData:
         Raises:
             DataError: they cannot be read.
         """
+        if find_task(find_tables(self.data).train.names) == CAUSAL_LM and self.label_column is None:
+            return len(load_samples(self.data, WrittenOptions(text_column=self.text_column), training=True))
         return count_rows(self.data, text_column=self.text_column, label_column=self.label_column)
+
+    def _samples(self, seed: int) -> tuple[Samples, Samples]:
+        if self.label_column is not None:
+            raise DataError(
+                "This node names a column of labels, and the run is for a model that writes, which has none."
+            )
+        options = WrittenOptions(
+            text_column=self.text_column, test_data=self.test_data, hold_out=self.test_fraction, seed=seed
+        )
+        if self.test_data is None and self.test_fraction == 0:
+            train = load_samples(self.data, options, training=True)
+            return train, train.take(np.zeros(0, np.int64))
+        found = load_written(self.data, options)
+        return found.train, found.test
 
     def _examples(self, labels: tuple[str, ...], seed: int) -> tuple[Examples, Examples]:
         if self.test_data is None and self.test_fraction == 0:

@@ -29,6 +29,7 @@ from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.settings.options import marks_of
 from lora_a2.tasks.base import Statistics, summed
+from lora_a2.tasks.options import WritingOptions
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
 """Loads the client's own data, tokenised for a model."""
@@ -122,7 +123,8 @@ class Participant:
         return RunConfig().model_copy(update={**taken, **self._own})
 
     def _open(self, config: RunConfig, request: Request) -> tuple[Model, dict[int, Client]]:
-        key = config.part(ModelConfig), config.seed, request.labels, request.num_partitions
+        parts = config.task, config.part(ModelConfig), config.part(WritingOptions)
+        key = *parts, config.seed, request.labels, request.num_partitions
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # free the old model before the new one is loaded
             model = open_model(config, request.labels)

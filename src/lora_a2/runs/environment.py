@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from lora_a2.data.labelled import LabelledData
+from lora_a2.data.written import DataSet
 from lora_a2.engine.kernels import attention, skinny
 from lora_a2.engine.precision import dtype_name
 from lora_a2.model.pretrained import Model
 
 
-def environment(model: Model, data: LabelledData) -> dict[str, Any]:
+def environment(model: Model, data: DataSet) -> dict[str, Any]:
     """Versions, machine, and fingerprints of data and model."""
     packages = ("lora-a2", "torch", "transformers", "datasets", "numpy", "safetensors")
     return {

@@ -14,12 +14,12 @@ import numpy as np
 from lora_a2.analysis.record import clients_json
 from lora_a2.analysis.recording import Recorder
 from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
-from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths
+from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
-from lora_a2.data.labelled import LabelledData
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
+from lora_a2.data.written import DataSet
 from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.exchange import ReplyCallback
@@ -91,7 +91,7 @@ class _Setup:
     """All that a configuration stands for, loaded."""
 
     config: RunConfig
-    data: LabelledData
+    data: DataSet
     model: Model
     clients: tuple[Client, ...]
     plan: Plan
@@ -193,7 +193,7 @@ def _require_same(run: RunDirectory, setup: _Setup) -> None:
     require_same(setup.model.name, setup.model.fingerprint, recorded["model_fingerprint"], str(run.path))
 
 
-def _differences(recorded: Mapping[str, Any], data: LabelledData) -> str:
+def _differences(recorded: Mapping[str, Any], data: DataSet) -> str:
     """What can be told of two data sets without their texts."""
     before, now = recorded["label_names"], list(data.label_names)
     if before != now:
@@ -375,6 +375,7 @@ def fresh_directory(config: RunConfig) -> Path:
 
 
 def _set_up(config: RunConfig) -> _Setup:
+    config = with_task(config)
     data = open_data(config)
     model = open_model(config, data.label_names)
     clients = open_clients(config, data, model)

@@ -51,6 +51,11 @@ class Encoded:
     num_dropped: int = 0
     notes: tuple[str, ...] = ()
 
+    def of(self, rows: IntArray) -> TokenizedExamples:
+        """Those of the given examples at `rows` that are left, in that order."""
+        place = {int(row): i for i, row in enumerate(self.rows)}
+        return self.examples.take(np.array([place[int(row)] for row in rows if int(row) in place], np.int64))
+
 
 Statistics = Mapping[str, np.ndarray]
 """Sums over examples, by name: those of several clients are added up, array by array."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_a2.errors import ConfigError
+from lora_a2.settings.task import CLASSIFICATION
 from lora_a2.tasks import causal_lm, classification
 from lora_a2.tasks.base import Task
-from lora_a2.tasks.names import NAMES
 
-DEFAULT_TASK = NAMES[0]
+DEFAULT_TASK = CLASSIFICATION
 TASKS: Mapping[str, Task] = {task.name: task for task in (classification.TASK, causal_lm.TASK)}
 """Name → task, in the order that users read."""
 

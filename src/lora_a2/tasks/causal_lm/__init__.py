@@ -8,9 +8,9 @@ import numpy as np
 
 from lora_a2.core.types import FloatArray
 from lora_a2.engine.work import Labels
+from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.tasks.base import Statistics, Task
 from lora_a2.tasks.causal_lm.encoding import encode
-from lora_a2.tasks.names import CAUSAL_LM
 
 _LARGEST_LOSS = 700.0
 """e to a larger power is no float any more."""

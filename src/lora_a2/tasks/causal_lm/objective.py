@@ -21,9 +21,8 @@ from lora_a2.engine.objective import Batch
 from lora_a2.engine.packing import Pooling
 from lora_a2.engine.transfer import to_device
 from lora_a2.engine.work import Labels
+from lora_a2.tasks.causal_lm.encoding import IGNORED
 
-IGNORED = -100
-"""The label of a token that is not learnt, as in Transformers."""
 _CHUNK_VALUES = 1 << 24
 """Logits that are held at once."""
 _ROWS_MULTIPLE = 32

@@ -1,0 +1,244 @@
+"""What the columns of a table are for a model that writes, and its rows as chats and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, opening, require
+from lora_a2.data.tables import AnyTable
+from lora_a2.data.written import Sample, Turn
+from lora_a2.errors import DataError
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
+
+MESSAGES_COLUMNS = ("messages", "conversations", "conversation", "chat")
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("input", "output"))
+"""Usual names of a prompt and its answer, by preference; `instruction` and `output` come before the last."""
+INSTRUCTION, INSTRUCTION_INPUT = "instruction", "input"
+ANSWERS = ("output", "response", "completion", "answer")
+REFERENCES = "references"
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+"""Other names of roles, as in ShareGPT's files."""
+_KEYS = (("role", "content"), ("from", "value"))
+_IGNORED_KEYS = frozenset({"weight", "name", "id"})
+"""Keys of a message that may stand beside these, if they are empty."""
+
+
+@dataclass(frozen=True)
+class WrittenColumns:
+    """Names of the columns that are used: messages, or a text, or a completion with its prompt."""
+
+    messages: str | None = None
+    text: str | None = None
+    prompt: str | None = None
+    prompt_input: str | None = None
+    completion: str | None = None
+    references: str | None = None
+    client: str | None = None
+
+
+def find_task(names: Sequence[str]) -> str | None:
+    """The task that a table's columns are for, where it is clear: None if they have no usual names, or have a text and no label."""
+    known = {name.strip().lower() for name in names}
+    labelled = any(known & set(group) for group in LABEL_COLUMNS)
+    texts = any(known & set(group) for group in TEXT_COLUMNS)
+    if known & set(MESSAGES_COLUMNS) or ({INSTRUCTION} < known and known & set(ANSWERS)):
+        return CAUSAL_LM
+    if labelled and texts:
+        return CLASSIFICATION
+    if any(set(pair) <= known for pair in PAIRS):
+        return CAUSAL_LM
+    return CLASSIFICATION if labelled else None
+
+
+def find_written_columns(
+    names: Sequence[str],
+    source: str,
+    *,
+    messages: str | None = None,
+    text: str | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+    references: str | None = None,
+    client: str | None = None,
+) -> WrittenColumns:
+    """The columns of a table with these `names`: as named by the user, else by the usual names (case is ignored).
+
+    Raises:
+        DataError: a column named by the user is missing, roles exclude each other, or no usual names are there.
+    """
+    for name in (messages, text, prompt, completion, references, client):
+        if name is not None:
+            require(name, names, source)
+    given = [role for role, name in (("messages", messages), ("text", text), ("completion", completion)) if name]
+    if len(given) > 1 or (prompt is not None and given in (["messages"], ["text"])):
+        raise DataError(
+            f"{' and '.join(f'--{role}-column' for role in given)}{' and --prompt-column' if prompt else ''} exclude each other: "
+            "give the column of chats, of plain texts, or of prompts and answers."
+        )
+    by_name = {name.strip().lower(): name for name in names if name != client}
+    references = references or by_name.get(REFERENCES)
+    if messages is None and text is None and completion is None and prompt is None:
+        found = _usual(by_name)
+        if found is None:
+            raise DataError(
+                f"Which columns of {source} are prompts and answers, chats or texts cannot be told from its columns {listed(names)}; "
+                "name them with --prompt-column and --completion-column, --messages-column, or --text-column."
+            )
+        messages, text, prompt, prompt_input, completion = found
+        return WrittenColumns(messages, text, prompt, prompt_input, completion, references, client)
+    if prompt is not None and completion is None:
+        completion = next((by_name[name] for name in ANSWERS if by_name.get(name) not in (None, prompt)), None)
+        if completion is None and references is None:
+            raise DataError(
+                f"{opening(source)} has no usual column of answers among {listed(names)}; name it with --completion-column."
+            )
+    if completion is not None and prompt is None:
+        prompt = next((by_name[name] for name in (INSTRUCTION, *(p for p, _ in PAIRS)) if name in by_name), None)
+        if prompt is None or prompt == completion:
+            raise DataError(
+                f"{opening(source)} has no usual column of prompts among {listed(names)}; name it with --prompt-column."
+            )
+    return WrittenColumns(messages, text, prompt, None, completion or references, references, client)
+
+
+def _usual(by_name: Mapping[str, str]) -> tuple[str | None, str | None, str | None, str | None, str | None] | None:
+    """Messages, text, prompt, its input, completion."""
+    for name in MESSAGES_COLUMNS:
+        if name in by_name:
+            return by_name[name], None, None, None, None
+    answer = next((by_name[name] for name in ANSWERS if name in by_name), None)
+    if INSTRUCTION in by_name and answer is not None:
+        return None, None, by_name[INSTRUCTION], by_name.get(INSTRUCTION_INPUT), answer
+    for prompt, completion in PAIRS:
+        if prompt in by_name and completion in by_name:
+            return None, None, by_name[prompt], None, by_name[completion]
+    if "input" in by_name and REFERENCES in by_name:
+        return None, None, by_name["input"], None, by_name[REFERENCES]
+    for group in TEXT_COLUMNS:
+        found = [by_name[name] for name in group if name in by_name]
+        if len(found) == 1:
+            return None, found[0], None, None, None
+    return None
+
+
+def read_samples(table: AnyTable, columns: WrittenColumns) -> list[Sample]:
+    """The rows of a table.
+
+    Raises:
+        DataError: a row is no valid example; the message says which, and why.
+    """
+    for name in (columns.messages, columns.text, columns.prompt, columns.completion):
+        if name is not None:
+            require(name, table.names, table.source)
+    references = _references(table, columns)
+    if columns.messages is not None:
+        rows = enumerate(table.column(columns.messages), start=1)
+        turns = [_chat(value, table.place(row)) for row, value in rows]
+        return [Sample(own, references=r) for own, r in zip(turns, references, strict=True)]
+    if columns.text is not None:
+        return [Sample(text=text) for text in _texts(table, columns.text)]
+    assert columns.prompt is not None and columns.completion is not None, "found together"
+    prompts = _texts(table, columns.prompt)
+    if columns.prompt_input is not None:
+        extra = table.column(columns.prompt_input)
+        prompts = [
+            f"{p}\n\n{e}" if isinstance(e, str) and e.strip() else p for p, e in zip(prompts, extra, strict=True)
+        ]
+    answers = _answers(table, columns.completion)
+    return [
+        Sample((Turn("user", prompt), Turn("assistant", own[0])), references=(*own[1:], *others))
+        for prompt, own, others in zip(prompts, answers, references, strict=True)
+    ]
+
+
+def _references(table: AnyTable, columns: WrittenColumns) -> list[tuple[str, ...]]:
+    name = columns.references
+    if name is None or name == columns.completion or name not in table.names:
+        return [()] * len(table.column(table.names[0]))
+    values = table.column(name)
+    return [
+        () if value is None else _list_of_texts(value, table.place(row), name) for row, value in enumerate(values, 1)
+    ]
+
+
+def _answers(table: AnyTable, column: str) -> list[tuple[str, ...]]:
+    """Each row's answers, the first of which is learnt."""
+    found = []
+    for row, value in enumerate(table.column(column), start=1):
+        found.append(_list_of_texts(value, table.place(row), column))
+        if not found[-1] or not found[-1][0].strip():
+            raise DataError(f"{table.place(row)} has no answer in column '{column}'; fill it or remove the row.")
+    return found
+
+
+def _list_of_texts(value: object, place: str, column: str) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) or value is None else value
+    if isinstance(values, Sequence) and all(isinstance(each, str) for each in values):
+        return tuple(str(each) for each in values)
+    if value is None:
+        return ()
+    raise DataError(f"{place} holds {str(value)[:40]} in column '{column}': expected a text, or a list of texts.")
+
+
+def _texts(table: AnyTable, column: str) -> list[str]:
+    texts = table.column(column)
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            what = "no text" if text is None else f"a {type(text).__name__}, not a text,"
+            raise DataError(f"{table.place(row)} has {what} in column '{column}'; fill it, or name another column.")
+        if not text.strip():
+            raise DataError(f"{table.place(row)} has an empty text in column '{column}'; fill it or remove the row.")
+    return [str(text) for text in texts]
+
+
+def _chat(value: object, place: str) -> tuple[Turn, ...]:
+    """The turns of a chat.
+
+    Raises:
+        DataError: it is no list of messages with a role and a content each, or nobody answers in it.
+    """
+    if isinstance(value, Mapping) and set(map(_length, value.values())) == {_length(next(iter(value.values()), ()))}:
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]  # a struct of lists
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DataError(f"{place} holds no chat: expected a list of messages, each with role and content.")
+    turns = tuple(_turn(message, number, place) for number, message in enumerate(value, start=1))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise DataError(f"{place} has no turn of the assistant, so that there is nothing to learn; remove the row.")
+    return turns
+
+
+def _length(value: object) -> int:
+    """The length of a list; −1 for anything else."""
+    return len(value) if isinstance(value, list) else -1
+
+
+def _turn(message: object, number: int, place: str) -> Turn:
+    if not isinstance(message, Mapping):
+        raise DataError(
+            f"{place}, message {number}, is {str(message)[:40]!r}: expected an object with role and content."
+        )
+    for role_key, content_key in _KEYS:
+        if role_key in message and content_key in message:
+            break
+    else:
+        raise DataError(
+            f"{place}, message {number}, has the keys {', '.join(map(str, message))}: expected role and content."
+        )
+    rest = {key for key, v in message.items() if v not in (None, "", [], {}) and key not in (role_key, content_key)}
+    if strange := sorted(rest - _IGNORED_KEYS):
+        raise DataError(
+            f"{place}, message {number}, has {strange[0]!r}, which is not understood here: remove it, or the row."
+        )
+    role, content = message[role_key], message[content_key]
+    if not isinstance(role, str) or not role.strip():
+        raise DataError(
+            f"{place}, message {number}, has the role {str(role)[:40]!r}: expected system, user or assistant."
+        )
+    if not isinstance(content, str):
+        raise DataError(f"{place}, message {number}, has a content that is no text but {type(content).__name__}.")
+    named = _ROLES.get(role.strip().lower(), role.strip())
+    if named == "assistant" and not content.strip():
+        raise DataError(f"{place}, message {number}: the assistant says nothing; remove the row.")
+    return Turn(named, content)
