@@ -19,7 +19,7 @@ from naive import NAIVE, World
 from naive import PROBES as NAIVE_PROBES
 from reference import ReferenceClassifier, ReferenceWriter
 from tiny import POOLING, backbone, clients, model_of
-from writers import whole_model, writing_clients, writing_model
+from writers import PACKED, WRITERS, whole_model, writing_clients, writing_model
 
 ROUNDS = 3
 
@@ -53,10 +53,20 @@ def test_simulator_equals_the_equations(name: str) -> None:
     run_beside(name, NAIVE[name])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        # One with a head of its own, and one whose head is its embeddings, for every method.
+        *((name, family) for family in ("llama", "gemma") for name in METHODS),
+        *(
+            pytest.param(name, family, marks=() if family in PACKED else pytest.mark.slow)
+            for family in WRITERS
+            for name in ("fl-lora", "lora-a2", "flora")
+            if family not in ("llama", "gemma")
+        ),
+    ],
+)
 def test_simulator_equals_the_equations_for_models_that_write(name: str, family: str) -> None:
-    """One with a head of its own; one whose head is its embeddings, with capped logits and windows."""
     whole = whole_model(family)
     reference = ReferenceWriter(whole)  # before the network takes the model over
     run_beside(
