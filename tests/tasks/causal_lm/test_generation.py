@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from writers import tokenizer, writer
 
 from lora_a2.errors import ConfigError, DataError
 from lora_a2.tasks.causal_lm.generation import generate_texts, stream_text
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+from lora_a2.tasks.causal_lm.sampling import SamplingOptions, logits_processors
 from lora_a2.tasks.causal_lm.stopping import positions, stop_ids
-from writers import tokenizer, writer
 
 FAMILIES = ("llama", "gpt2", "gemma2", "opt", "bloom", "falcon", "gpt_neox", "mistral", "mpt")
 SAMPLING = SamplingOptions(max_new_tokens=9, do_sample=True, temperature=1.5, top_k=30, top_p=0.95, seed=3)
@@ -62,7 +62,7 @@ def greedy(model: PreTrainedModel, prompt: np.ndarray, most: int, penalty: float
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_writes_what_the_plain_loop_writes(family: str) -> None:
-    model, given = writer(family), prompts(7)
+    model, given = writer(family, seed=4), prompts(7)
     expected = [greedy(model, prompt, 9) for prompt in given]
     assert len(set(expected)) > 3
     assert generate_texts(model, TOKENIZER, given, SHORT, batch_size=4) == expected
@@ -93,17 +93,13 @@ def test_other_seeds_write_other_texts() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     """The shares of the first token over many seeds, beside softmax by hand; 5 standard deviations apart at most."""
-    model, prompt = writer("llama", eos_token_id=None), np.array([8, 9, 10])
-    bare = tokenizer(None)
-    bare.eos_token = None
+    model, prompt = writer("llama"), np.array([8, 9, 10])
     with torch.no_grad():
         logits = model(torch.from_numpy(prompt)[None]).logits[0, -1].double().numpy() / 0.7
     kept = np.argsort(-logits)[:6]
     weights = np.exp(logits[kept] - logits[kept].max())
     expected = dict(zip(kept.tolist(), weights / weights.sum(), strict=True))
     count, seen = 1500, dict.fromkeys(expected, 0)
-    from lora_a2.tasks.causal_lm.sampling import logits_processors
-
     for seed in range(count):
         options = SamplingOptions(do_sample=True, temperature=0.7, top_k=6, seed=seed)
         scores = torch.from_numpy(logits * 0.7).float()[None]
@@ -117,7 +113,13 @@ def test_the_model_s_own_generation_config_gives_stops_and_nothing_else() -> Non
     model, given = writer("llama"), prompts(4)
     expected = generate_texts(model, TOKENIZER, given, SHORT)
     own = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.9, max_length=3, min_new_tokens=9, eos_token_id=2
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        repetition_penalty=1.9,
+        max_length=3,
+        min_new_tokens=9,
+        eos_token_id=2,
     )
     model.generation_config = own
     model.train()
@@ -130,13 +132,12 @@ def test_every_stop_is_kept_and_none_is_shown() -> None:
     model, given = writer("gpt2"), prompts(6)
     model.generation_config.eos_token_id = None
     plain = generate_texts(model, TOKENIZER, given, SamplingOptions(max_new_tokens=20))
-    ids = [TOKENIZER(text).input_ids for text in plain]
-    stop = ids[0][3]
+    (stop,) = TOKENIZER(",").input_ids
+    assert sum("," in text for text in plain) > 1
     model.generation_config.eos_token_id = [2, stop, 10_000]
     assert stop_ids(model, TOKENIZER) == tuple(sorted({2, 6, stop}))  # </s>, <|end|> of the template, the model's
     found = generate_texts(model, TOKENIZER, given, SamplingOptions(max_new_tokens=20))
-    letter = TOKENIZER.decode([stop])
-    assert found == [text.split(letter)[0] for text in plain]
+    assert found == [text.split(",")[0] for text in plain]
     assert "".join(stream_text(model, TOKENIZER, given[0], SamplingOptions(max_new_tokens=20))) == found[0]
 
 
@@ -149,7 +150,7 @@ def test_the_end_of_a_turn_is_read_off_the_template() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "mpt"])
 def test_a_text_ends_at_the_model_s_last_position(family: str) -> None:
-    model = writer(family, eos_token_id=None)
+    model = writer(family, seed=4, eos_token_id=None)
     model.generation_config.eos_token_id = None
     limit = positions(model)
     assert limit == 72
@@ -161,7 +162,7 @@ def test_a_text_ends_at_the_model_s_last_position(family: str) -> None:
     assert stop_ids(model, bare) == ()
     lengths = [len(t) for t in generate_texts(model, bare, given, options)]
     assert generate_texts(model, bare, given, options) == [generate_texts(model, bare, [p], options)[0] for p in given]
-    assert lengths[0] <= 4 and min(lengths[2], lengths[4]) > 8
+    assert lengths[0] <= 4 < max(lengths)
     with pytest.raises(DataError, match="Prompt 2 has 72 tokens, and the model has 72 positions"):
         generate_texts(model, bare, [given[2], rng.integers(7, 45, limit)], options)
 
@@ -220,9 +221,13 @@ def test_a_stream_that_is_left_leaves_no_thread() -> None:
     assert next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert "generation" not in thread_names()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
         for _ in stream_text(model, TOKENIZER, prompt, SamplingOptions(max_new_tokens=60)):
             raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert "generation" not in thread_names()
     assert generate_texts(model, TOKENIZER, [prompt], SHORT)[0]
 

@@ -15,16 +15,13 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORDS = [bytes([b]) for b in b"abcdefghijklmnopqrstuvwxyz .,\n"]
-"""Single bytes; the tokenizer has those of é and 犬 too."""
-PIECES = [*WORDS, *(bytes([b]) for b in sorted({*"é犬".encode()})), b" the", b"ing"]
+SINGLE = [bytes([b]) for b in b"abcdefghijklmnopqrstuvwxyz .,\n"]
+PIECES = [*SINGLE, *(bytes([b]) for b in sorted({*"é犬".encode()})), b" the", b"ing"]
 
 
 def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """Ids 0 to 2 are padding, beginning and end; 3 to 6 are those of the template; then pieces of bytes."""
     special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
-    spelt = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(" ")[0][0]]
-    assert spelt
     vocabulary = {name: i for i, name in enumerate(special)}
     for piece in PIECES:
         vocabulary["".join(_LETTERS[b] for b in piece)] = len(vocabulary)

@@ -25,8 +25,9 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """The number of tokens that the model can write."""
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return int(head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size)
+    head: nn.Linear | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    size = model.config.get_text_config().vocab_size if head is None else head.out_features
+    return int(size)
 
 
 def positions(model: PreTrainedModel) -> int | None:
