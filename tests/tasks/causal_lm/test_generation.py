@@ -219,7 +219,7 @@ def test_a_stream_that_is_left_leaves_no_thread() -> None:
     stream = stream_text(model, TOKENIZER, prompt, SamplingOptions(max_new_tokens=60))
     assert "generation" not in thread_names(), "nothing is computed before it is read"
     assert next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert "generation" not in thread_names()
 
     def interrupted() -> None:

@@ -58,16 +58,17 @@ def generate_texts(
     prompts: Sequence[np.ndarray],
     options: SamplingOptions | None = None,
     batch_size: int = 8,
+    first: int = 1,
 ) -> list[str]:
     """What `model` writes after each of `prompts`, (length,) int64 each, in their order.
 
-    An answer ends at a stop token, which is not part of it, after `max_new_tokens`, or at the model's last position.
+    Messages number prompts from `first` on. An answer ends at a stop token, which is not part of it, after `max_new_tokens`, or at the model's last position.
 
     Raises:
         DataError: a prompt is empty, holds ids that the model does not know, or leaves no position for an answer.
     """
     job = _job(model, tokenizer, options)
-    rooms = [_room(job, prompt, i) for i, prompt in enumerate(prompts)]
+    rooms = [_room(job, prompt, number) for number, prompt in enumerate(prompts, first)]
     texts = [""] * len(prompts)
     with _ready(model) as ready:
         for rows in _batches(prompts, rooms, batch_size):
@@ -82,7 +83,7 @@ def stream_text(
     tokenizer: PreTrainedTokenizerBase,
     prompt: np.ndarray,
     options: SamplingOptions | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The answer to `prompt`, (length,) int64, in pieces as they are written; together they are that of `generate_texts`.
 
     Beams are compared at their end, so that with several the answer is one piece. A thread computes while the pieces are
@@ -92,7 +93,7 @@ def stream_text(
         DataError: as in `generate_texts`, at once.
     """
     job = _job(model, tokenizer, options)
-    room = _room(job, prompt, 0)
+    room = _room(job, prompt, 1)
     return _whole(job, prompt) if job.options.num_beams > 1 else _pieces(job, prompt, room)
 
 
@@ -100,9 +101,9 @@ def _job(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Sa
     return _Job(model, tokenizer, options or SamplingOptions(), stop_ids(model, tokenizer))
 
 
-def _room(job: _Job, prompt: np.ndarray, index: int) -> int:
+def _room(job: _Job, prompt: np.ndarray, number: int) -> int:
     """The most new tokens after `prompt`; at least one."""
-    name, size, limit = f"Prompt {index + 1}", vocabulary_size(job.model), positions(job.model)
+    name, size, limit = f"Prompt {number}", vocabulary_size(job.model), positions(job.model)
     if prompt.ndim != 1 or prompt.dtype.kind not in "iu" or not len(prompt):
         raise DataError(f"{name} should be a list of token ids, one or more; it is {prompt.dtype} {prompt.shape}.")
     if prompt.min() < 0 or prompt.max() >= size:
@@ -197,13 +198,13 @@ class _Tokens(BaseStreamer):
         """Called by `generate()`; the thread tells the end, after errors too."""
 
 
-def _whole(job: _Job, prompt: np.ndarray) -> Iterator[str]:
+def _whole(job: _Job, prompt: np.ndarray) -> Generator[str, None, None]:
     (text,) = generate_texts(job.model, job.tokenizer, [prompt], job.options)
     if text:
         yield text
 
 
-def _pieces(job: _Job, prompt: np.ndarray, room: int) -> Iterator[str]:
+def _pieces(job: _Job, prompt: np.ndarray, room: int) -> Generator[str, None, None]:
     written, ids = "", list[int]()
     with closing(_computed(job, prompt, room)) as tokens:
         for token in tokens:
