@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "report": "Write one HTML page with pictures of runs.",
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
+    "generate": "Let a finished run's language model write.",
     "analyze": "Statistics of a finished run, a sweep or a comparison.",
     "partition": "Show who would hold which examples, without running anything.",
     "cost": "Tell what a run will send, without running it.",

@@ -105,6 +105,8 @@ def test_help_of_run_has_every_field_with_its_default(capsys: pytest.CaptureFixt
         (["evaluate", "no/such/run"], "no/such/run"),
         (["predict", "no/such/run", "text"], "no/such/run"),
         (["predict", ".", " "], "A text is empty."),
+        (["generate", "no/such/run", "text"], "no/such/run"),
+        (["generate", ".", "text", "--top-k", "many"], "--top-k"),
         (["predict", ".", "text", "--top", "0"], "--top"),
         (["cost", "--client-column", "user"], "--client-column"),
         (["cost", "--model", "roberta-bse"], "roberta-base"),

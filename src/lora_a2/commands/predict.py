@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
+from lora_a2.commands.given import given_or_lines
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: 
 
     Without TEXT, every line of standard input is a text; empty lines are skipped.
     """
-    batches = _batches(_texts(texts))
+    batches = _batches(given_or_lines(texts, "text"))
 
     from lora_a2.runs.predict import load_predictor
 
@@ -45,41 +45,6 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: 
     for batch in batches:
         for text, row in zip(batch, predictor.predict(batch), strict=True):
             _show(text, _likeliest(predictor.label_names, row, top), as_json)
-
-
-def _texts(given: Sequence[str]) -> Iterator[str]:
-    """The texts of the command line, else of standard input; complains at once if there are none."""
-    if any(not text.strip() for text in given):
-        raise click.UsageError("A text is empty.", click.get_current_context())
-    if given:
-        for text in given:
-            _check_encoding(text, "A text")
-        return iter(given)
-    if sys.stdin.isatty():
-        raise click.UsageError("No text given: name one, or pipe lines in.", click.get_current_context())
-    return _lines()
-
-
-def _lines() -> Iterator[str]:
-    some = False
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                some = True
-                _check_encoding(line, "Standard input")
-                yield line.strip()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"Standard input is not {error.encoding} text.") from None
-    if not some:
-        raise click.UsageError("No text given: standard input has none.", click.get_current_context())
-
-
-def _check_encoding(text: str, what: str) -> None:
-    """Refuses bytes that Python could not decode and handed on as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise click.UsageError(f"{what} is not UTF-8 text.", click.get_current_context()) from None
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -32,6 +32,11 @@ def visible(text: str) -> str:
     return "".join(c if _visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def visible_lines(text: str) -> str:
+    """The whole `text` with its line breaks and tabs, and other characters escaped as in `plain`."""
+    return "".join(c if c in "\n\t" else visible(c) for c in text)
+
+
 def few(texts: Sequence[object], most: int = MOST_LINES) -> tuple[str, ...]:
     """The first `most` texts, each made `plain`, and one that counts the others."""
     shown = tuple(plain(text) for text in texts[:most])
