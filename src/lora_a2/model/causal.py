@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Writer:
+class LanguageModel:
     """A causal language model in two parts, which are parts of `whole` too.
 
     Attributes:
@@ -38,7 +38,7 @@ class Writer:
     whole: PreTrainedModel
 
 
-def load_writer(name: str, trust_remote_code: bool = False) -> Writer:
+def load_language_model(name: str, trust_remote_code: bool = False) -> LanguageModel:
     """The causal language model called `name`, a folder's or a hub's, in float32.
 
     Raises:
@@ -52,8 +52,8 @@ def load_writer(name: str, trust_remote_code: bool = False) -> Writer:
     return taken_apart(source, whole, tokenizer)
 
 
-def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Writer:
-    """A loaded model and its tokenizer as a `Writer`.
+def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """A loaded model and its tokenizer as a `LanguageModel`.
 
     Raises:
         ModelError: its logits are not understood, or it looks at later tokens.
@@ -73,7 +73,7 @@ def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTok
         fingerprint=fingerprint(module, tokenizer, values),
         revision=getattr(whole.config, "_commit_hash", None),
     )
-    return Writer(backbone, head, whole)
+    return LanguageModel(backbone, head, whole)
 
 
 def _require_causal(name: str, config: PretrainedConfig) -> None:

@@ -23,7 +23,7 @@ from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, load_backbone
 from lora_a2.model.catalog import full_parameters
-from lora_a2.model.causal import load_writer
+from lora_a2.model.causal import load_language_model
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.given import Given
 from lora_a2.model.options import ModelKeywords, ModelOptions
@@ -82,7 +82,7 @@ class Model:
         if self.given is not None:
             return self.given.backbone(self.network.objective.pooling)
         if self.whole is not None:
-            return load_writer(self.name, self.trust_remote_code).backbone
+            return load_language_model(self.name, self.trust_remote_code).backbone
         return load_backbone(self.name, self.network.objective.pooling, self.trust_remote_code)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
@@ -168,7 +168,7 @@ def _writer(
     if tokenizer is not None:
         raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
     name = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
-    writer = load_writer(name, o.trust_remote_code)
+    writer = load_language_model(name, o.trust_remote_code)
     where = pick_device(o.device)
     whole = writer.whole.to(where)  # type: ignore[arg-type]
     found = _prepared(writer.backbone, CausalLM(writer.head), o, (), labels=())

@@ -21,7 +21,7 @@ from lora_a2.tasks.causal_lm.sampling import SamplingOptions, logits_processors
 from lora_a2.tasks.causal_lm.stopping import positions, stop_ids
 from plain_writers import tokenizer, writer
 
-FAMILIES = ("llama", "gpt2", "gemma2", "opt", "bloom", "falcon", "gpt_neox", "mistral", "mpt")
+FAMILIES = ("llama", "gpt2", "gemma2", "opt", "bloom", "falcon", "gpt_neox", "mistral", "mpt", "rwkv")
 SAMPLING = SamplingOptions(max_new_tokens=9, do_sample=True, temperature=1.5, top_k=30, top_p=0.95, seed=3)
 SHORT = SamplingOptions(max_new_tokens=9)
 TOKENIZER = tokenizer()

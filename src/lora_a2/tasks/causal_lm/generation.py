@@ -62,7 +62,8 @@ def generate_texts(
 ) -> list[str]:
     """What `model` writes after each of `prompts`, (length,) int64 each, in their order.
 
-    Messages number prompts from `first` on. An answer ends at a stop token, which is not part of it, after `max_new_tokens`, or at the model's last position.
+    An answer ends at a stop token, which is not part of it, after `max_new_tokens`, or at the model's last position.
+    Messages number the prompts from `first` on. Recurrent models take one prompt at a time, whatever the batch size.
 
     Raises:
         DataError: a prompt is empty, holds ids that the model does not know, or leaves no position for an answer.
@@ -70,8 +71,11 @@ def generate_texts(
     job = _job(model, tokenizer, options)
     rooms = [_room(job, prompt, number) for number, prompt in enumerate(prompts, first)]
     texts = [""] * len(prompts)
+    recurrent = getattr(
+        model, "_is_stateful", False
+    )  # not all of these heed the mask: RWKV's rows see padding and each other
     with _ready(model) as ready:
-        for rows in _batches(prompts, rooms, batch_size):
+        for rows in _batches(prompts, rooms, 1 if recurrent else batch_size):
             answers = _write(job, ready, [prompts[i] for i in rows], rooms[rows[0]])
             for i, answer in zip(rows, answers, strict=True):
                 texts[i] = job.decode(job.until_stop(answer))
