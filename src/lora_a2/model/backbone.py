@@ -82,5 +82,8 @@ def find_source(name: str, trust_remote_code: bool = False) -> Source:
     config = model_config(name, trust_remote_code)
     if packaged is not None and packaged.hub_id is not None:
         return Source(str(folder or packaged.hub_id), packaged.hub_id, config)
-    where = str(folder or HUB_IDS.get(ALIASES.get(name, name), name))
-    return Source(where, str(Path(where).absolute()) if Path(where).is_dir() else where, config)
+    if folder is None and not Path(name).is_dir():
+        hub_id = HUB_IDS.get(ALIASES.get(name, name), name)
+        return Source(hub_id, hub_id, config)
+    where = str((folder or Path(name)).absolute())
+    return Source(where, where, config)
