@@ -1,4 +1,4 @@
-# Three commands do everything on a fresh machine: `make run`, `make run-lm` (a language model) and `make test`.
+# Two commands do everything on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
