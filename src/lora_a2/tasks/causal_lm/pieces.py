@@ -23,7 +23,7 @@ class Pieces:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
+        if not getattr(tokenizer, "is_fast", False):  # not all kinds know the word
             raise ModelError(
                 f"The tokenizer is a {type(tokenizer).__name__}, which does not tell where its tokens stand in a text: give the "
                 "model a fast one (tokenizer.json)."
