@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, opening, require
+from lora_a2.data.messages import plain, read_chat
 from lora_a2.data.tables import AnyTable
 from lora_a2.data.written import Sample, Turn
 from lora_a2.errors import DataError
@@ -17,12 +18,6 @@ PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"
 INSTRUCTION, INSTRUCTION_INPUT = "instruction", "input"
 ANSWERS = ("output", "response", "completion", "answer")
 REFERENCES = "references"
-
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-"""Other names of roles, as in ShareGPT's files."""
-_KEYS = (("role", "content"), ("from", "value"))
-_IGNORED_KEYS = frozenset({"weight", "name", "id"})
-"""Keys of a message that may stand beside these, if they are empty."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,8 @@ def find_task(names: Sequence[str]) -> str | None:
     labelled = any(known & set(group) for group in LABEL_COLUMNS)
     texts = any(known & set(group) for group in TEXT_COLUMNS)
     if known & set(MESSAGES_COLUMNS) or ({INSTRUCTION} < known and known & set(ANSWERS)):
+        return CAUSAL_LM
+    if REFERENCES in known and known & {prompt for prompt, _ in PAIRS}:
         return CAUSAL_LM
     if labelled and texts:
         return CLASSIFICATION
@@ -100,7 +97,10 @@ def find_written_columns(
             raise DataError(
                 f"{opening(source)} has no usual column of prompts among {listed(names)}; name it with --prompt-column."
             )
-    return WrittenColumns(messages, text, prompt, None, completion or references, references, client)
+    added = by_name.get(INSTRUCTION_INPUT) if prompt is not None and prompt.strip().lower() == INSTRUCTION else None
+    return WrittenColumns(
+        messages, text, prompt, added if added != completion else None, completion or references, references, client
+    )
 
 
 def _usual(by_name: Mapping[str, str]) -> tuple[str | None, str | None, str | None, str | None, str | None] | None:
@@ -129,23 +129,21 @@ def read_samples(table: AnyTable, columns: WrittenColumns) -> list[Sample]:
     Raises:
         DataError: a row is no valid example; the message says which, and why.
     """
-    for name in (columns.messages, columns.text, columns.prompt, columns.completion):
+    for name in (columns.messages, columns.text, columns.prompt, columns.prompt_input, columns.completion):
         if name is not None:
             require(name, table.names, table.source)
     references = _references(table, columns)
     if columns.messages is not None:
         rows = enumerate(table.column(columns.messages), start=1)
-        turns = [_chat(value, table.place(row)) for row, value in rows]
+        turns = [read_chat(value, table.place(row)) for row, value in rows]
         return [Sample(own, references=r) for own, r in zip(turns, references, strict=True)]
     if columns.text is not None:
         return [Sample(text=text) for text in _texts(table, columns.text)]
     assert columns.prompt is not None and columns.completion is not None, "found together"
     prompts = _texts(table, columns.prompt)
     if columns.prompt_input is not None:
-        extra = table.column(columns.prompt_input)
-        prompts = [
-            f"{p}\n\n{e}" if isinstance(e, str) and e.strip() else p for p, e in zip(prompts, extra, strict=True)
-        ]
+        extra = _texts(table, columns.prompt_input, optional=True)
+        prompts = [f"{p}\n\n{e}" if e.strip() else p for p, e in zip(prompts, extra, strict=True)]
     answers = _answers(table, columns.completion)
     return [
         Sample((Turn("user", prompt), Turn("assistant", own[0])), references=(*own[1:], *others))
@@ -174,71 +172,24 @@ def _answers(table: AnyTable, column: str) -> list[tuple[str, ...]]:
 
 
 def _list_of_texts(value: object, place: str, column: str) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) or value is None else value
-    if isinstance(values, Sequence) and all(isinstance(each, str) for each in values):
-        return tuple(str(each) for each in values)
     if value is None:
         return ()
+    values = [value] if isinstance(value, str) else plain(value)
+    if isinstance(values, Sequence) and all(isinstance(each, str) for each in values):
+        return tuple(values)
     raise DataError(f"{place} holds {str(value)[:40]} in column '{column}': expected a text, or a list of texts.")
 
 
-def _texts(table: AnyTable, column: str) -> list[str]:
-    texts = table.column(column)
+def _texts(table: AnyTable, column: str, *, optional: bool = False) -> list[str]:
+    """The texts of a column; an `optional` one may be missing or empty, and is "" then."""
+    texts = ["" if text is None and optional else text for text in table.column(column)]
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             what = "no text" if text is None else f"a {type(text).__name__}, not a text,"
-            raise DataError(f"{table.place(row)} has {what} in column '{column}'; fill it, or name another column.")
-        if not text.strip():
+            more = " Whole chats are named with --messages-column." if isinstance(plain(text), list) else ""
+            raise DataError(
+                f"{table.place(row)} has {what} in column '{column}'; fill it, or name another column.{more}"
+            )
+        if not text.strip() and not optional:
             raise DataError(f"{table.place(row)} has an empty text in column '{column}'; fill it or remove the row.")
-    return [str(text) for text in texts]
-
-
-def _chat(value: object, place: str) -> tuple[Turn, ...]:
-    """The turns of a chat.
-
-    Raises:
-        DataError: it is no list of messages with a role and a content each, or nobody answers in it.
-    """
-    if isinstance(value, Mapping) and set(map(_length, value.values())) == {_length(next(iter(value.values()), ()))}:
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]  # a struct of lists
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{place} holds no chat: expected a list of messages, each with role and content.")
-    turns = tuple(_turn(message, number, place) for number, message in enumerate(value, start=1))
-    if not any(turn.role == "assistant" for turn in turns):
-        raise DataError(f"{place} has no turn of the assistant, so that there is nothing to learn; remove the row.")
-    return turns
-
-
-def _length(value: object) -> int:
-    """The length of a list; −1 for anything else."""
-    return len(value) if isinstance(value, list) else -1
-
-
-def _turn(message: object, number: int, place: str) -> Turn:
-    if not isinstance(message, Mapping):
-        raise DataError(
-            f"{place}, message {number}, is {str(message)[:40]!r}: expected an object with role and content."
-        )
-    for role_key, content_key in _KEYS:
-        if role_key in message and content_key in message:
-            break
-    else:
-        raise DataError(
-            f"{place}, message {number}, has the keys {', '.join(map(str, message))}: expected role and content."
-        )
-    rest = {key for key, v in message.items() if v not in (None, "", [], {}) and key not in (role_key, content_key)}
-    if strange := sorted(rest - _IGNORED_KEYS):
-        raise DataError(
-            f"{place}, message {number}, has {strange[0]!r}, which is not understood here: remove it, or the row."
-        )
-    role, content = message[role_key], message[content_key]
-    if not isinstance(role, str) or not role.strip():
-        raise DataError(
-            f"{place}, message {number}, has the role {str(role)[:40]!r}: expected system, user or assistant."
-        )
-    if not isinstance(content, str):
-        raise DataError(f"{place}, message {number}, has a content that is no text but {type(content).__name__}.")
-    named = _ROLES.get(role.strip().lower(), role.strip())
-    if named == "assistant" and not content.strip():
-        raise DataError(f"{place}, message {number}: the assistant says nothing; remove the row.")
-    return Turn(named, content)
+    return texts

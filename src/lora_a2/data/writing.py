@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 from lora_a2.core.randomness import generator
 from lora_a2.data import subsets
 from lora_a2.data.chats import WrittenColumns, find_written_columns, read_samples
-from lora_a2.data.columns import opening
+from lora_a2.data.columns import opening, require
 from lora_a2.data.finding import Tables, find_tables, find_test_table
 from lora_a2.data.objects import DataSource
 from lora_a2.data.options import DEFAULT_TEST_FRACTION, check_fractions
@@ -48,6 +48,9 @@ class WrittenOptions:
 
     def __post_init__(self) -> None:
         check_fractions(self.test_fraction, self.validation_fraction, self.test_data)
+        for name, most in (("max-examples", self.max_examples), ("max-test-examples", self.max_test_examples)):
+            if most is not None and most < 1:
+                raise ConfigError(f"{name} is {most}: it must be at least 1.")
 
     def columns(self, table: AnyTable) -> WrittenColumns:
         """The columns of a table.
@@ -106,10 +109,18 @@ def load_written(
             f"{opening(found.name)} has its own test set, so test-fraction {o.test_fraction} has nothing to hold out; leave "
             "it out, or give the training set alone."
         )
+    tables = [table for table in (found.train, found.test) if table is not None]
+    if o.references_column is not None and not any(o.references_column in table.names for table in tables):
+        require(o.references_column, tables[-1].names, tables[-1].source)
     train = _samples(found.train, o)
     if not len(train):
         raise DataError(f"{opening(found.train.source)} has no rows to train on; give a table with some.")
     test = None if found.test is None else _samples(found.test, o)
+    notes = [
+        note
+        for table, part in zip(tables, (train, test), strict=False)
+        if part is not None and (note := _unanswered(part, table.source))
+    ]
     if test is None:
         train, test = _held_out(train, o.test_fraction or o.hold_out, o.seed)
     if o.validation_fraction is not None:
@@ -119,7 +130,7 @@ def load_written(
     if o.max_test_examples is not None:
         rng = generator(o.seed, "max-test-examples")
         test = test.take(subsets.at_most(test.labels, o.max_test_examples, rng, "max-test-examples"))
-    return WrittenData(found.name, train, test)
+    return WrittenData(found.name, train, test, tuple(notes))
 
 
 def load_samples(
@@ -143,6 +154,13 @@ def _samples(table: AnyTable, o: WrittenOptions) -> Samples:
     samples = read_samples(table, o.columns(table))
     clients: Sequence[str] | None = clients_of(table, o.client_column)
     return Samples(tuple(samples), None if clients is None else tuple(clients))
+
+
+def _unanswered(samples: Samples, source: str) -> str:
+    """What to say of chats whose last turn is nobody's answer; "" if there are none."""
+    count = sum(bool(sample.turns) and sample.turns[-1].role != "assistant" for sample in samples.samples)
+    what = "chat ends" if count == 1 else "chats end"
+    return f"{count} {what} with a turn that nobody answers in {source}: it is left out." if count else ""
 
 
 def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
