@@ -16,7 +16,7 @@ from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.engine.lora import LoraLinear
 from lora_a2.engine.network import Network
 from lora_a2.engine.transfer import to_device
-from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings
+from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings, pieces
 
 
 def weight_shapes(network: Network) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -68,15 +68,15 @@ def train_full(
         )
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0.0
         for order in task.orders:
-            for i in range(0, len(order), settings.batch_size):
-                settings.between_steps()
-                rows = order[i : i + settings.batch_size]
-                loss = _loss(network, weights, head, task, rows)
+            for rows in pieces(order, settings.step_examples):
                 total = float(network.objective.weights(task.examples.labels_at(rows)).sum())
                 optimizer.zero_grad()
-                (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+                for part in pieces(rows, settings.batch_size):
+                    settings.between_steps()
+                    loss = _loss(network, weights, head, task, part)
+                    (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+                    loss_sum += loss.detach().double().sum()
                 optimizer.step()
-                loss_sum += loss.detach().double().sum()
                 seen += total
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
     return (
@@ -105,8 +105,8 @@ def weight_gradients(
         head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
         seen = float(network.objective.weights(examples.labels).sum())
-        for i in range(0, len(examples), batch_size):
-            loss = _loss(network, weights, head, task, np.arange(i, min(i + batch_size, len(examples))))
+        for rows in pieces(np.arange(len(examples)), batch_size):
+            loss = _loss(network, weights, head, task, rows)
             (loss.sum() / seen).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().sum()
     gradients = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,8 +59,8 @@ class TrainingSettings:
 
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
-    for itself, over all that it trains; None leaves it as it is. `between_steps` is called before every step, and may raise
-    to end the training.
+    for itself, over all that it trains; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
+    batches. `between_steps` is called before every batch, and may raise to end the training.
     """
 
     batch_size: int
@@ -69,7 +69,13 @@ class TrainingSettings:
     weight_decay: float = 0.01
     penalties: tuple[Penalty, ...] = ()
     clipping_norm: float | None = None
+    gradient_accumulation_steps: int = 1
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
+
+    @property
+    def step_examples(self) -> int:
+        """Examples whose mean loss a step lowers; an epoch's last step has what is left."""
+        return self.batch_size * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,11 @@ class Trained:
 
     adapter: Adapter
     train_loss: float
+
+
+def pieces(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """`rows` (n,) in stretches of `size`; the last has what is left."""
+    return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
 def epoch_orders(examples: int, epochs: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -175,6 +175,14 @@ class TrainingOptions(Options):
     fraction_train: Float = option(1.0, "Training", "Share of the clients that train in a round.", gt=0, le=1)
     local_epochs: Int = option(2, "Training", "Epochs that a client trains in a round.", reach="nodes", ge=1, le=MOST)
     batch_size: Int = option(16, "Training", "Examples in a client's batch.", reach="nodes", ge=1, le=MOST)
+    gradient_accumulation_steps: Int = option(
+        1,
+        "Training",
+        "Batches whose gradients are added up for one step, so that it has the effect of a batch this many times as large.",
+        reach="nodes",
+        ge=1,
+        le=MOST,
+    )
     learning_rate: Float | None = option(
         None, "Training", "Learning rate of A; the default of method and model if left out.", reach="nodes", gt=0
     )
