@@ -86,13 +86,14 @@ def train(
         epoch_orders(len(data), epochs, generator(0, purpose, world.round, client)),
         trained,
         mask,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size * settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         ratio=settings.learning_rate_ratio,
         weight_decay=settings.weight_decay,
         base={n: v.astype(np.float32) for n, v in world.base.items()},
         penalty=penalty,
         select=mask_of if select else None,
+        max_grad_norm=settings.max_grad_norm,
     )
     return {n: f.A for n, f in end.factors.items()}, {n: f.B for n, f in end.factors.items()}
 
@@ -156,7 +157,8 @@ def at_start(world: World, client: int, trained: frozenset[Factor], batches: int
     """A client's A and B, its mask from the gradients of its first batches."""
     data, settings = world.clients[client].train, world.plan.federation.training
     (order,) = epoch_orders(len(data), 1, generator(0, "probe", world.round, client))
-    rows = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)][:batches]
+    size = settings.batch_size * settings.gradient_accumulation_steps
+    rows = [order[i : i + size] for i in range(0, len(order), size)][:batches]
     start = adapter(world, world.A, world.B)
     rates = {"A": settings.learning_rate, "B": settings.learning_rate * settings.learning_rate_ratio}
     end = descend_reference(world.model, start, data.input_ids, data.labels, rows, trained, rates)
@@ -317,10 +319,11 @@ def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
             epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)),
             frozenset({"R"}),
             None,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size * settings.gradient_accumulation_steps,
             learning_rate=settings.learning_rate,
             ratio=settings.learning_rate_ratio,
             weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
         )
         sums = {n: sums[n] + w * f.get("R") for n, f in end.factors.items()}
     world.R = sums
@@ -336,14 +339,17 @@ def full(world: World) -> None:
         weights = {n: p.clone().requires_grad_() for n, p in server.items()}
         optimizer = torch.optim.AdamW(weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         for order in epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)):
-            for i in range(0, len(order), settings.batch_size):
-                rows = order[i : i + settings.batch_size]
+            size = settings.batch_size * settings.gradient_accumulation_steps
+            for i in range(0, len(order), size):
+                rows = order[i : i + size]
                 changes = {n: weights[f"{n}.weight"] - names[f"{n}.weight"].detach() for n in world.A}
                 with _swapped(world.model.backbone, weights, set(world.A)):
                     labels = [data.labels[j] for j in rows]
                     loss = world.model.loss([data.input_ids[j] for j in rows], changes, None, labels)
                 optimizer.zero_grad()
                 loss.backward()
+                if settings.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
                 optimizer.step()
         for n in total:
             total[n] += w * weights[n].detach()

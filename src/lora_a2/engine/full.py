@@ -76,6 +76,8 @@ def train_full(
                     loss = _loss(network, weights, head, task, part)
                     (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
                     loss_sum += loss.detach().double().sum()
+                if settings.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_([*weights.values(), *head.values()], settings.max_grad_norm)
                 optimizer.step()
                 seen += total
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}

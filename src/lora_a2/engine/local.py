@@ -135,8 +135,7 @@ class CohortTraining:
             gradient, loss = self._accumulated(prefix, batches, totals)
             if self._settings.penalties:
                 add_gradients(gradient, parameters, self._start, self._settings.penalties, active)
-            if self._settings.clipping_norm is not None:
-                _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
+            _clip(gradient, self._rates[:active] != 0, self._settings)
             self._losses[:active] += loss
             self._seen[:active] += totals
             if idle := sorted(set(range(active)) - set(clients)):
@@ -174,10 +173,16 @@ class CohortTraining:
 _NOTHING = np.zeros(0, np.int64)
 
 
-def _clip(gradient: Tensor, trained: Tensor, norm: float) -> None:
-    """Scales each client's row of `gradient` (K', P) down to the L1 norm, counted over what is `trained` (1 or K', P)."""
-    norms = (gradient.abs() * trained).sum(1, keepdim=True)
-    gradient *= (norm / norms).clamp_(max=1)
+def _clip(gradient: Tensor, trained: np.ndarray, settings: TrainingSettings) -> None:
+    """Scales each client's row of `gradient` (K', P) down to the norms of the settings, counted over what is `trained` (1 or K', P)."""
+    if settings.clipping_norm is None and settings.max_grad_norm is None:
+        return
+    counted = to_device(trained, gradient.device)
+    if settings.clipping_norm is not None:
+        gradient *= (settings.clipping_norm / (gradient.abs() * counted).sum(1, keepdim=True)).clamp_(max=1)
+    if settings.max_grad_norm is not None:
+        norms = (gradient * counted).norm(dim=1, keepdim=True)
+        gradient *= (settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1)  # as torch.nn.utils.clip_grad_norm_
 
 
 def _step(

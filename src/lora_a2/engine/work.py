@@ -59,7 +59,7 @@ class TrainingSettings:
 
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
-    for itself, over all that it trains; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
+    for itself, over all that it trains, and to the L2 norm `max_grad_norm`; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
     batches. `between_steps` is called before every batch, and may raise to end the training.
     """
 
@@ -69,6 +69,7 @@ class TrainingSettings:
     weight_decay: float = 0.01
     penalties: tuple[Penalty, ...] = ()
     clipping_norm: float | None = None
+    max_grad_norm: float | None = None
     gradient_accumulation_steps: int = 1
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
 

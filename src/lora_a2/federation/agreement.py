@@ -89,6 +89,7 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
             weight_decay=options.weight_decay,
             penalties=(*method.penalties, *proximal_penalty(options, method)),
             clipping_norm=next((t.l1_clipping_norm for t in noise if t.l1_clipping_norm is not None), None),
+            max_grad_norm=options.max_grad_norm,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
         ),
         wire_dtype=options.wire_dtype,

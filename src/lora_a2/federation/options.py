@@ -194,6 +194,14 @@ class TrainingOptions(Options):
         gt=0,
     )
     weight_decay: Float = option(0.01, "Training", "Weight decay of AdamW.", reach="nodes", ge=0)
+    max_grad_norm: Float | None = option(
+        None,
+        "Training",
+        "L2 norm to which the gradient of each client's step is scaled down, over all that it trains.",
+        shown="not scaled",
+        reach="nodes",
+        gt=0,
+    )
     max_update_ratio: Float | None = option(
         None,
         "Training",
@@ -261,6 +269,8 @@ class PlanOptions(
         self.chosen_optimizer(method)
         if self.laplace_epsilon is not None and method.gradients is not None:
             raise ConfigError(f"laplace-epsilon: {method.name} uploads gradients without noise; leave it out.")
+        if self.max_grad_norm is not None and self.laplace_epsilon is not None:
+            raise ConfigError("max-grad-norm: laplace-clipping-norm scales gradients already; give one of them.")
         if self.max_update_ratio and self.laplace_epsilon is not None:
             raise ConfigError("max-update-ratio: noise of laplace-epsilon moves replies too; give one of them.")
         if not method.mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:
