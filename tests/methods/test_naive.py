@@ -91,6 +91,19 @@ def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, client
     )
 
 
+TRAINING: dict[str, Any] = {
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.5,
+    "lr_scheduler_type": "cosine",
+    "warmup_rounds": 1,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_simulator_equals_the_equations_with_every_option_of_training(name: str) -> None:
+    run_beside(name, NAIVE[name], **TRAINING)
+
+
 @dataclass(frozen=True)
 class Fixture:
     """A model, its clients, and the slow twin of the model."""

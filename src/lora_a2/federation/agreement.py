@@ -14,6 +14,7 @@ from lora_a2.engine.work import TrainingSettings
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.federation.proximal import proximal_penalty
+from lora_a2.federation.schedule import RateSchedule
 from lora_a2.methods.base import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
@@ -30,11 +31,12 @@ class Federation:
         initial: the seeded start at the server's rank; supplies factors that never travel.
         seed: of every random number.
         local_epochs: E.
-        training: hyperparameters of local training.
+        training: hyperparameters of local training, with the learning rate that `schedule` goes down from; see `training_in`.
         wire_dtype: value type of payloads.
         probe: how clients choose rank slices, if the method selects them.
         server_optimizer: how the mean of a round's updates moves the server's values.
         transforms: what becomes of an update on its way: the run's own, then the method's.
+        schedule: how the learning rate goes from round to round.
     """
 
     method: Method
@@ -47,6 +49,11 @@ class Federation:
     probe: Probe = epoch
     server_optimizer: ServerOptimizer = PLAIN
     transforms: tuple[Transform, ...] = ()
+    schedule: RateSchedule = RateSchedule()
+
+    def training_in(self, server_round: int) -> TrainingSettings:
+        """The hyperparameters of local training in this round (from 1 on)."""
+        return replace(self.training, learning_rate=self.training.learning_rate * self.schedule.factor(server_round))
 
     @property
     def sparse(self) -> bool:
@@ -96,6 +103,7 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
         probe=get_probe(method, options.probe, options.probe_batches),
         server_optimizer=options.chosen_optimizer(method),
         transforms=(*noise, *method.transforms),
+        schedule=options.chosen_schedule(),
     )
 
 

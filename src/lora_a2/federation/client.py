@@ -91,7 +91,7 @@ def _local_round(
 ) -> LocalRound:
     """The clients' training and selection, each with random numbers of its own."""
     method, server_round = federation.method, received[0].server_round
-    trainable = method.schedule(server_round)
+    trainable, settings = method.schedule(server_round), federation.training_in(server_round)
 
     def training(purpose: str, epochs: int, masks: Sequence[Mask] | None) -> CohortTraining:
         tasks = []
@@ -99,7 +99,7 @@ def _local_round(
         for (profile, examples), download, mask in zip(clients, received, each, strict=True):
             rng = generator(federation.seed, purpose, server_round, profile.id)
             tasks.append(ClientTask(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
-        return CohortTraining(network, tasks, trainable, federation.training)
+        return CohortTraining(network, tasks, trainable, settings)
 
     def select(probed: Sequence[Trained]) -> list[Mask]:
         assert method.select is not None, "only methods that select are probed"
@@ -114,11 +114,12 @@ def _local_round(
 
 def sending(federation: Federation, download: Download, shared: frozenset[Factor], mask: Mask | None) -> Sending:
     """What transforms know of an upload, at both ends."""
+    settings = federation.training_in(download.server_round)
     return Sending(
         shared,
         mask,
-        federation.training.learning_rate,
-        federation.training.learning_rate_ratio,
+        settings.learning_rate,
+        settings.learning_rate_ratio,
         lambda purpose: generator(federation.seed, purpose, download.server_round, download.client),
     )
 
@@ -146,7 +147,7 @@ def _full_round(
     start, number = download.adapter, download.server_round
     rng = generator(federation.seed, "train", number, profile.id)
     task = ClientTask(start, examples, None, epoch_orders(len(examples), federation.local_epochs, rng))
-    changes, head, loss = train_full(network, task, state.base_delta, federation.training)
+    changes, head, loss = train_full(network, task, state.base_delta, federation.training_in(number))
     update = difference(replace(start, head=head), start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, changes)
     return codec.encode(upload, upload_schema(federation)), state

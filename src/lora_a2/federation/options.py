@@ -13,6 +13,7 @@ from lora_a2.core.randomness import generator
 from lora_a2.errors import ConfigError
 from lora_a2.federation.probes import ProbeOptions, get_probe
 from lora_a2.federation.proximal import ProximalOptions, proximal_penalty
+from lora_a2.federation.schedule import DEFAULT_SCHEDULE, SCHEDULES, RateSchedule
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.methods.base import Method
 from lora_a2.privacy.laplace import LaplaceOptions, make_noise
@@ -193,6 +194,21 @@ class TrainingOptions(Options):
         reach="nodes",
         gt=0,
     )
+    lr_scheduler_type: Annotated[str, among(SCHEDULES)] = option(
+        DEFAULT_SCHEDULE,
+        "Training",
+        "How learning rates go over the server rounds: linear and cosine go down to 0 after the last one.",
+        metavar="|".join(SCHEDULES),
+        reach="nodes",
+    )
+    warmup_rounds: Int = option(
+        0,
+        "Training",
+        "First server rounds in which learning rates rise to the full ones.",
+        reach="nodes",
+        ge=0,
+        le=MOST,
+    )
     weight_decay: Float = option(0.01, "Training", "Weight decay of AdamW.", reach="nodes", ge=0)
     max_grad_norm: Float | None = option(
         None,
@@ -212,6 +228,19 @@ class TrainingOptions(Options):
         ge=0,
     )
     seed: Int = option(0, "Training", "Determines every random number.", reach="nodes", ge=0)
+
+    def chosen_schedule(self) -> RateSchedule:
+        """How the learning rate goes from round to round.
+
+        Raises:
+            ConfigError: all rounds are for warming up.
+        """
+        if self.warmup_rounds >= self.num_server_rounds:
+            raise ConfigError(
+                f"warmup-rounds: {self.warmup_rounds} of {self.num_server_rounds} server rounds leave none at the full learning "
+                "rate; give fewer."
+            )
+        return RateSchedule(self.lr_scheduler_type, self.warmup_rounds, self.num_server_rounds)
 
 
 class ExecutionOptions(Options):
@@ -267,6 +296,7 @@ class PlanOptions(
         make_noise(self, full=method.full)
         proximal_penalty(self, method)
         self.chosen_optimizer(method)
+        self.chosen_schedule()
         if self.laplace_epsilon is not None and method.gradients is not None:
             raise ConfigError(f"laplace-epsilon: {method.name} uploads gradients without noise; leave it out.")
         if self.max_grad_norm is not None and self.laplace_epsilon is not None:
