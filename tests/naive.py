@@ -108,6 +108,7 @@ def train(
         penalty=penalty,
         select=mask_of if select else None,
         max_grad_norm=settings.max_grad_norm,
+        max_steps=settings.max_steps,
     )
     return {n: f.A for n, f in end.factors.items()}, {n: f.B for n, f in end.factors.items()}
 
@@ -172,7 +173,7 @@ def at_start(world: World, client: int, trained: frozenset[Factor], batches: int
     data, settings = world.clients[client].train, training(world)
     (order,) = epoch_orders(len(data), 1, generator(0, "probe", world.round, client))
     size = settings.batch_size * settings.gradient_accumulation_steps
-    rows = [order[i : i + size] for i in range(0, len(order), size)][:batches]
+    rows = [order[i : i + size] for i in range(0, len(order), size)][: min(batches, settings.max_steps or batches)]
     start = adapter(world, world.A, world.B)
     rates = {"A": settings.learning_rate, "B": settings.learning_rate * settings.learning_rate_ratio}
     end = descend_reference(world.model, start, data.input_ids, data.labels, rows, trained, rates)
@@ -338,6 +339,7 @@ def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
             ratio=settings.learning_rate_ratio,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
+            max_steps=settings.max_steps,
         )
         sums = {n: sums[n] + w * f.get("R") for n, f in end.factors.items()}
     world.R = sums
@@ -351,10 +353,14 @@ def full(world: World) -> None:
     for k, w in world.cohort():
         data = world.clients[k].train
         weights = {n: p.clone().requires_grad_() for n, p in server.items()}
+        steps = 0
         optimizer = torch.optim.AdamW(weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         for order in epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)):
             size = settings.batch_size * settings.gradient_accumulation_steps
             for i in range(0, len(order), size):
+                steps += 1
+                if settings.max_steps is not None and steps > settings.max_steps:
+                    break
                 rows = order[i : i + size]
                 changes = {n: weights[f"{n}.weight"] - names[f"{n}.weight"].detach() for n in world.A}
                 with _swapped(world.model.backbone, weights, set(world.A)):

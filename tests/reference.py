@@ -125,12 +125,13 @@ def train_reference(
     select: Callable[[Adapter], Mask] | None = None,
     clipping_norm: float | None = None,
     max_grad_norm: float | None = None,
+    max_steps: int | None = None,
 ) -> Adapter:
     """Trains one client; after every step unselected slices are put back, which is what the paper's mask means.
 
     `base` is added to the frozen weights of its modules; `penalty` maps (module, factor) → tensor to a term of the loss.
     `select` finds the mask after the first order; until then all slices are trained. `clipping_norm`, L1, and
-    `max_grad_norm`, L2, are of what `mask` selects.
+    `max_grad_norm`, L2, are of what `mask` selects. Training ends after `max_steps` steps.
     """
     moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
     origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in start.kinds}
@@ -142,11 +143,15 @@ def train_reference(
         {"params": list(head.values()), "lr": learning_rate},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=weight_decay)
+    steps = 0
     for epoch, order in enumerate(orders):
         if epoch == 1 and select is not None:
             mask = select(_adapter(start, values, head))
             _put_back(values, origin, mask)
         for i in range(0, len(order), batch_size):
+            if steps == max_steps:
+                break
+            steps += 1
             rows = order[i : i + batch_size]
             weights = {n: start.scaling * product(values, n) for n in start.factors}
             weights = {n: w + moved[n] if n in moved else w for n, w in weights.items()}

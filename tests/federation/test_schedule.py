@@ -20,7 +20,7 @@ from lora_a2.core.types import ClientProfile
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.federation.client import client_round
 from lora_a2.federation.exchange import RoundRules
-from lora_a2.federation.schedule import SCHEDULES, RateSchedule
+from lora_a2.federation.schedule import SCHEDULES, STEADY, RateSchedule
 from lora_a2.federation.server import server_round
 from lora_a2.simulation import make_plan, simulate
 
@@ -98,14 +98,14 @@ def test_the_server_refuses_what_the_round_s_rate_cannot_reach() -> None:
     full = plan.federation.training.learning_rate
     assert plan.federation.training_in(100).learning_rate == full
     assert plan.federation.training_in(1).learning_rate == pytest.approx(full / 100)
-    hasty = replace(plan.federation, schedule=RateSchedule())
+    hasty = replace(plan.federation, schedule=STEADY)
 
     def train(downloads: Iterable[tuple[ClientProfile, bytes]]) -> Iterator[tuple[ClientProfile, bytes]]:
         for profile, data in downloads:
             ((upload, _),) = client_round(hasty, MODEL.network, [(profile, CLIENTS[profile.id].train)], [data])
             yield profile, upload
 
-    with pytest.raises(ReplyError, match="3 were refused, the first because: .* at the learning rate 5e-06"):
+    with pytest.raises(ReplyError, match=r"3 were refused, the first because: .* at the learning rate 5e-06"):
         server_round(plan.federation, plan.start(), plan.profiles, train, RoundRules(max_update_ratio=1e9))
     server_round(hasty, plan.start(), plan.profiles, train, RoundRules(max_update_ratio=1e9))
 

@@ -60,7 +60,7 @@ class TrainingSettings:
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
     for itself, over all that it trains, and to the L2 norm `max_grad_norm`; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
-    batches. `between_steps` is called before every batch, and may raise to end the training.
+    batches; a client makes `max_steps` of them at most (None: all of its epochs). `between_steps` is called before every batch, and may raise to end the training.
     """
 
     batch_size: int
@@ -71,12 +71,27 @@ class TrainingSettings:
     clipping_norm: float | None = None
     max_grad_norm: float | None = None
     gradient_accumulation_steps: int = 1
+    max_steps: int | None = None
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
 
     @property
     def step_examples(self) -> int:
         """Examples whose mean loss a step lowers; an epoch's last step has what is left."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    def steps(self, examples: int, epochs: int) -> int:
+        """Optimizer steps of a client with this many examples."""
+        whole = epochs * -(-examples // self.step_examples)
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    def orders(self, examples: int, epochs: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """A permutation of the examples for each epoch, up to the last step that is made."""
+        needed = epochs if self.max_steps is None else min(epochs, self.max_steps)  # an epoch has a step at least
+        left, cut = self.steps(examples, epochs), []
+        for order in epoch_orders(examples, needed, rng):
+            cut.append(order[: left * self.step_examples])
+            left -= -(-len(cut[-1]) // self.step_examples)
+        return tuple(order for order in cut if len(order))
 
 
 @dataclass(frozen=True)

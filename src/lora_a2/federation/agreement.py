@@ -14,7 +14,7 @@ from lora_a2.engine.work import TrainingSettings
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.federation.proximal import proximal_penalty
-from lora_a2.federation.schedule import RateSchedule
+from lora_a2.federation.schedule import STEADY, RateSchedule
 from lora_a2.methods.base import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
@@ -49,7 +49,7 @@ class Federation:
     probe: Probe = epoch
     server_optimizer: ServerOptimizer = PLAIN
     transforms: tuple[Transform, ...] = ()
-    schedule: RateSchedule = RateSchedule()
+    schedule: RateSchedule = STEADY
 
     def training_in(self, server_round: int) -> TrainingSettings:
         """The hyperparameters of local training in this round (from 1 on)."""
@@ -98,6 +98,7 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
             clipping_norm=next((t.l1_clipping_norm for t in noise if t.l1_clipping_norm is not None), None),
             max_grad_norm=options.max_grad_norm,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
+            max_steps=options.max_steps_per_round,
         ),
         wire_dtype=options.wire_dtype,
         probe=get_probe(method, options.probe, options.probe_batches),

@@ -42,7 +42,7 @@ _ROUNDING = 2.0**-23
 
 def local_steps(federation: Federation, num_examples: int) -> int:
     """Steps of AdamW that a client with this many examples makes in a round."""
-    return federation.local_epochs * -(-num_examples // federation.training.step_examples)
+    return federation.training.steps(num_examples, federation.local_epochs)
 
 
 def trained(federation: Federation, download: Download, upload: Upload) -> Upload:

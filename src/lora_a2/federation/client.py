@@ -18,7 +18,7 @@ from lora_a2.core.types import ClientProfile, ClientState, Download, Factor, Mas
 from lora_a2.engine.full import train_full, weight_gradients
 from lora_a2.engine.local import CohortTraining
 from lora_a2.engine.network import Network
-from lora_a2.engine.work import ClientTask, TokenizedExamples, Trained, epoch_orders
+from lora_a2.engine.work import ClientTask, TokenizedExamples, Trained
 from lora_a2.errors import CodecError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.holdings import personal, receive
@@ -98,7 +98,7 @@ def _local_round(
         each: Sequence[Mask | None] = [None] * len(clients) if masks is None else masks
         for (profile, examples), download, mask in zip(clients, received, each, strict=True):
             rng = generator(federation.seed, purpose, server_round, profile.id)
-            tasks.append(ClientTask(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
+            tasks.append(ClientTask(download.adapter, examples, mask, settings.orders(len(examples), epochs, rng)))
         return CohortTraining(network, tasks, trainable, settings)
 
     def select(probed: Sequence[Trained]) -> list[Mask]:
@@ -146,8 +146,9 @@ def _full_round(
     profile, examples = client
     start, number = download.adapter, download.server_round
     rng = generator(federation.seed, "train", number, profile.id)
-    task = ClientTask(start, examples, None, epoch_orders(len(examples), federation.local_epochs, rng))
-    changes, head, loss = train_full(network, task, state.base_delta, federation.training_in(number))
+    settings = federation.training_in(number)
+    task = ClientTask(start, examples, None, settings.orders(len(examples), federation.local_epochs, rng))
+    changes, head, loss = train_full(network, task, state.base_delta, settings)
     update = difference(replace(start, head=head), start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, changes)
     return codec.encode(upload, upload_schema(federation)), state

@@ -175,6 +175,15 @@ class TrainingOptions(Options):
     num_server_rounds: Int = option(10, "Training", "Number of server rounds.", reach="nodes", ge=1, le=MOST)
     fraction_train: Float = option(1.0, "Training", "Share of the clients that train in a round.", gt=0, le=1)
     local_epochs: Int = option(2, "Training", "Epochs that a client trains in a round.", reach="nodes", ge=1, le=MOST)
+    max_steps_per_round: Int | None = option(
+        None,
+        "Training",
+        "Steps of AdamW after which a client's round ends, and a probe's epoch too, even in the midst of an epoch.",
+        shown="all of local-epochs",
+        reach="nodes",
+        ge=1,
+        le=MOST,
+    )
     batch_size: Int = option(16, "Training", "Examples in a client's batch.", reach="nodes", ge=1, le=MOST)
     gradient_accumulation_steps: Int = option(
         1,

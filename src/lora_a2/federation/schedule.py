@@ -46,3 +46,7 @@ class RateSchedule:
             return server_round / (self.warmup_rounds + 1)
         left = self.num_server_rounds - self.warmup_rounds
         return _SHAPES[self.kind](min(1.0, (server_round - 1 - self.warmup_rounds) / left))
+
+
+STEADY = RateSchedule()
+"""The full rate in every round."""
