@@ -95,6 +95,7 @@ TRAINING: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "max_grad_norm": 0.5,
     "max_steps_per_round": 3,
+    "gradient_checkpointing": True,
     "lr_scheduler_type": "cosine",
     "warmup_rounds": 1,
 }

@@ -57,7 +57,7 @@ def train_full(
         The weights' changes by name, the head's new values, and the mean loss over the epochs.
     """
     network.set_base({})
-    with plain_layers(network):
+    with plain_layers(network), network.recomputing(settings.gradient_checkpointing):
         parameters = dict(network.backbone.named_parameters())
         start = {name: _moved(p, base.get(name)) for name, p in parameters.items()}
         weights = {name: value.clone().requires_grad_() for name, value in start.items()}
@@ -89,7 +89,7 @@ def train_full(
 
 
 def weight_gradients(
-    network: Network, adapter: Adapter, examples: TokenizedExamples, batch_size: int
+    network: Network, adapter: Adapter, examples: TokenizedExamples, settings: TrainingSettings
 ) -> tuple[dict[str, FloatArray], float]:
     """The gradient of the mean loss by the weights of the target layers, at the loaded base, and that loss.
 
@@ -100,14 +100,14 @@ def weight_gradients(
     """
     task = ClientTask(adapter, examples, None, (np.arange(len(examples)),))
     device = network.device
-    with plain_layers(network):
+    with plain_layers(network), network.recomputing(settings.gradient_checkpointing):
         every = dict(network.backbone.named_parameters())
         names = {weight_name(name) for name in network.layers}
         weights = {n: _moved(p, network.base.get(n)).requires_grad_(n in names) for n, p in every.items()}
         head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
         seen = float(network.objective.weights(examples.labels).sum())
-        for rows in pieces(np.arange(len(examples)), batch_size):
+        for rows in pieces(np.arange(len(examples)), settings.batch_size):
             loss = _loss(network, weights, head, task, rows)
             (loss.sum() / seen).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().sum()

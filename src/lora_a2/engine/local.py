@@ -154,9 +154,10 @@ class CohortTraining:
             self._settings.between_steps()
             parts = [own[i * size : (i + 1) * size] for own in batches]
             active = max(k for k, own in enumerate(parts) if len(own)) + 1
-            gradient, loss = _step(
-                self._network, self._parameters, prefix, self._cohort[:active], parts[:active], totals[:active]
-            )
+            with self._network.recomputing(self._settings.gradient_checkpointing):
+                gradient, loss = _step(
+                    self._network, self._parameters, prefix, self._cohort[:active], parts[:active], totals[:active]
+                )
             if gradients is None:
                 return gradient, loss
             gradients[:active] += gradient
@@ -209,8 +210,8 @@ def _step(
     slots, head = parameters.leaves(len(cohort))
     with network.slots(slots):
         hidden = network.hidden(batch, entry)
-    losses = network.objective.losses(hidden, batch, labels, client, head, {})
-    weights = to_device((1.0 / np.maximum(totals, 1)).astype(np.float32), network.device)[client]
-    torch.autograd.backward((losses * weights).sum())
+        losses = network.objective.losses(hidden, batch, labels, client, head, {})
+        weights = to_device((1.0 / np.maximum(totals, 1)).astype(np.float32), network.device)[client]
+        torch.autograd.backward((losses * weights).sum())
     sums = torch.zeros(len(cohort), dtype=torch.float64, device=network.device)
     return parameters.collected(len(cohort), head), sums.index_add_(0, client, losses.detach().double())

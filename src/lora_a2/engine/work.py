@@ -60,7 +60,8 @@ class TrainingSettings:
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
     for itself, over all that it trains, and to the L2 norm `max_grad_norm`; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
-    batches; a client makes `max_steps` of them at most (None: all of its epochs). `between_steps` is called before every batch, and may raise to end the training.
+    batches; a client makes `max_steps` of them at most (None: all of its epochs). With
+    `gradient_checkpointing` the backward pass computes blocks once more in place of keeping their activations. `between_steps` is called before every batch, and may raise to end the training.
     """
 
     batch_size: int
@@ -72,6 +73,7 @@ class TrainingSettings:
     max_grad_norm: float | None = None
     gradient_accumulation_steps: int = 1
     max_steps: int | None = None
+    gradient_checkpointing: bool = False
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
 
     @property

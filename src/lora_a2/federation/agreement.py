@@ -77,9 +77,12 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
     `method` is the resolved one: `options.chosen_method()`, or one that is not in the registry.
 
     Raises:
+        ModelError: a model whose blocks cannot be computed once more, where options ask for it.
         ConfigError: a probe, or noise, that is not for this method; rank budgets for another number of clients.
     """
     noise = make_noise(options, full=method.full)
+    if options.gradient_checkpointing:
+        model.network.check_recomputing()
     rank = options.r if method.select else max(options.budgets(num_clients))
     start = generator(options.seed, "adapter")
     rate, ratio = options.learning_rate, options.learning_rate_ratio
@@ -99,6 +102,7 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
             max_grad_norm=options.max_grad_norm,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             max_steps=options.max_steps_per_round,
+            gradient_checkpointing=options.gradient_checkpointing,
         ),
         wire_dtype=options.wire_dtype,
         probe=get_probe(method, options.probe, options.probe_batches),

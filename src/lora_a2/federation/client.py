@@ -164,7 +164,7 @@ def _gradient_round(
     rng = generator(federation.seed, "gradient", number, profile.id)
     drawn = rng.permutation(len(examples))[: federation.method.gradients.examples]
     network.set_base(state.base_delta)
-    gradients, loss = weight_gradients(network, start, examples.take(drawn), federation.training.batch_size)
+    gradients, loss = weight_gradients(network, start, examples.take(drawn), federation.training)
     update = difference(start, start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, gradients)
     return codec.encode(upload, upload_schema(federation)), state

@@ -203,6 +203,12 @@ class TrainingOptions(Options):
         reach="nodes",
         gt=0,
     )
+    gradient_checkpointing: bool = option(
+        False,
+        "Training",
+        "Keep what enters each block and compute the block once more in the backward pass: less memory, more time.",
+        reach="nodes",
+    )
     lr_scheduler_type: Annotated[str, among(SCHEDULES)] = option(
         DEFAULT_SCHEDULE,
         "Training",
