@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import SETTINGS, WAYS, _compare, _mask, _task
-from test_naive import run_beside
+from test_naive import labelling, run_beside
 from transformers import AutoModel, FNetConfig
 
 from federation import save_data, save_model
@@ -89,7 +89,7 @@ def test_predictions_equal_the_padded_model(family: str) -> None:
 
 @pytest.mark.parametrize(("method", "family"), [("lora-a2", "deberta-v2"), ("lora-a2", "rembert"), ("full", "rembert")])
 def test_whole_rounds_equal_the_equations(method: str, family: str) -> None:
-    run_beside(method, NAIVE[method], family)
+    run_beside(method, NAIVE[method], labelling(family))
 
 
 @pytest.mark.parametrize("family", sorted(ALONE))

@@ -106,6 +106,14 @@ def test_simulator_equals_the_equations_with_every_option_of_training(name: str)
     run_beside(name, NAIVE[name], **TRAINING)
 
 
+@pytest.mark.parametrize("name", ["lora-a2", "fl-lora", "flora", "full"])
+def test_simulator_equals_the_equations_with_every_option_of_training_for_a_model_that_writes(name: str) -> None:
+    whole = whole_model("llama")
+    reference = ReferenceWriter(whole)
+    fixture = Fixture(writing_model(whole), writing_clients([9, 5, 12, 7]), reference, np.linalg.norm, 3e-2)
+    run_beside(name, NAIVE[name], fixture, **TRAINING)
+
+
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("most", [1, 2, 4, 5])
 def test_simulator_equals_the_equations_where_steps_end_in_the_midst_of_an_epoch(probe: ProbeName, most: int) -> None:
