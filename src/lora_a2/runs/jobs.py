@@ -143,6 +143,7 @@ def evaluate_run(
     label_column: str | None = None,
     client_column: str | None = None,
     trust_remote_code: bool = False,
+    generate: int = 0,
 ) -> Evaluation:
     """A finished run's model on its own clients' test shares, or on other data with the same labels, as `load_data` takes them.
 
@@ -159,7 +160,7 @@ def evaluate_run(
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
-            return evaluate_clients(setup.model.task, pool, state, setup.clients)
+            return evaluate_clients(setup.model, pool, state, setup.clients, generate, setup.config.seed)
     config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
     examples = load_examples(
         data,

@@ -77,6 +77,7 @@ class Task:
         shown: what the primary metric is called in tables and lines, without a capital.
         show: a value of it as text.
         absolute: metrics that are no fractions of 1.
+        received_texts: the statistics of written texts in what a node states, `ending` behind their names; ValueError for what is none.
         command: what a finished run's model is tried with.
     """
 
@@ -92,6 +93,7 @@ class Task:
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
+    received_texts: Callable[[Mapping[str, object], str], Statistics] | None = None
 
     def show_metric(self, name: str, value: float) -> str:
         """A value of any metric as text: of the primary one as it is shown, of others that are fractions of 1 in percent."""
@@ -133,6 +135,11 @@ class Evaluation:
             "client_std": self.client_std,
             "per_client": self.per_client,
         }
+
+
+def flattened(statistics: Statistics) -> dict[str, int | float]:
+    """Arrays as plain numbers, entry k of `name` as name.k."""
+    return {f"{name}.{k}": value.item() for name, own in statistics.items() for k, value in enumerate(np.ravel(own))}
 
 
 def received(
