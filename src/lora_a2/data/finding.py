@@ -60,12 +60,13 @@ def find_test_table(data: DataSource) -> AnyTable:
     return found.train
 
 
-def _helpdesk() -> Tables:
-    folder = files("lora_a2.data") / "helpdesk"
+def _shipped(name: str, ending: str) -> Tables:
+    """A data set that lies in this package."""
+    folder = files("lora_a2.data") / name
     with ExitStack() as stack:  # `as_file`: the package may be imported from a zip file
-        paths = [stack.enter_context(as_file(folder / f"{split}.csv")) for split in ("train", "test")]
-        train, test = (read_table(path, f"helpdesk ({path.name})") for path in paths)
-    return Tables("helpdesk", train, test)
+        paths = [stack.enter_context(as_file(folder / f"{split}{ending}")) for split in ("train", "test")]
+        train, test = (read_table(path, f"{name} ({path.name})") for path in paths)
+    return Tables(name, train, test)
 
 
 def _from_hub(name: str, repo: str, config: str | None = None, revision: str | None = None) -> Tables:
@@ -123,7 +124,8 @@ def _joined(parts: Mapping[str, AnyTable]) -> ClientTables:
 
 
 BUILT_IN: Mapping[str, Callable[[], Tables]] = {
-    "helpdesk": _helpdesk,
+    "helpdesk": lambda: _shipped("helpdesk", ".csv"),
+    "shopdesk": lambda: _shipped("shopdesk", ".jsonl"),
     # The revision with the 10,003 / 3,080 examples that results are published on; its files are plain JSON Lines.
     "banking77": lambda: _from_hub("banking77", "mteb/banking77", revision="0fd18e25b25c072e09e0d92ab615fda904d66300"),
     # Headers, footers and quotes are off already in this copy.

@@ -31,7 +31,7 @@ def find_target_modules(
     Raises:
         ModelError: nothing matches, or an entry of the list matches nothing; the message lists what there is.
     """
-    linear = _linear_layers(backbone)
+    linear = linear_layers(backbone)
     if target_modules is None or target_modules in (ALL_LINEAR, [ALL_LINEAR], (ALL_LINEAR,)):
         chosen = _inside_blocks(backbone, linear)
     elif isinstance(target_modules, str):
@@ -41,7 +41,8 @@ def find_target_modules(
     return tuple(linear[name] for name in chosen)
 
 
-def _linear_layers(backbone: torch.nn.Module) -> dict[str, ModuleShape]:
+def linear_layers(backbone: torch.nn.Module) -> dict[str, ModuleShape]:
+    """Every linear layer, by name, in the order in which the backbone registers them."""
     layers = {}
     for name, module in backbone.named_modules():
         if isinstance(module, torch.nn.Linear):

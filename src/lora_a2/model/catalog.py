@@ -16,6 +16,7 @@ from huggingface_hub import constants as hub
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from lora_a2.errors import ModelError
+from lora_a2.model.language_models import HUB_IDS, LANGUAGE_MODELS
 
 _CONNECT_SECONDS = 3.0
 LARGEST_DEPTH, LARGEST_LABELS, LARGEST_WIDTH = 1 << 12, 1 << 20, 1 << 26
@@ -58,29 +59,8 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "distilbert-base-uncased": {"model_type": "distilbert", "vocab_size": 30522},
     "all-MiniLM-L6-v2": _BERT | {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
     "gpt2": {"model_type": "gpt2"},
-    "Llama-3.2-1B": {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "tie_word_embeddings": True,
-        "bos_token_id": 128000,
-        "eos_token_id": 128001,
-    },
+    "mpnet-base": {"model_type": "mpnet", "vocab_size": 30527, "max_position_embeddings": 514, "layer_norm_eps": 1e-5},
+    **LANGUAGE_MODELS,
 }
 """Name → what differs from the defaults of its Transformers configuration class, with `model_type`."""
 
@@ -93,7 +73,11 @@ ALIASES: dict[str, str] = {
     "distilbert-base": "distilbert-base-uncased",
     "sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2",
     "openai-community/gpt2": "gpt2",
-    "meta-llama/Llama-3.2-1B": "Llama-3.2-1B",
+    "sentence-transformers/all-mpnet-base-v2": "mpnet-base",
+    **{hub_id: name for name, hub_id in HUB_IDS.items()},
+    "gemma-3-1b": "gemma-3-1b-pt",
+    "Phi-3.5-mini": "Phi-3.5-mini-instruct",
+    "TinyLlama-1.1B": "TinyLlama-1.1B-Chat-v1.0",
 }
 """Other names of built-in models."""
 

@@ -31,8 +31,10 @@ class LanguageModel:
         backbone: the model without its head, in float32.
         head: how its hidden states become logits.
         whole: both together, as `AutoModelForCausalLM` gives it.
+        source: where it was loaded from.
     """
 
+    source: Source
     backbone: Backbone
     head: Head
     whole: PreTrainedModel
@@ -73,7 +75,7 @@ def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTok
         fingerprint=fingerprint(module, tokenizer, values),
         revision=getattr(whole.config, "_commit_hash", None),
     )
-    return LanguageModel(backbone, head, whole)
+    return LanguageModel(source, backbone, head, whole)
 
 
 def _require_causal(name: str, config: PretrainedConfig) -> None:

@@ -11,8 +11,10 @@ An adapter alone is the result only if a method leaves the base weights as they 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -66,22 +68,27 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "base_model_name_or_path": model.name,
-        "fan_in_fan_out": any(layer.conv1d for layer in model.network.layers.values()),
-        "inference_mode": True,
-        "lora_alpha": int(adapter.lora_alpha) if adapter.lora_alpha == int(adapter.lora_alpha) else adapter.lora_alpha,
-        "peft_type": "LORA",
-        "r": adapter.rank,
-        "target_modules": sorted(m.name for m in model.layout.modules),
-        "task_type": "FEATURE_EXTRACTION",
-    }
+    config = lora_config(model, adapter, sorted(m.name for m in model.layout.modules), "FEATURE_EXTRACTION")
     tensors = {}
     for name, f in adapter.pair.factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(f.A)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(f.B)
     files = {TENSORS: save(tensors, metadata={"format": "pt"}), **classifier_files(model, adapter, model.fingerprint)}
     write_all(folder, {**files, CONFIG: json_bytes(config)})
+
+
+def lora_config(model: Model, adapter: Adapter, modules: Sequence[str], task_type: str) -> dict[str, Any]:
+    """The content of `adapter_config.json`."""
+    return {
+        "base_model_name_or_path": model.name,
+        "fan_in_fan_out": any(layer.conv1d for layer in model.network.layers.values()),
+        "inference_mode": True,
+        "lora_alpha": int(adapter.lora_alpha) if adapter.lora_alpha == int(adapter.lora_alpha) else adapter.lora_alpha,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "target_modules": list(modules),
+        "task_type": task_type,
+    }
 
 
 def classifier_files(model: Model, adapter: Adapter, fingerprint: str) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, load_backbone
 from lora_a2.model.catalog import full_parameters
-from lora_a2.model.causal import load_language_model
+from lora_a2.model.causal import LanguageModel, load_language_model
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.given import Given
 from lora_a2.model.options import ModelKeywords, ModelOptions
@@ -81,9 +81,15 @@ class Model:
         """
         if self.given is not None:
             return self.given.backbone(self.network.objective.pooling)
-        if self.whole is not None:
-            return load_language_model(self.name, self.trust_remote_code).backbone
         return load_backbone(self.name, self.network.objective.pooling, self.trust_remote_code)
+
+    def pretrained_writer(self) -> LanguageModel:
+        """The language model as it was before any training, in float32, loaded again.
+
+        Raises:
+            ModelError: it cannot be any more.
+        """
+        return load_language_model(self.name, self.trust_remote_code)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""

@@ -34,6 +34,8 @@ from lora_a2.system.files import SUMS, check, read_json_object, write_all
 from lora_a2.system.journal import Journal
 from lora_a2.system.locks import LOCK, Lock, claimed
 
+RESULTS = ("classifier.json", "writer.json")
+"""Files that a folder with a whole model has once it is complete."""
 _LEDGER, _ANALYSIS = "rounds", "analysis"
 
 
@@ -124,7 +126,7 @@ class RunDirectory:
         """
         if (self.adapter / "adapter_config.json").is_file():
             return self.adapter
-        if (self.model / "classifier.json").is_file():
+        if any((self.model / name).is_file() for name in RESULTS):
             return self.model
         raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
 
@@ -247,7 +249,8 @@ class RunDirectory:
         with self.writing():
             # A finished run is so no more: its adapter stands for rounds that are trained again.
             (self.adapter / "adapter_config.json").unlink(missing_ok=True)
-            (self.model / "classifier.json").unlink(missing_ok=True)
+            for name in RESULTS:
+                (self.model / name).unlink(missing_ok=True)
             self._checkpoints.go_back()
 
     def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:

@@ -31,9 +31,11 @@ from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
+from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.predict import load_predictor
+from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import ClientStates, evaluate_clients, make_pool, simulate
 from lora_a2.tasks.base import Evaluation, evaluate
 from lora_a2.tasks.classification import TASK as CLASSIFICATION
@@ -316,13 +318,13 @@ def _save(run: RunDirectory, model: Model, state: ServerState, kept: ClientState
 def save_result(folder: str | Path, model: Model, state: ServerState) -> None:
     """Writes what a state has learnt: an adapter in PEFT's format, or, where base weights have moved, the whole model merged.
 
-    Both hold head and labels, and `load_predictor` reads both.
+    `load_predictor` reads both of a classifier, which hold head and labels; `load_writer` those of a model that writes.
     """
-    base = state.base
+    base, writes = state.base, model.task.name == CAUSAL_LM
     if base:
-        save_merged(folder, model, state.adapter, base)
+        (save_merged_writer if writes else save_merged)(folder, model, state.adapter, base)
     else:
-        save_adapter(folder, model, state.adapter)
+        (save_writer_adapter if writes else save_adapter)(folder, model, state.adapter)
 
 
 def _summary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,8 +11,15 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.data.written import Turn
+from lora_a2.engine.targets import linear_layers
 from lora_a2.errors import RunError
+from lora_a2.model.causal import LanguageModel, load_language_model
+from lora_a2.model.fingerprint import require_same
+from lora_a2.model.peft_io import CONFIG
+from lora_a2.model.writer_io import WRITER, SavedWriter, merge, read_merged_writer, read_writer_adapter
 from lora_a2.runs.directory import RunDirectory
+from lora_a2.tasks.base import EncodingOptions
+from lora_a2.tasks.causal_lm.encoding import encode_prompt
 
 
 class Writer(Protocol):
@@ -32,11 +40,59 @@ class Writer(Protocol):
         """
 
 
-def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> Writer:
-    """The language model of a finished run.
+@dataclass(frozen=True)
+class TrainedWriter:
+    """A `Writer` read from files, in float32 on the CPU."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoding: EncodingOptions
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
+        """As `Writer.encode_prompt`."""
+        return encode_prompt(self.tokenizer, turns, self.encoding)
+
+
+def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> TrainedWriter:
+    """The language model of a finished run directory, or of an adapter or model folder of a run, with all that was learnt merged.
 
     Raises:
-        RunError: there is no finished run, or what it trained labels texts and writes none.
+        RunError: none of these, or damaged; what it trained labels texts and writes none; or the base model is another than the
+            adapter was trained on.
+        ModelError: the base model cannot be loaded.
     """
-    RunDirectory.open(Path(run_dir)).require_finished()
-    raise RunError(f"{run_dir} has a classifier, which writes no texts: label some with 'lora-a2 predict {run_dir}'.")
+    folder = Path(run_dir)
+    if not (folder / WRITER).is_file():
+        folder = RunDirectory.open(folder).result()
+    if not (folder / WRITER).is_file():
+        raise RunError(
+            f"{run_dir} has a classifier, which writes no texts: label some with 'lora-a2 predict {run_dir}'."
+        )
+    if not (folder / CONFIG).is_file():
+        config = read_merged_writer(folder)
+        found = load_language_model(str(folder), trust_remote_code)
+        require_same(str(folder), found.backbone.fingerprint, config.fingerprint, str(folder))
+    else:
+        saved = read_writer_adapter(folder)
+        config = saved.config
+        found = load_language_model(saved.model, trust_remote_code)
+        require_same(saved.model, found.backbone.fingerprint, config.fingerprint, str(folder))
+        _check_shapes(folder, saved, found)
+        merge(found, saved.adapter, {})
+    tokenizer = found.backbone.tokenizer
+    if config.encoding.chat_template is not None:
+        tokenizer.chat_template = config.encoding.chat_template
+    return TrainedWriter(found.whole, tokenizer, config.encoding)
+
+
+def _check_shapes(folder: Path, saved: SavedWriter, found: LanguageModel) -> None:
+    """Refuses an adapter whose layers the model does not have, or has in other shapes.
+
+    Raises:
+        RunError: it is so.
+    """
+    layers = {m.name: m for m in linear_layers(found.backbone.module).values()}
+    for name, f in saved.adapter.factors.items():
+        layer = layers.get(name)
+        if layer is None or (f.A.shape[1], f.B.shape[0]) != (layer.d_in, layer.d_out):
+            raise RunError(f"{folder} is damaged or not for {saved.model}: {name} has A {f.A.shape} and B {f.B.shape}.")

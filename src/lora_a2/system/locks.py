@@ -17,20 +17,21 @@ LOCK = ".lock"
 class Lock:
     """Locks an existing folder, until `release` or the end of the context.
 
-    The system releases the lock too when the process ends, however it ends.
+    The system releases the lock too when the process ends, however it ends. With `wait` another process that holds it is
+    waited for.
 
     Raises:
         RunError: another process holds the lock, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait: bool = False) -> None:
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise RunError(f"{folder / LOCK} cannot be written: {error.strerror}.") from error
         self._close = weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             self.release()
             raise RunError(f"{folder} is in use by another process: wait for it, or stop it.") from None
