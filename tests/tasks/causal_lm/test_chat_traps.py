@@ -15,12 +15,13 @@ from chat_tokenizers import CHATML, PHI3, TEMPLATES, byte_level, sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_a2.data.written import Sample, Turn
 from lora_a2.errors import LoraA2Error, ModelError
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import IGNORED, LAST_ALONE, encode, encode_prompt
+from lora_a2.tasks.causal_lm.stopping import stop_ids
 
 OPTIONS = EncodingOptions(max_length=500)
 STYLES = {
@@ -90,6 +91,15 @@ def test_an_earlier_turn_may_have_another_end_than_the_last() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|return|>", "<|channel|>", "<|message|>", "<|end|>"]})
     final = "<|channel|>final<|message|>"
     assert learnt(tokenizer, chat("a", "yes", "b", "no")) == [f"{final}yes", f"{final}no<|return|>"]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_what_ends_an_answer_in_training_stops_it_in_generation(name: str) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=500, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    ids, _, _ = arrays(BYTES[name], chat("a", "yes"))
+    assert ids[-1] in stop_ids(model, BYTES[name])
 
 
 def test_no_word_of_the_user_is_learnt_where_a_turn_has_another_beginning() -> None:
