@@ -276,6 +276,14 @@ def test_references_may_be_in_the_test_set_alone() -> None:
     assert load_written(both, WrittenOptions(references_column="others")).test.samples == (pair("a", "b", "c", "d"),)
 
 
+def test_references_that_the_test_set_lacks_are_missed() -> None:
+    both = datasets.DatasetDict(
+        train=datasets.Dataset.from_list([{**row, "others": ["c"]} for row in PAIRS]),
+        test=datasets.Dataset.from_list(PAIRS),
+    )
+    expect(r"DatasetDict \(test split\) has no column 'others'", both, references_column="others")
+
+
 def test_a_mapping_says_whose_each_is() -> None:
     parts = {name: pd.DataFrame(PAIRS[i::2]) for i, name in enumerate(("ann", "bob"))}
     data = load_written(parts, WrittenOptions(test_fraction=0.5))

@@ -14,7 +14,7 @@ from chat_styles import CHANGING, HARMONY, HEADED, INSTRUCTIONS, REASONING, SPAC
 from chat_tokenizers import CHATML, PHI3, TEMPLATES, byte_level, sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_a2.data.written import Sample, Turn
@@ -239,6 +239,25 @@ def test_beginning_and_end_may_be_one_token_and_padding_lack() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="</s>", eos_token="</s>")
     assert tokenizer.pad_token_id is None
     assert learnt(tokenizer, chat("a", "yes", "b", "no")) == ["yes</s>", "no</s>"]
+
+
+@pytest.mark.parametrize("name", ["chatml", "none", "spaced", "wandering", "reasoning"])
+def test_a_vocabulary_of_words(name: str) -> None:
+    """Blanks and line breaks are no tokens at all, and capitals are small."""
+    marks = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    words = [*marks, *["how", "long", "four", "days", "user", "assistant", "?", "[", "[/", "inst", "]"]]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = STYLES[name]
+    ids, labels, notes = arrays(tokenizer, chat("How long?", "Four days", "Long?", "Four"))
+    end = "<|im_end|>" if name in ("chatml", "reasoning") else "</s>"
+    kept = [word for word in tokenizer.convert_ids_to_tokens(ids[labels != IGNORED].tolist()) if word != "<unk>"]
+    between = [] if name == "spaced" else [end]
+    assert kept == ["four", "days", *between, "four", end] and notes == ()
+    asked = encode_prompt(tokenizer, chat("How long?", "Four days", "Long?"), OPTIONS)
+    np.testing.assert_array_equal(ids[: len(asked)], asked)
 
 
 def test_a_text_that_has_its_beginning_and_end_gets_no_second_one() -> None:
