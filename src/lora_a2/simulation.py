@@ -152,7 +152,13 @@ def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
     `fork` False is for processes in which other threads are at work, such as those of a network client.
     """
     workers = plan.num_workers or (1 if plan.federation.method.full else len(cores()))
-    if fork and workers > 1 and processes_work(model.network.device):
+    return make_workers(model, workers if fork else 1)
+
+
+def make_workers(model: Model, workers: int | None = None) -> Pool:
+    """So many workers, one a core if nothing is said; this process alone where it cannot be forked."""
+    workers = len(cores()) if workers is None else workers
+    if workers > 1 and processes_work(model.network.device):
         return ProcessPool(model.network, workers)
     return Pool(model.network)
 

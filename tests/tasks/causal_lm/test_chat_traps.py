@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_a2.data.written import Sample, Turn
-from lora_a2.errors import LoraA2Error, ModelError
+from lora_a2.errors import DataError, LoraA2Error, ModelError
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import IGNORED, LAST_ALONE, encode, encode_prompt
 from lora_a2.tasks.causal_lm.stopping import stop_ids
@@ -286,15 +286,15 @@ def test_beginning_and_system_prompt_stay_if_there_is_room(most: int, name: str)
     turns = chat("How long does a parcel take to arrive? Can I pay later?", "four", system=system)
     whole, labels, _ = arrays(tokenizer, turns)
     answer = int((labels != IGNORED).sum())
-    found = encode(tokenizer, [Sample(turns)], EncodingOptions(most))
-    if most == 1:
-        assert (found.num_dropped, found.num_cut, len(found.rows)) == (1, 0, 0)
+    if answer >= most:
+        with pytest.raises(DataError, match="choose a larger --max-length"):
+            encode(tokenizer, [Sample(turns)], EncodingOptions(most))
         return
+    found = encode(tokenizer, [Sample(turns)], EncodingOptions(most))
     ids, room = found.examples.input_ids[0], most - answer
     assert len(ids) == min(most, len(whole)) and found.num_cut == (len(whole) > most)
-    if room >= 1:
-        np.testing.assert_array_equal(ids[-answer:], whole[-answer:])
-        assert int((found.examples.labels[0] != IGNORED).sum()) == answer
+    np.testing.assert_array_equal(ids[-answer:], whole[-answer:])
+    assert int((found.examples.labels[0] != IGNORED).sum()) == answer
     if room >= 2 and len(whole) > most and whole[0] == tokenizer.bos_token_id:
         assert ids[0] == whole[0]
     if room > 30 and name in ("llama3", "chatml", "none"):
