@@ -24,7 +24,7 @@ ROWS = [
     {"prompt": "the hen", "completion": "is in the inn", "who": "a"},
     {"prompt": "what is it", "completion": "nothing", "who": "b"},
     {
-        "prompt": "a hen is thinking, is it he or is it the other hen, who is thinking too",
+        "prompt": "a hen is thinking, is it the hen",
         "completion": "no",
         "who": "a",
     },
@@ -70,7 +70,7 @@ def test_the_base_model_is_measured_as_by_transformers(
 
 def test_what_is_cut_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = files(tmp_path, "llama")
-    assert main(["evaluate", "--model", model, "--data", data, "--max-length", "40", "--json"]) == 0
+    assert main(["evaluate", "--model", model, "--data", data, "--max-length", "34", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["examples_used"], found["examples_cut"]) == (9, 3)
 
@@ -106,6 +106,7 @@ def test_what_cannot_be_is_one_line(
     argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, data = files(tmp_path, "llama")
+    capsys.readouterr()  # Transformers' progress bars
     assert main([{"MODEL": model, "DATA": data}.get(word, word) for word in argv]) == 2
     assert says in one_error(capsys)
 
