@@ -24,7 +24,6 @@ _WITHOUT_A_RUN = ("task", "model", "max_length", "system_prompt", "chat_template
     cls=GroupedCommand,
     epilog=examples(
         "lora-a2 evaluate runs/helpdesk",
-        "lora-a2 evaluate runs/helpdesk --data new-tickets.csv",
         "lora-a2 evaluate runs/helpdesk --data new-tickets.csv --client-column shop --json",
         "lora-a2 evaluate runs/shopdesk --generate 60",
         "lora-a2 evaluate --model gpt2 --data chats.jsonl --task causal-lm --dtype float32 --json",
