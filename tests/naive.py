@@ -6,16 +6,17 @@ One client after the other, dense matrices, full SVDs, no codec, no combinators.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.linalg
 import torch
+from transformers import get_scheduler
 
 from lora_a2.core.randomness import generator
 from lora_a2.core.sampling import choose_cohort
 from lora_a2.core.types import Adapter, Factor, Factors
-from lora_a2.engine.work import epoch_orders
+from lora_a2.engine.work import TrainingSettings, epoch_orders
 from lora_a2.federation.loop import Plan
 from lora_a2.federation.population import Client
 from reference import ReferenceClassifier, ReferenceWriter, descend_reference, train_reference
@@ -59,6 +60,19 @@ class World:
         return {n: self.base.get(n, 0) + self.scaling * self.B[n] @ self.A[n] for n in self.A}
 
 
+def training(world: World) -> TrainingSettings:
+    """The settings of training, with the round's learning rate."""
+    federation = world.plan.federation
+    kind, warm, rounds = (getattr(federation.schedule, n) for n in ("kind", "warmup_rounds", "num_server_rounds"))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=federation.training.learning_rate)
+    kind = "constant_with_warmup" if kind == "constant" else kind
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warm + 1, num_training_steps=rounds + 1)
+    for _ in range(world.round):
+        optimizer.step()
+        scheduler.step()
+    return replace(federation.training, learning_rate=scheduler.get_last_lr()[0])
+
+
 def train(
     world: World,
     client: int,
@@ -71,7 +85,7 @@ def train(
     select: Callable[[Matrices, Matrices], Matrices] | None = None,
 ) -> tuple[Matrices, Matrices]:
     """A client's A and B after its epochs."""
-    data, settings = world.clients[client].train, world.plan.federation.training
+    data, settings = world.clients[client].train, training(world)
     epochs = 1 if purpose == "probe" else world.plan.federation.local_epochs
     start = adapter(world, A, B)
 
@@ -86,13 +100,15 @@ def train(
         epoch_orders(len(data), epochs, generator(0, purpose, world.round, client)),
         trained,
         mask,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size * settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         ratio=settings.learning_rate_ratio,
         weight_decay=settings.weight_decay,
         base={n: v.astype(np.float32) for n, v in world.base.items()},
         penalty=penalty,
         select=mask_of if select else None,
+        max_grad_norm=settings.max_grad_norm,
+        max_steps=settings.max_steps,
     )
     return {n: f.A for n, f in end.factors.items()}, {n: f.B for n, f in end.factors.items()}
 
@@ -154,9 +170,10 @@ def first_epoch(world: World, client: int, trained: frozenset[Factor]) -> tuple[
 
 def at_start(world: World, client: int, trained: frozenset[Factor], batches: int = 2) -> tuple[Matrices, Matrices]:
     """A client's A and B, its mask from the gradients of its first batches."""
-    data, settings = world.clients[client].train, world.plan.federation.training
+    data, settings = world.clients[client].train, training(world)
     (order,) = epoch_orders(len(data), 1, generator(0, "probe", world.round, client))
-    rows = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)][:batches]
+    size = settings.batch_size * settings.gradient_accumulation_steps
+    rows = [order[i : i + size] for i in range(0, len(order), size)][: min(batches, settings.max_steps or batches)]
     start = adapter(world, world.A, world.B)
     rates = {"A": settings.learning_rate, "B": settings.learning_rate * settings.learning_rate_ratio}
     end = descend_reference(world.model, start, data.input_ids, data.labels, rows, trained, rates)
@@ -307,7 +324,7 @@ def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
         return
     sums = dict.fromkeys(world.R, 0)
     for k, w in world.cohort():
-        data, settings = world.clients[k].train, world.plan.federation.training
+        data, settings = world.clients[k].train, training(world)
         pairs = {n: Factors(*(v[n].astype(np.float32) for v in (world.A, world.B, world.R))) for n in world.A}
         end = train_reference(
             world.model,
@@ -317,33 +334,42 @@ def fed_sb(world: World, step: float = 1e-3, examples: int = 50) -> None:
             epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)),
             frozenset({"R"}),
             None,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size * settings.gradient_accumulation_steps,
             learning_rate=settings.learning_rate,
             ratio=settings.learning_rate_ratio,
             weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            max_steps=settings.max_steps,
         )
         sums = {n: sums[n] + w * f.get("R") for n, f in end.factors.items()}
     world.R = sums
 
 
 def full(world: World) -> None:
-    settings = world.plan.federation.training
+    settings = training(world)
     names = dict(world.model.backbone.named_parameters())
     server = dict(world.full) or {n: p.detach().clone() for n, p in names.items()}
     total = {n: torch.zeros_like(p) for n, p in server.items()}
     for k, w in world.cohort():
         data = world.clients[k].train
         weights = {n: p.clone().requires_grad_() for n, p in server.items()}
+        steps = 0
         optimizer = torch.optim.AdamW(weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         for order in epoch_orders(len(data), world.plan.federation.local_epochs, generator(0, "train", world.round, k)):
-            for i in range(0, len(order), settings.batch_size):
-                rows = order[i : i + settings.batch_size]
+            size = settings.batch_size * settings.gradient_accumulation_steps
+            for i in range(0, len(order), size):
+                steps += 1
+                if settings.max_steps is not None and steps > settings.max_steps:
+                    break
+                rows = order[i : i + size]
                 changes = {n: weights[f"{n}.weight"] - names[f"{n}.weight"].detach() for n in world.A}
                 with _swapped(world.model.backbone, weights, set(world.A)):
                     labels = [data.labels[j] for j in rows]
                     loss = world.model.loss([data.input_ids[j] for j in rows], changes, None, labels)
                 optimizer.zero_grad()
                 loss.backward()
+                if settings.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
                 optimizer.step()
         for n in total:
             total[n] += w * weights[n].detach()

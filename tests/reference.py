@@ -124,11 +124,14 @@ def train_reference(
     penalty: Callable[[dict[tuple[str, str], torch.Tensor]], torch.Tensor] | None = None,
     select: Callable[[Adapter], Mask] | None = None,
     clipping_norm: float | None = None,
+    max_grad_norm: float | None = None,
+    max_steps: int | None = None,
 ) -> Adapter:
     """Trains one client; after every step unselected slices are put back, which is what the paper's mask means.
 
     `base` is added to the frozen weights of its modules; `penalty` maps (module, factor) → tensor to a term of the loss.
-    `select` finds the mask after the first order; until then all slices are trained. `clipping_norm` is of what `mask` selects.
+    `select` finds the mask after the first order; until then all slices are trained. `clipping_norm`, L1, and
+    `max_grad_norm`, L2, are of what `mask` selects. Training ends after `max_steps` steps.
     """
     moved = {n: torch.tensor(v) for n, v in (base or {}).items()}
     origin = {(n, f): torch.tensor(start.factors[n].get(f)) for n in start.factors for f in start.kinds}
@@ -140,11 +143,15 @@ def train_reference(
         {"params": list(head.values()), "lr": learning_rate},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=weight_decay)
+    steps = 0
     for epoch, order in enumerate(orders):
         if epoch == 1 and select is not None:
             mask = select(_adapter(start, values, head))
             _put_back(values, origin, mask)
         for i in range(0, len(order), batch_size):
+            if steps == max_steps:
+                break
+            steps += 1
             rows = order[i : i + batch_size]
             weights = {n: start.scaling * product(values, n) for n in start.factors}
             weights = {n: w + moved[n] if n in moved else w for n, w in weights.items()}
@@ -154,7 +161,12 @@ def train_reference(
             optimizer.zero_grad()
             loss.backward()
             if clipping_norm is not None:
-                _clip(values, head, mask, clipping_norm)
+                gradients = _masked(values, head, mask)
+                total = sum(float(v.grad.abs().sum()) for v in gradients)
+                for value in gradients:
+                    value.grad *= min(1.0, clipping_norm / total)
+            if max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(_masked(values, head, mask), max_grad_norm)
             optimizer.step()
             if mask is not None:
                 _put_back(values, origin, mask)
@@ -172,16 +184,13 @@ def product(values: Values, name: str) -> torch.Tensor:
     return left @ values[name, "A"]
 
 
-def _clip(values: Values, head: dict[str, torch.Tensor], mask: Mask | None, norm: float) -> None:
-    """Scales all gradients down to an L1 norm, those of slices outside the mask counted as zero."""
+def _masked(values: Values, head: dict[str, torch.Tensor], mask: Mask | None) -> list[Any]:
+    """What has a gradient, those of slices outside the mask put to zero."""
     for (name, factor), value in values.items():
         if mask is not None and value.grad is not None:
             keep = torch.from_numpy(mask[name])
             value.grad *= keep[:, None] if factor == "A" else keep[None, :]
-    gradients = [v.grad for v in (*values.values(), *head.values()) if v.grad is not None]
-    total = sum(float(g.abs().sum()) for g in gradients)
-    for gradient in gradients:
-        gradient *= min(1.0, norm / total)
+    return [v for v in (*values.values(), *head.values()) if v.grad is not None]
 
 
 def _put_back(values: Values, origin: Values, mask: Mask) -> None:

@@ -64,9 +64,9 @@ def test_no_step_waits_for_the_device(family: str, trainable: tuple[str, ...], m
     tasks = [ClientTask(start, client, mask, epoch_orders(len(client.labels), 2, rng)) for client in clients]
     training = CohortTraining(moved(model.network), tasks, frozenset(trainable), SETTINGS)  # type: ignore[arg-type]
     steps = 0
-    for gradient in training._gradients(0, None):
+    for clients, gradient in training._gradients(0, None):
         assert gradient.device == META
-        training._optimizer.step(gradient)
+        training._optimizer.step(gradient, clients)
         steps += 1
     assert steps == 6  # of the largest client
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):

@@ -74,6 +74,7 @@ def _compare(
             ratio=settings.learning_rate_ratio,
             weight_decay=settings.weight_decay,
             clipping_norm=settings.clipping_norm,
+            max_grad_norm=settings.max_grad_norm,
         )
         assert _relative(result.adapter, expected, task.start) < tolerance
 
@@ -121,13 +122,16 @@ def test_trained_head_equals_the_reference(cohort: int) -> None:
 
 @pytest.mark.parametrize("trainable", WAYS, ids=lambda w: "".join(sorted(w)))
 @pytest.mark.parametrize("masked", [False, True])
-def test_clipped_gradients_equal_the_reference(trainable: frozenset[Factor], masked: bool) -> None:
+@pytest.mark.parametrize("norm", [{"clipping_norm": 2.0}, {"max_grad_norm": 0.3}], ids=["L1", "L2"])
+def test_clipped_gradients_equal_the_reference(
+    trainable: frozenset[Factor], masked: bool, norm: dict[str, float]
+) -> None:
     """Each client's gradient is clipped by itself, over what it trains, the head included."""
     _, layout = classifier(backbone("bert"), "bert")
     start = dataclasses.replace(random_adapter(layout, rank=3), head=random_head(3, 16, 4.0, seed=0))
     tasks = [_task(start, n, k, _mask(start, k) if masked else None) for k, n in enumerate([9, 5])]
     free = train_cohort(classifier(backbone("bert"), "bert")[0], tasks, trainable, SETTINGS)
-    clipped = dataclasses.replace(SETTINGS, clipping_norm=2.0)
+    clipped = dataclasses.replace(SETTINGS, **norm)  # type: ignore[arg-type]
     _compare("bert", tasks, trainable, settings=clipped)
     moved = train_cohort(classifier(backbone("bert"), "bert")[0], tasks, trainable, clipped)
     assert all(_relative(a.adapter, b.adapter, start) > 1e-3 for a, b in zip(free, moved, strict=True))
@@ -202,7 +206,7 @@ def test_steps_never_wait_for_a_value(
     def reads(epochs: int) -> list[str]:
         tasks = [_task(start, count, k, masks[k], epochs) for k, count in enumerate((9, 5))]
         with _Reads() as mode:
-            train_cohort(engine, tasks, trainable, dataclasses.replace(SETTINGS, clipping_norm=1.0))
+            train_cohort(engine, tasks, trainable, dataclasses.replace(SETTINGS, clipping_norm=1.0, max_grad_norm=0.1))
         return mode.found
 
     assert reads(1) == reads(4)

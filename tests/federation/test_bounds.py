@@ -208,6 +208,8 @@ def test_a_forged_number_counts_for_little() -> None:
 def test_steps_are_those_of_training() -> None:
     plan = plan_for("lora-a2", (9, 8, 1), batch_size=4)
     assert [local_steps(plan.federation, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    few = plan_for("lora-a2", (9, 8, 1), batch_size=2, gradient_accumulation_steps=2, max_steps_per_round=2)
+    assert [local_steps(few.federation, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 2]
 
 
 # --- runs

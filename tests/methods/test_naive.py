@@ -91,6 +91,35 @@ def test_simulator_equals_the_equations_with_each_probe(probe: ProbeName, client
     )
 
 
+TRAINING: dict[str, Any] = {
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.5,
+    "max_steps_per_round": 3,
+    "gradient_checkpointing": True,
+    "lr_scheduler_type": "cosine",
+    "warmup_rounds": 1,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_simulator_equals_the_equations_with_every_option_of_training(name: str) -> None:
+    run_beside(name, NAIVE[name], **TRAINING)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("most", [1, 2, 4, 5])
+def test_simulator_equals_the_equations_where_steps_end_in_the_midst_of_an_epoch(probe: ProbeName, most: int) -> None:
+    """Clients with 2, 3 or 4 steps in 2 epochs, or 6: in the probe, between the epochs, and in the second of them."""
+    local = NAIVE_PROBES[probe]
+    run_beside(
+        "lora-a2",
+        lambda world: NAIVE["lora-a2"](world, local),  # type: ignore[call-arg]
+        probe=probe,
+        max_steps_per_round=most,
+        clients_per_pass=3,
+    )
+
+
 @dataclass(frozen=True)
 class Fixture:
     """A model, its clients, and the slow twin of the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,7 +31,7 @@ class _Piece:
 class AdamW:
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019; PyTorch's fused kernel on views of the buffer.
 
-    Steps the first K' of K clients' rows and counts each client's steps.
+    Steps some of the K clients' rows and counts each client's steps.
 
     Args:
         values: (K, P) float32, changed in place.
@@ -50,11 +50,11 @@ class AdamW:
                 piece = _Piece(k, span, row, mean, square, torch.zeros((), device=values.device))
                 self._pieces.setdefault(rate, []).append(piece)
 
-    def step(self, gradient: Tensor) -> None:
-        """One update of the first K' clients from their gradient (K', P)."""
-        active = gradient.shape[0]
+    def step(self, gradient: Tensor, clients: Collection[int] | None = None) -> None:
+        """One update from the gradient (K', P) of the first K' clients: of all of these, or of `clients` among them."""
+        active = range(gradient.shape[0]) if clients is None else frozenset(clients)
         for rate, pieces in self._pieces.items():
-            moved = [piece for piece in pieces if piece.client < active]
+            moved = [piece for piece in pieces if piece.client in active]
             if not moved:
                 continue
             adamw(

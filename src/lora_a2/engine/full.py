@@ -16,7 +16,7 @@ from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.engine.lora import LoraLinear
 from lora_a2.engine.network import Network
 from lora_a2.engine.transfer import to_device
-from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings
+from lora_a2.engine.work import ClientTask, TokenizedExamples, TrainingSettings, pieces
 
 
 def weight_shapes(network: Network) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -57,7 +57,7 @@ def train_full(
         The weights' changes by name, the head's new values, and the mean loss over the epochs.
     """
     network.set_base({})
-    with plain_layers(network):
+    with plain_layers(network), network.recomputing(settings.gradient_checkpointing):
         parameters = dict(network.backbone.named_parameters())
         start = {name: _moved(p, base.get(name)) for name, p in parameters.items()}
         weights = {name: value.clone().requires_grad_() for name, value in start.items()}
@@ -68,15 +68,17 @@ def train_full(
         )
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0.0
         for order in task.orders:
-            for i in range(0, len(order), settings.batch_size):
-                settings.between_steps()
-                rows = order[i : i + settings.batch_size]
-                loss = _loss(network, weights, head, task, rows)
+            for rows in pieces(order, settings.step_examples):
                 total = float(network.objective.weights(task.examples.labels_at(rows)).sum())
                 optimizer.zero_grad()
-                (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+                for part in pieces(rows, settings.batch_size):
+                    settings.between_steps()
+                    loss = _loss(network, weights, head, task, part)
+                    (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+                    loss_sum += loss.detach().double().sum()
+                if settings.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_([*weights.values(), *head.values()], settings.max_grad_norm)
                 optimizer.step()
-                loss_sum += loss.detach().double().sum()
                 seen += total
     changes = {name: (value.detach() - start[name]).cpu().numpy() for name, value in weights.items()}
     return (
@@ -87,7 +89,7 @@ def train_full(
 
 
 def weight_gradients(
-    network: Network, adapter: Adapter, examples: TokenizedExamples, batch_size: int
+    network: Network, adapter: Adapter, examples: TokenizedExamples, settings: TrainingSettings
 ) -> tuple[dict[str, FloatArray], float]:
     """The gradient of the mean loss by the weights of the target layers, at the loaded base, and that loss.
 
@@ -98,15 +100,15 @@ def weight_gradients(
     """
     task = ClientTask(adapter, examples, None, (np.arange(len(examples)),))
     device = network.device
-    with plain_layers(network):
+    with plain_layers(network), network.recomputing(settings.gradient_checkpointing):
         every = dict(network.backbone.named_parameters())
         names = {weight_name(name) for name in network.layers}
         weights = {n: _moved(p, network.base.get(n)).requires_grad_(n in names) for n, p in every.items()}
         head = {name: torch.tensor(v, device=device) for name, v in adapter.head.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
         seen = float(network.objective.weights(examples.labels).sum())
-        for i in range(0, len(examples), batch_size):
-            loss = _loss(network, weights, head, task, np.arange(i, min(i + batch_size, len(examples))))
+        for rows in pieces(np.arange(len(examples)), settings.batch_size):
+            loss = _loss(network, weights, head, task, rows)
             (loss.sum() / seen).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().sum()
     gradients = {

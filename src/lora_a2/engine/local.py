@@ -21,7 +21,7 @@ from lora_a2.engine.parameters import CohortParameters
 from lora_a2.engine.penalty import add_gradients
 from lora_a2.engine.prefix import Prefix
 from lora_a2.engine.transfer import to_device
-from lora_a2.engine.work import ClientTask, Trained, TrainingSettings, joined
+from lora_a2.engine.work import ClientTask, Trained, TrainingSettings, joined, pieces
 from lora_a2.errors import ModelError
 
 
@@ -35,8 +35,8 @@ def train_cohort(
 class CohortTraining:
     """K clients in training, epoch by epoch.
 
-    The loss is the sum of the clients' means, so that no client feels another's batch; a client that has gone through its epochs
-    leaves. Unselected rank slices are not parameters at all, so nothing moves them. Where one
+    The loss is the sum of the clients' means, so that no client feels another's batch; a client that has no batch left for a step
+    sits it out. Unselected rank slices are not parameters at all, so nothing moves them. Where one
     factor is trained and all start from one adapter, that start is merged into the frozen weights and only the
     trained slices' change is computed beside them. What lies below the lowest trained module is computed once.
 
@@ -54,11 +54,16 @@ class CohortTraining:
         if network.alone and len(tasks) > 1:
             raise ModelError(f"{len(tasks)} clients in one pass: this model can only train one at a time.")
         self._network, self._trainable, self._settings = network, trainable, settings
-        self._order = sorted(range(len(tasks)), key=lambda k: -sum(map(len, tasks[k].orders)))
+        self._order = sorted(range(len(tasks)), key=lambda k: self._extent(tasks[k]), reverse=True)
         self._begin([tasks[k] for k in self._order])
         self._epochs_done = 0
         self._losses = torch.zeros(len(tasks), dtype=torch.float64, device=network.device)
         self._seen = np.zeros(len(tasks))
+
+    def _extent(self, task: ClientTask) -> tuple[int, int]:
+        """Steps and examples of a client: those with the most come first, so that the rows that are computed are few."""
+        size = self._settings.step_examples
+        return sum(-(-len(order) // size) for order in task.orders), sum(map(len, task.orders))
 
     def _begin(self, cohort: Sequence[ClientTask]) -> None:
         self._cohort = cohort
@@ -71,8 +76,8 @@ class CohortTraining:
     def run(self, epochs: int | None = None) -> list[Trained]:
         """Trains that many epochs more (None: all that are left); where every client stands then."""
         end = None if epochs is None else self._epochs_done + epochs
-        for gradient in self._gradients(self._epochs_done, end):
-            self._optimizer.step(gradient)
+        for clients, gradient in self._gradients(self._epochs_done, end):
+            self._optimizer.step(gradient, clients)
         self._epochs_done = max(len(t.orders) for t in self._cohort) if end is None else end
         return self._results()
 
@@ -100,39 +105,65 @@ class CohortTraining:
         values = self._parameters.values
         total, squares = torch.zeros_like(values), torch.zeros_like(values)
         counts = np.zeros(len(self._cohort), np.float32)
-        for gradient in islice(self._gradients(0, 1), batches):
+        for clients, gradient in islice(self._gradients(0, 1), batches):
             total[: len(gradient)] += gradient
             squares[: len(gradient)] += gradient.square()
-            counts[: len(gradient)] += 1
+            counts[clients] += 1
         number = to_device(counts, values.device)[:, None]
         root = (squares / number).sqrt_().add_(1e-8)
         values.sub_((total / number).div_(root).mul_(to_device(self._rates, values.device)))
         return self._results()
 
-    def _gradients(self, first: int, end: int | None) -> Iterator[Tensor]:
-        """The gradient (K', P) of each step of the epochs `first` … `end` − 1, at the values of that moment."""
+    def _gradients(self, first: int, end: int | None) -> Iterator[tuple[list[int], Tensor]]:
+        """For each step of the epochs `first` … `end` − 1: the clients that make it, and the gradient (K', P) of the first K', at the
+        values of that moment; zero for those of them that sit it out."""
         cohort, parameters, network = self._cohort, self._parameters, self._network
         network.load(cohort[0].start if self._merged else None)
-        schedule = [list(_batches(t.orders[first:end], self._settings.batch_size)) for t in cohort]
+        size = self._settings.step_examples
+        schedule = [[rows for order in t.orders[first:end] for rows in pieces(order, size)] for t in cohort]
         prefix = network.prefix(parameters.modules, [t.examples.input_ids for t in cohort])
-        for step in range(len(schedule[0])):
-            self._settings.between_steps()
-            active = sum(len(batches) > step for batches in schedule)
-            batches = [client[step] for client in schedule[:active]]
+        for step in range(max(map(len, schedule))):
+            clients = [k for k, batches in enumerate(schedule) if len(batches) > step]
+            active = clients[-1] + 1
+            batches = [own[step] if len(own) > step else _NOTHING for own in schedule[:active]]
             totals = np.array(
                 [
                     network.objective.weights(t.examples.labels_at(b)).sum()
                     for t, b in zip(cohort[:active], batches, strict=True)
                 ]
             )
-            gradient, loss = _step(network, parameters, prefix, cohort[:active], batches, totals)
+            gradient, loss = self._accumulated(prefix, batches, totals)
             if self._settings.penalties:
                 add_gradients(gradient, parameters, self._start, self._settings.penalties, active)
-            if self._settings.clipping_norm is not None:
-                _clip(gradient, to_device(self._rates[:active] != 0, gradient.device), self._settings.clipping_norm)
+            _clip(gradient, self._rates[:active] != 0, self._settings)
             self._losses[:active] += loss
             self._seen[:active] += totals
-            yield gradient
+            if idle := sorted(set(range(active)) - set(clients)):
+                gradient[idle] = 0  # penalties pull at everyone
+            yield clients, gradient
+
+    def _accumulated(
+        self, prefix: Prefix | None, batches: Sequence[np.ndarray], totals: FloatArray
+    ) -> tuple[Tensor, Tensor]:
+        """As `_step`, for examples that are more than a batch, one batch of them after the other."""
+        size = self._settings.batch_size
+        passes = -(-max(map(len, batches)) // size)
+        gradients = torch.zeros_like(self._parameters.values[: len(batches)]) if passes > 1 else None
+        losses = torch.zeros(len(batches), dtype=torch.float64, device=self._network.device)
+        for i in range(passes):
+            self._settings.between_steps()
+            parts = [own[i * size : (i + 1) * size] for own in batches]
+            active = max(k for k, own in enumerate(parts) if len(own)) + 1
+            with self._network.recomputing(self._settings.gradient_checkpointing):
+                gradient, loss = _step(
+                    self._network, self._parameters, prefix, self._cohort[:active], parts[:active], totals[:active]
+                )
+            if gradients is None:
+                return gradient, loss
+            gradients[:active] += gradient
+            losses[:active] += loss
+        assert gradients is not None
+        return gradients, losses
 
     def _results(self) -> list[Trained]:
         means = self._losses.cpu().numpy() / np.maximum(self._seen, 1)
@@ -140,15 +171,19 @@ class CohortTraining:
         return [results[self._order.index(k)] for k in range(len(results))]
 
 
-def _clip(gradient: Tensor, trained: Tensor, norm: float) -> None:
-    """Scales each client's row of `gradient` (K', P) down to the L1 norm, counted over what is `trained` (1 or K', P)."""
-    norms = (gradient.abs() * trained).sum(1, keepdim=True)
-    gradient *= (norm / norms).clamp_(max=1)
+_NOTHING = np.zeros(0, np.int64)
 
 
-def _batches(orders: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    for order in orders:
-        yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+def _clip(gradient: Tensor, trained: np.ndarray, settings: TrainingSettings) -> None:
+    """Scales each client's row of `gradient` (K', P) down to the norms of the settings, counted over what is `trained` (1 or K', P)."""
+    if settings.clipping_norm is None and settings.max_grad_norm is None:
+        return
+    counted = to_device(trained, gradient.device)
+    if settings.clipping_norm is not None:
+        gradient *= (settings.clipping_norm / (gradient.abs() * counted).sum(1, keepdim=True)).clamp_(max=1)
+    if settings.max_grad_norm is not None:
+        norms = (gradient * counted).norm(dim=1, keepdim=True)
+        gradient *= (settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1)  # as torch.nn.utils.clip_grad_norm_
 
 
 def _step(
@@ -161,7 +196,7 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """One forward and backward: gradient (K, P) float32, and each client's summed loss (K,).
 
-    `totals` (K,) are the weights of the examples by which each client's loss is divided.
+    `totals` (K,) are the weights of the examples by which each client's loss is divided; a client without examples has no loss.
     """
     sentences = [[t.examples.input_ids[i] for i in b] for t, b in zip(cohort, batches, strict=True)]
     batch = network.pack(sentences)
@@ -175,8 +210,8 @@ def _step(
     slots, head = parameters.leaves(len(cohort))
     with network.slots(slots):
         hidden = network.hidden(batch, entry)
-    losses = network.objective.losses(hidden, batch, labels, client, head, {})
-    weights = to_device((1.0 / totals).astype(np.float32), network.device)[client]
-    torch.autograd.backward((losses * weights).sum())
+        losses = network.objective.losses(hidden, batch, labels, client, head, {})
+        weights = to_device((1.0 / np.maximum(totals, 1)).astype(np.float32), network.device)[client]
+        torch.autograd.backward((losses * weights).sum())
     sums = torch.zeros(len(cohort), dtype=torch.float64, device=network.device)
     return parameters.collected(len(cohort), head), sums.index_add_(0, client, losses.detach().double())

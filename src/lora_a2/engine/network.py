@@ -6,7 +6,7 @@ Shapes: K clients, T tokens a client, N sentences, H the backbone's width, W the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from lora_a2.core.types import Adapter, BaseDelta, FloatArray, ModuleShape, weight_name
+from lora_a2.engine.calling import first_line
+from lora_a2.engine.checkpointing import recomputing
 from lora_a2.engine.fit import find_fit
 from lora_a2.engine.kernels.activations import tabulate
 from lora_a2.engine.kernels.attention import ATTENTION, packed_attention
@@ -90,6 +92,7 @@ class Network:
         lists = block_lists(backbone)
         self._width = int(fit.width)
         self._blocks = Blocks(backbone, lists[0]) if len(lists) == 1 else None
+        self._recomputable = [block for name in lists for block in backbone.get_submodule(name).children()]
         self._base: BaseDelta = {}
         self._pretrained: dict[str, Tensor] = {}
         self._cast_rest(kinds)
@@ -114,6 +117,18 @@ class Network:
         Raises:
             ModelError: none reaches a layer.
         """
+        none = ModelError(
+            f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
+        )
+        try:
+            found = self._trial_gradients(recompute=False)
+        except RuntimeError as error:  # a backward pass of its own, or values that it has changed since
+            raise none from error
+        if not any(bool(gradient.any()) for gradient in found.values()):
+            raise none
+
+    def _trial_gradients(self, recompute: bool) -> dict[str, Tensor]:
+        """By each module's B (1, 1, d_out), of a made-up loss."""
         ones = {n: (torch.ones(1, 1, m.d_in), torch.ones(1, 1, m.d_out)) for n, m in self.layers.items()}
         slots = {
             n: Slot(
@@ -121,17 +136,35 @@ class Network:
             )
             for n, pair in ones.items()
         }
-        none = ModelError(
-            f"{type(self.backbone).__name__} lets no gradient through to its layers: choose another model."
-        )
-        with torch.enable_grad(), self.slots(slots):
+        with torch.enable_grad(), self.slots(slots), self.recomputing(recompute):
             vectors = self.encode(self.pack([[np.arange(3, 10)]]))
-            try:
-                vectors.square().sum().backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:  # a backward pass of its own, or values that it has changed since
-                raise none from error
-        if not any(slot.dBt is not None and bool(slot.dBt.any()) for slot in slots.values()):
-            raise none
+            vectors.square().sum().backward()  # type: ignore[no-untyped-call]
+        return {name: slot.dBt for name, slot in slots.items() if slot.dBt is not None}
+
+    def check_recomputing(self) -> None:
+        """Refuses a backbone whose blocks cannot be computed once more in the backward pass, by trying it.
+
+        Raises:
+            ModelError: it has no list of blocks, or its gradients become others.
+        """
+        kind = type(self.backbone).__name__
+        if not self._recomputable:
+            raise ModelError(f"{kind} has no list of blocks to compute once more: leave out gradient-checkpointing.")
+        expected = self._trial_gradients(recompute=False)
+        try:
+            found = self._trial_gradients(recompute=True)
+        except RuntimeError as error:  # what is computed the second time does not fit what was the first time
+            raise ModelError(
+                f"The blocks of {kind} cannot be computed once more ({first_line(error)}): leave out gradient-checkpointing."
+            ) from error
+        if not all(float((found[n] - g).norm()) <= 1e-2 * float(g.norm()) for n, g in expected.items()):
+            raise ModelError(
+                f"{kind} has other gradients where its blocks are computed once more: leave out gradient-checkpointing."
+            )
+
+    def recomputing(self, recompute: bool = True) -> AbstractContextManager[None]:
+        """Within it, if `recompute`, forward passes keep what enters each block, and the backward pass computes the blocks once more."""
+        return recomputing(self._recomputable, self.backbone.config) if recompute else nullcontext()
 
     @torch.no_grad()
     def _mixes_clients(self) -> bool:

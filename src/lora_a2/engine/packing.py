@@ -161,13 +161,15 @@ def pack(
     positions: Positions = FROM_ZERO,
     device: torch.device = CPU,
 ) -> PackedBatch:
-    """Packs the token ids of each client's sentences (each int64 (length,), not empty)."""
+    """Packs the token ids of each client's sentences (each int64 (length,), not empty); some clients may have none."""
     totals = [sum(len(s) for s in sentences) for sentences in cohort]
     width = -(-(max(totals) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     ids = np.full((len(cohort), width), pad_token_id, np.int64)
     numbers = np.full((len(cohort), width), positions.start, np.int64)
     starts, lengths = [], []
     for k, sentences in enumerate(cohort):
+        if not sentences:
+            continue
         sizes = np.array([len(s) for s in sentences])
         ends = np.cumsum(sizes)
         ids[k, : totals[k]] = np.concatenate(sentences)

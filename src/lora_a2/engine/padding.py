@@ -53,7 +53,7 @@ def pad(
     pad_token_id: int = 0,
     device: torch.device = CPU,
 ) -> PaddedBatch:
-    """Pads the token ids of each client's sentences (each int64 (length,), not empty) on the right."""
+    """Pads the token ids of each client's sentences (each int64 (length,), not empty) on the right; some clients may have none."""
     most = max(len(sentences) for sentences in cohort)
     rows = np.concatenate([k * most + np.arange(len(sentences)) for k, sentences in enumerate(cohort)])
     flat = [s for sentences in cohort for s in sentences]

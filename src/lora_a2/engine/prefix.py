@@ -39,6 +39,8 @@ class Prefix:
         width = batch.input_ids.shape[1] // batch.clients
         index = np.zeros((batch.clients, width), np.int64)
         for k, (examples, sizes) in enumerate(zip(clients, lengths, strict=True)):
+            if not len(examples):
+                continue
             ends = np.cumsum(sizes)
             begin = self.starts[k][examples]
             index[k, : ends[-1]] = np.arange(ends[-1]) + np.repeat(begin - (ends - sizes), sizes)

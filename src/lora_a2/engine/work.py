@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,8 +59,9 @@ class TrainingSettings:
 
     η_A = `learning_rate`, η_B = `learning_rate_ratio` · η_A; a trained head takes η_A. `penalties` are added to the loss, and
     not counted in the losses reported. The gradient of every step is scaled down to the L1 norm `clipping_norm`, each client's
-    for itself, over all that it trains; None leaves it as it is. `between_steps` is called before every step, and may raise
-    to end the training.
+    for itself, over all that it trains, and to the L2 norm `max_grad_norm`; None leaves it as it is. A step adds up the gradients of `gradient_accumulation_steps`
+    batches; a client makes `max_steps` of them at most (None: all of its epochs). With
+    `gradient_checkpointing` the backward pass computes blocks once more in place of keeping their activations. `between_steps` is called before every batch, and may raise to end the training.
     """
 
     batch_size: int
@@ -69,7 +70,30 @@ class TrainingSettings:
     weight_decay: float = 0.01
     penalties: tuple[Penalty, ...] = ()
     clipping_norm: float | None = None
+    max_grad_norm: float | None = None
+    gradient_accumulation_steps: int = 1
+    max_steps: int | None = None
+    gradient_checkpointing: bool = False
     between_steps: Callable[[], None] = field(default=_go_on, compare=False)
+
+    @property
+    def step_examples(self) -> int:
+        """Examples whose mean loss a step lowers; an epoch's last step has what is left."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps(self, examples: int, epochs: int) -> int:
+        """Optimizer steps of a client with this many examples."""
+        whole = epochs * -(-examples // self.step_examples)
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    def orders(self, examples: int, epochs: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """A permutation of the examples for each epoch, up to the last step that is made."""
+        needed = epochs if self.max_steps is None else min(epochs, self.max_steps)  # an epoch has a step at least
+        left, cut = self.steps(examples, epochs), []
+        for order in epoch_orders(examples, needed, rng):
+            cut.append(order[: left * self.step_examples])
+            left -= -(-len(cut[-1]) // self.step_examples)
+        return tuple(order for order in cut if len(order))
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,11 @@ class Trained:
 
     adapter: Adapter
     train_loss: float
+
+
+def pieces(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """`rows` (n,) in stretches of `size`; the last has what is left."""
+    return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
 def epoch_orders(examples: int, epochs: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,7 @@ from lora_a2.engine.work import TrainingSettings
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.federation.proximal import proximal_penalty
+from lora_a2.federation.schedule import STEADY, RateSchedule
 from lora_a2.methods.base import Method
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.pretrained import Model, layout_head
@@ -30,11 +31,12 @@ class Federation:
         initial: the seeded start at the server's rank; supplies factors that never travel.
         seed: of every random number.
         local_epochs: E.
-        training: hyperparameters of local training.
+        training: hyperparameters of local training, with the learning rate that `schedule` goes down from; see `training_in`.
         wire_dtype: value type of payloads.
         probe: how clients choose rank slices, if the method selects them.
         server_optimizer: how the mean of a round's updates moves the server's values.
         transforms: what becomes of an update on its way: the run's own, then the method's.
+        schedule: how the learning rate goes from round to round.
     """
 
     method: Method
@@ -47,6 +49,11 @@ class Federation:
     probe: Probe = epoch
     server_optimizer: ServerOptimizer = PLAIN
     transforms: tuple[Transform, ...] = ()
+    schedule: RateSchedule = STEADY
+
+    def training_in(self, server_round: int) -> TrainingSettings:
+        """The hyperparameters of local training in this round (from 1 on)."""
+        return replace(self.training, learning_rate=self.training.learning_rate * self.schedule.factor(server_round))
 
     @property
     def sparse(self) -> bool:
@@ -70,9 +77,12 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
     `method` is the resolved one: `options.chosen_method()`, or one that is not in the registry.
 
     Raises:
+        ModelError: a model whose blocks cannot be computed once more, where options ask for it.
         ConfigError: a probe, or noise, that is not for this method; rank budgets for another number of clients.
     """
     noise = make_noise(options, full=method.full)
+    if options.gradient_checkpointing:
+        model.network.check_recomputing()
     rank = options.r if method.select else max(options.budgets(num_clients))
     start = generator(options.seed, "adapter")
     rate, ratio = options.learning_rate, options.learning_rate_ratio
@@ -89,11 +99,16 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
             weight_decay=options.weight_decay,
             penalties=(*method.penalties, *proximal_penalty(options, method)),
             clipping_norm=next((t.l1_clipping_norm for t in noise if t.l1_clipping_norm is not None), None),
+            max_grad_norm=options.max_grad_norm,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            max_steps=options.max_steps_per_round,
+            gradient_checkpointing=options.gradient_checkpointing,
         ),
         wire_dtype=options.wire_dtype,
         probe=get_probe(method, options.probe, options.probe_batches),
         server_optimizer=options.chosen_optimizer(method),
         transforms=(*noise, *method.transforms),
+        schedule=options.chosen_schedule(),
     )
 
 

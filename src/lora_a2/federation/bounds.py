@@ -42,7 +42,7 @@ _ROUNDING = 2.0**-23
 
 def local_steps(federation: Federation, num_examples: int) -> int:
     """Steps of AdamW that a client with this many examples makes in a round."""
-    return federation.local_epochs * -(-num_examples // federation.training.batch_size)
+    return federation.training.steps(num_examples, federation.local_epochs)
 
 
 def trained(federation: Federation, download: Download, upload: Upload) -> Upload:
@@ -104,7 +104,7 @@ def check_size(federation: Federation, download: Download, upload: Upload, steps
         (max(_largest(_factors(update)), _largest(map(dense, upload.base_update.values()))), _largest(_factors(start))),
         (_largest(update.head.values()), _largest(start.head.values())),
     )
-    settings = federation.training
+    settings = federation.training_in(download.server_round)
     stepped = FARTHEST_STEP * steps * settings.learning_rate * max(1.0, settings.learning_rate_ratio)
     for size, before in pairs:
         limit = LARGEST_GROWTH * max(before, _LEAST_START) + stepped
@@ -189,8 +189,9 @@ def _travelled(
     federation: Federation, upload: Upload, start: Adapter
 ) -> Iterator[tuple[FloatArray, float, FloatArray | None]]:
     """Each block of values that travelled, its learning rate, and the values of `start` in its place (None: not known)."""
-    rate = federation.training.learning_rate
-    rates = {"A": rate, "B": rate * federation.training.learning_rate_ratio, "R": rate}
+    settings = federation.training_in(upload.server_round)
+    rate = settings.learning_rate
+    rates = {"A": rate, "B": rate * settings.learning_rate_ratio, "R": rate}
     for factor in sorted(upload.shared):
         for name, change in upload.update.factors.items():
             values, held = change.slices(factor), start.factors[name].slices(factor)

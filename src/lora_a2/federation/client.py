@@ -18,7 +18,7 @@ from lora_a2.core.types import ClientProfile, ClientState, Download, Factor, Mas
 from lora_a2.engine.full import train_full, weight_gradients
 from lora_a2.engine.local import CohortTraining
 from lora_a2.engine.network import Network
-from lora_a2.engine.work import ClientTask, TokenizedExamples, Trained, epoch_orders
+from lora_a2.engine.work import ClientTask, TokenizedExamples, Trained
 from lora_a2.errors import CodecError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.holdings import personal, receive
@@ -91,15 +91,15 @@ def _local_round(
 ) -> LocalRound:
     """The clients' training and selection, each with random numbers of its own."""
     method, server_round = federation.method, received[0].server_round
-    trainable = method.schedule(server_round)
+    trainable, settings = method.schedule(server_round), federation.training_in(server_round)
 
     def training(purpose: str, epochs: int, masks: Sequence[Mask] | None) -> CohortTraining:
         tasks = []
         each: Sequence[Mask | None] = [None] * len(clients) if masks is None else masks
         for (profile, examples), download, mask in zip(clients, received, each, strict=True):
             rng = generator(federation.seed, purpose, server_round, profile.id)
-            tasks.append(ClientTask(download.adapter, examples, mask, epoch_orders(len(examples), epochs, rng)))
-        return CohortTraining(network, tasks, trainable, federation.training)
+            tasks.append(ClientTask(download.adapter, examples, mask, settings.orders(len(examples), epochs, rng)))
+        return CohortTraining(network, tasks, trainable, settings)
 
     def select(probed: Sequence[Trained]) -> list[Mask]:
         assert method.select is not None, "only methods that select are probed"
@@ -114,11 +114,12 @@ def _local_round(
 
 def sending(federation: Federation, download: Download, shared: frozenset[Factor], mask: Mask | None) -> Sending:
     """What transforms know of an upload, at both ends."""
+    settings = federation.training_in(download.server_round)
     return Sending(
         shared,
         mask,
-        federation.training.learning_rate,
-        federation.training.learning_rate_ratio,
+        settings.learning_rate,
+        settings.learning_rate_ratio,
         lambda purpose: generator(federation.seed, purpose, download.server_round, download.client),
     )
 
@@ -145,8 +146,9 @@ def _full_round(
     profile, examples = client
     start, number = download.adapter, download.server_round
     rng = generator(federation.seed, "train", number, profile.id)
-    task = ClientTask(start, examples, None, epoch_orders(len(examples), federation.local_epochs, rng))
-    changes, head, loss = train_full(network, task, state.base_delta, federation.training)
+    settings = federation.training_in(number)
+    task = ClientTask(start, examples, None, settings.orders(len(examples), federation.local_epochs, rng))
+    changes, head, loss = train_full(network, task, state.base_delta, settings)
     update = difference(replace(start, head=head), start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, changes)
     return codec.encode(upload, upload_schema(federation)), state
@@ -162,7 +164,7 @@ def _gradient_round(
     rng = generator(federation.seed, "gradient", number, profile.id)
     drawn = rng.permutation(len(examples))[: federation.method.gradients.examples]
     network.set_base(state.base_delta)
-    gradients, loss = weight_gradients(network, start, examples.take(drawn), federation.training.batch_size)
+    gradients, loss = weight_gradients(network, start, examples.take(drawn), federation.training)
     update = difference(start, start, frozenset())
     upload = Upload(number, profile.id, frozenset(), profile.num_examples, loss, None, update, gradients)
     return codec.encode(upload, upload_schema(federation)), state

@@ -13,6 +13,7 @@ from lora_a2.core.randomness import generator
 from lora_a2.errors import ConfigError
 from lora_a2.federation.probes import ProbeOptions, get_probe
 from lora_a2.federation.proximal import ProximalOptions, proximal_penalty
+from lora_a2.federation.schedule import DEFAULT_SCHEDULE, SCHEDULES, RateSchedule
 from lora_a2.methods import DEFAULT_METHOD, METHODS, get_method
 from lora_a2.methods.base import Method
 from lora_a2.privacy.laplace import LaplaceOptions, make_noise
@@ -174,7 +175,24 @@ class TrainingOptions(Options):
     num_server_rounds: Int = option(10, "Training", "Number of server rounds.", reach="nodes", ge=1, le=MOST)
     fraction_train: Float = option(1.0, "Training", "Share of the clients that train in a round.", gt=0, le=1)
     local_epochs: Int = option(2, "Training", "Epochs that a client trains in a round.", reach="nodes", ge=1, le=MOST)
+    max_steps_per_round: Int | None = option(
+        None,
+        "Training",
+        "Steps of AdamW after which a client's round ends, and a probe's epoch too, even in the midst of an epoch.",
+        shown="all of local-epochs",
+        reach="nodes",
+        ge=1,
+        le=MOST,
+    )
     batch_size: Int = option(16, "Training", "Examples in a client's batch.", reach="nodes", ge=1, le=MOST)
+    gradient_accumulation_steps: Int = option(
+        1,
+        "Training",
+        "Batches whose gradients are added up for one step, so that it has the effect of a batch this many times as large.",
+        reach="nodes",
+        ge=1,
+        le=MOST,
+    )
     learning_rate: Float | None = option(
         None, "Training", "Learning rate of A; the default of method and model if left out.", reach="nodes", gt=0
     )
@@ -185,7 +203,36 @@ class TrainingOptions(Options):
         reach="nodes",
         gt=0,
     )
+    gradient_checkpointing: bool = option(
+        False,
+        "Training",
+        "Keep what enters each block and compute the block once more in the backward pass: less memory, more time.",
+        reach="nodes",
+    )
+    lr_scheduler_type: Annotated[str, among(SCHEDULES)] = option(
+        DEFAULT_SCHEDULE,
+        "Training",
+        "How learning rates go over the server rounds: linear and cosine go down to 0 after the last one.",
+        metavar="|".join(SCHEDULES),
+        reach="nodes",
+    )
+    warmup_rounds: Int = option(
+        0,
+        "Training",
+        "First server rounds in which learning rates rise to the full ones.",
+        reach="nodes",
+        ge=0,
+        le=MOST,
+    )
     weight_decay: Float = option(0.01, "Training", "Weight decay of AdamW.", reach="nodes", ge=0)
+    max_grad_norm: Float | None = option(
+        None,
+        "Training",
+        "L2 norm to which the gradient of each client's step is scaled down, over all that it trains.",
+        shown="not scaled",
+        reach="nodes",
+        gt=0,
+    )
     max_update_ratio: Float | None = option(
         None,
         "Training",
@@ -196,6 +243,19 @@ class TrainingOptions(Options):
         ge=0,
     )
     seed: Int = option(0, "Training", "Determines every random number.", reach="nodes", ge=0)
+
+    def chosen_schedule(self) -> RateSchedule:
+        """How the learning rate goes from round to round.
+
+        Raises:
+            ConfigError: all rounds are for warming up.
+        """
+        if self.warmup_rounds >= self.num_server_rounds:
+            raise ConfigError(
+                f"warmup-rounds: {self.warmup_rounds} of {self.num_server_rounds} server rounds leave none at the full learning "
+                "rate; give fewer."
+            )
+        return RateSchedule(self.lr_scheduler_type, self.warmup_rounds, self.num_server_rounds)
 
 
 class ExecutionOptions(Options):
@@ -259,8 +319,11 @@ class PlanOptions(
         make_noise(self, full=method.full)
         proximal_penalty(self, method)
         self.chosen_optimizer(method)
+        self.chosen_schedule()
         if self.laplace_epsilon is not None and method.gradients is not None:
             raise ConfigError(f"laplace-epsilon: {method.name} uploads gradients without noise; leave it out.")
+        if self.max_grad_norm is not None and self.laplace_epsilon is not None:
+            raise ConfigError("max-grad-norm: laplace-clipping-norm scales gradients already; give one of them.")
         if self.max_update_ratio and self.laplace_epsilon is not None:
             raise ConfigError("max-update-ratio: noise of laplace-epsilon moves replies too; give one of them.")
         if not method.mixed_ranks and len(set(budget_values(self.rank_budget))) > 1:

@@ -80,8 +80,9 @@ class _PackedAttention(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         parts: tuple[list[Tensor], ...] = ([], [], [])
         bias = torch.zeros_like(ctx.bias) if ctx.needs_input_grad[3] else None
+        saved = ctx.saved_tensors  # read once: a checkpoint gives them out once
         for i, index in enumerate(ctx.heads.index):
-            gq, gk, gv, probs, slope = ctx.saved_tensors[5 * i : 5 * i + 5]
+            gq, gk, gv, probs, slope = saved[5 * i : 5 * i + 5]
             g = rows.index_select(0, index).view(gq.shape)
             gp = torch.bmm(g, gv.transpose(1, 2))
             scores = torch._softmax_backward_data(gp, probs, -1, probs.dtype)
