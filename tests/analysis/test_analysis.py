@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_a2.analysis.convergence import client_accuracies, curve, discordance, pareto_front, rounds_to
+from lora_a2.analysis.convergence import client_scores, curve, discordance, pareto_front, rounds_to
 from lora_a2.analysis.ranks import place, selected_ranks
 from lora_a2.analysis.record import ClientInfo, RoundAnalysis, RunRecord, load_run, pack_mask, unpack_mask
 from lora_a2.analysis.similarity import (
@@ -211,9 +211,9 @@ def test_curve_and_rounds_to_a_goal() -> None:
     table = curve(run)
     assert table["uploaded_bytes"].tolist() == [10, 20, 30, 40]
     assert table["accuracy"].isna().tolist() == [False, True, False, False]
-    assert (rounds_to(table, 0.9), rounds_to(table, 0.95), rounds_to(table, 0.1)) == (3, 4, 1)
-    assert rounds_to(curve(record((), [], ledger({}, accuracy=(None,)))), 0.9) is None
-    assert client_accuracies(run).to_dict() == {"b": 0.1, "a": 0.5}
+    assert [rounds_to(table["accuracy"], goal, run.task) for goal in (0.9, 0.95, 0.1)] == [3, 4, 1]
+    assert rounds_to(curve(record((), [], ledger({}, accuracy=(None,))))["accuracy"], 0.9, run.task) is None
+    assert list(client_scores(run).items()) == [("b", 0.1), ("a", 0.5)]
 
 
 @given(points=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from federation import study_options, tiny_clients, tiny_model
 from lora_a2.analysis import recording
-from lora_a2.analysis.convergence import client_accuracies
+from lora_a2.analysis.convergence import client_scores
 from lora_a2.analysis.record import load_run
 from lora_a2.analysis.recording import ProductSum, Recorder, gram_matrix
 from lora_a2.analysis.summary import analyze
@@ -230,7 +230,7 @@ def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> 
     run = load_run(tmp_path / "run")
     assert sorted(client.name for client in run.clients) == [f"user{k}" for k in range(5)]
     assert [len(record.clients) for record in run.rounds] == [3, 3]
-    accuracies = client_accuracies(run)
+    accuracies = client_scores(run)
     assert set(accuracies.index) == {client.name for client in run.clients}
     assert summary.metrics["client_worst_tenth"] == accuracies.min()
     assert analyze(run)["clients"]["worst_tenth"] == accuracies.min()

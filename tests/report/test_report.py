@@ -129,8 +129,8 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
         assert human_bytes(run.uploaded_bytes) in cells
         assert f"lora-a2 run --config {run.record.path}/config.toml" in page.read_text()
     full = next(run for run in runs if run.is_full)
-    best = max(run.accuracy for run in runs if not run.is_full)
-    assert f"{100 * (best - full.accuracy):+.1f} points".replace("-", "−") in cells
+    best = max(run.metrics["accuracy"] for run in runs if not run.is_full)
+    assert f"{100 * (best - full.metrics['accuracy']):+.1f} points".replace("-", "−") in cells
     assert full.full_bytes is not None
     assert human_bytes(full.full_bytes) in cells
     assert full.uploaded_bytes == pytest.approx(full.full_bytes, rel=0.03)  # headers more, the frozen head less

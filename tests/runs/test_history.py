@@ -16,9 +16,11 @@ from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.records import RoundRecord
-from lora_a2.runs.history import METRICS, TRAFFIC, history
+from lora_a2.runs.history import TRAFFIC, history
 from lora_a2.runs.jobs import evaluate_run, launch, resume
 from tiny import Stopping
+
+METRICS = ("accuracy", "macro_f1", "client_mean", "client_worst_tenth", "client_std")
 
 
 def options(folder: Path) -> dict[str, Any]:

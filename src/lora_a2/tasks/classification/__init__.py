@@ -87,12 +87,12 @@ TASK = Task(
     name=CLASSIFICATION,
     encode=encode,
     primary="accuracy",
+    measures={"accuracy": "accuracy", "macro_f1": "macro-F1"},
     higher_is_better=True,
     shared=("num_examples", "num_correct"),
     limits=lambda num_examples, max_length: {"num_correct": num_examples},
     statistics=statistics,
     metrics=metrics,
-    shown="accuracy",
     show=lambda value: f"{100 * value:.1f} %",
     command="predict",
 )
