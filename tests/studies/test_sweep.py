@@ -23,10 +23,11 @@ from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.studies.execution import shares
 from lora_a2.studies.experiment import parse_experiment, points, varied
-from lora_a2.studies.results import COSTS, MEASURES, cells, markdown, plus_minus, wide_table
-from lora_a2.studies.sweep import on_front
+from lora_a2.studies.results import COSTS, cells, markdown, measures, on_front, plus_minus, wide_table
 from lora_a2.system.files import write_all
+from lora_a2.tasks import causal_lm, classification
 
+LABELLING, WRITING = classification.TASK, causal_lm.TASK
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -124,7 +125,7 @@ def runs_table(accuracies: dict[tuple[str, float], list[float]]) -> pd.DataFrame
     """A row a run; NaN stands for a run that failed."""
     rows = [
         {"arm": arm, "alpha": alpha, "seed": seed, "status": "done" if value == value else "failed"}
-        | dict.fromkeys((*MEASURES, *COSTS), value)
+        | dict.fromkeys((*measures(LABELLING), *COSTS), value)
         | {"personal_accuracy": np.nan}
         for (arm, alpha), values in accuracies.items()
         for seed, value in enumerate(values)
@@ -135,7 +136,7 @@ def runs_table(accuracies: dict[tuple[str, float], list[float]]) -> pd.DataFrame
 @given(values=st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=30)
 def test_a_cell_is_the_mean_of_its_finished_runs(values: list[float]) -> None:
-    cell = cells(runs_table({("a", 0.1): values}), ["arm", "alpha"]).iloc[0]
+    cell = cells(runs_table({("a", 0.1): values}), ["arm", "alpha"], LABELLING).iloc[0]
     done = [value for value in values if value == value]
     assert (cell["runs"], cell["failed"]) == (len(done), len(values) - len(done))
     if done:
@@ -156,23 +157,27 @@ def test_the_front_is_within_a_task() -> None:
             "accuracy_mean": [0.5, 0.6, 0.55, 0.2, np.nan],
         }
     )
-    assert on_front(table, ["alpha"]) == [True, True, False, True, False]
-    assert on_front(table, []) == [True, True, False, False, False]
+    assert on_front(table, ["alpha"], LABELLING) == [True, True, False, True, False]
+    assert on_front(table, [], LABELLING) == [True, True, False, False, False]
 
 
 def test_a_layout_as_in_a_paper() -> None:
-    table = cells(runs_table({("a", 0.5): [0.8, 0.9], ("a", 0.1): [0.5], ("b", 0.5): [0.25]}), ["arm", "alpha"])
-    rows = wide_table(table, ["arm"], ["alpha"], {("a", "0.1"): 93.24, ("c", "0.1"): 1.0})
+    table = cells(
+        runs_table({("a", 0.5): [0.8, 0.9], ("a", 0.1): [0.5], ("b", 0.5): [0.25]}), ["arm", "alpha"], LABELLING
+    )
+    rows = wide_table(table, ["arm"], ["alpha"], {("a", "0.1"): 93.24, ("c", "0.1"): 1.0}, LABELLING)
     assert rows == [
         ["arm", "0.1", "0.5", "uploaded parameters"],
         ["a", "50.0 (93.24)", "85.0 ± 7.1", "1"],
         ["b", "", "25.0", "0"],
     ]
     assert markdown(rows).splitlines()[1:3] == ["| --- | --- | --- | --- |", "| a | 50.0 (93.24) | 85.0 ± 7.1 | 1 |"]
-    both = wide_table(table, ["arm"], ["alpha"], {("a", "0.5"): 90.0, ("a", "0.1"): 93.24, ("b", "0.1"): 40.0})
+    both = wide_table(
+        table, ["arm"], ["alpha"], {("a", "0.5"): 90.0, ("a", "0.1"): 93.24, ("b", "0.1"): 40.0}, LABELLING
+    )
     assert both[0][1:3] == ["0.5", "0.1"], "in the published order"
     assert both[2][1:3] == ["25.0", "(40)"], "a published figure without one of ours"
-    assert plus_minus(float("nan"), 0) == "-"
+    assert plus_minus(LABELLING, float("nan"), 0) == "-"
 
 
 @given(cores=st.integers(1, 9), processes=st.integers(1, 12))

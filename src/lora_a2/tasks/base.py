@@ -76,6 +76,7 @@ class Task:
         encode: examples of its data set as tokens and labels, by a tokenizer.
         primary: the metric by which models are compared.
         measures: every metric → what it is called in tables and lines, without a capital; the primary one is first.
+        plural: what several values of it are called.
         higher_is_better: which way.
         shared: the statistics that a node tells a server; the others say more of its data.
         limits: the most that each of these can be, and the least is 0, for this many examples of at most this many tokens.
@@ -90,6 +91,7 @@ class Task:
     encode: Callable[[PreTrainedTokenizerBase, Any, EncodingOptions], Encoded]
     primary: str
     measures: Mapping[str, str]
+    plural: str
     higher_is_better: bool
     shared: tuple[str, ...]
     limits: Callable[[int, int], Mapping[str, int | float]]

@@ -53,6 +53,7 @@ TASK = Task(
     encode=encode,
     primary="perplexity",
     measures={"perplexity": "perplexity", "loss": "loss", "token_accuracy": "token accuracy"},
+    plural="perplexities",
     higher_is_better=False,
     shared=("num_examples", "loss_sum", "learnt_tokens", "correct_tokens"),
     limits=limits,

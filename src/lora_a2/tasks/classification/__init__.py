@@ -88,6 +88,7 @@ TASK = Task(
     encode=encode,
     primary="accuracy",
     measures={"accuracy": "accuracy", "macro_f1": "macro-F1"},
+    plural="accuracies",
     higher_is_better=True,
     shared=("num_examples", "num_correct"),
     limits=lambda num_examples, max_length: {"num_correct": num_examples},
