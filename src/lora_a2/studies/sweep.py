@@ -255,7 +255,7 @@ def _only(tasks: Sequence[Task], arm: str) -> Task:
     if len(names) > 1:
         raise RunError(
             f"The tuning runs of {arm} are of several tasks ({', '.join(names)}), for which one learning rate cannot be chosen: "
-            'say per = ["data"] in [tune].'
+            'name in [tune] what tells them apart, such as per = ["data"].'
         )
     return tasks[0]
 
