@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ class Task:
         metrics: what the sums come to.
         show: a value of the primary metric as text.
         absolute: metrics that are no fractions of 1.
+        received_texts: the statistics of written texts in what a node states, `ending` behind their names; ValueError for what is none.
         command: what a finished run's model is tried with.
     """
 
@@ -100,6 +101,7 @@ class Task:
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
+    received_texts: Callable[[Mapping[str, object], str], Statistics] | None = None
 
     @property
     def shown(self) -> str:
@@ -161,6 +163,7 @@ class Evaluation:
         client_mean, client_std: mean and population standard deviation over the clients.
         client_worst_tenth: mean of the worst tenth of the clients, at least one.
         per_client: client name → value, of those with test examples.
+        extra: what else is known of the examples, by name.
     """
 
     metrics: dict[str, float]
@@ -169,6 +172,7 @@ class Evaluation:
     client_worst_tenth: float | None
     client_std: float | None
     per_client: dict[str, float]
+    extra: Mapping[str, int | float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -179,7 +183,13 @@ class Evaluation:
             "client_worst_tenth": self.client_worst_tenth,
             "client_std": self.client_std,
             "per_client": self.per_client,
+            **self.extra,
         }
+
+
+def flattened(statistics: Statistics) -> dict[str, int | float]:
+    """Arrays as plain numbers, entry k of `name` as name.k."""
+    return {f"{name}.{k}": value.item() for name, own in statistics.items() for k, value in enumerate(np.ravel(own))}
 
 
 def received(
@@ -205,10 +215,14 @@ def received(
     return found
 
 
-def evaluate(task: Task, total: Statistics, clients: Mapping[str, Statistics]) -> Evaluation:
+def evaluate(
+    task: Task, total: Statistics, clients: Mapping[str, Statistics], extra: Mapping[str, int | float] | None = None
+) -> Evaluation:
     """What the sums over all examples, and over each client's, come to."""
     per_client = {name: task.metrics(own)[task.primary] for name, own in clients.items() if own["num_examples"] > 0}
-    return Evaluation(task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client))
+    return Evaluation(
+        task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client), extra=extra or {}
+    )
 
 
 def summed(parts: Iterable[Statistics]) -> Statistics:
