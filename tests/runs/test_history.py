@@ -88,6 +88,18 @@ def test_a_model_that_writes_has_columns_of_its_own(tmp_path: Path) -> None:
     assert (list(begun["server_round"]), list(begun.columns[5:12])) == ([1], [*metrics, "personal_perplexity"])
 
 
+def test_what_was_written_is_measured_in_columns_of_its_own(tmp_path: Path) -> None:
+    for name in ("sacrebleu", "rouge_score"):
+        pytest.importorskip(name, reason="metrics of texts are an extra")
+    own = {"generate": 2, "eval_every": 2, "output_dir": str(tmp_path / "run")}
+    launch(make_config({}, {**writing_options(tmp_path), **own}), Observer())
+    table, last = history(tmp_path / "run"), lines(tmp_path / "run")[-1]["metrics"]
+    texts = ["exact_match", "rouge_l", "bleu", "chrf"]
+    assert list(table.columns[5:12]) == ["perplexity", "loss", "token_accuracy", *texts]
+    assert list(table[texts].iloc[-1]) == [last[name] for name in texts]
+    assert table[texts].iloc[0].isna().all()
+
+
 def test_records_give_the_same_table(run: Path) -> None:
     """A generator will do; refused replies are counted; without a round there is a table all the same."""
     records = [RoundRecord.from_json(line) for line in lines(run)]

@@ -576,6 +576,7 @@ def test_the_rate_with_the_lowest_perplexity_is_chosen(chats: dict[str, Any], tm
     assert not {"accuracy", "macro_f1", "task"} & {*runs.columns, *(n.removesuffix("_mean") for n in table.columns)}
     text = (out / "results.md").read_text()
     assert "Perplexity, mean ± standard deviation" in text
+    assert not {"bleu", "rouge_l", "bleu_mean"} & {*runs.columns, *table.columns}, "nothing was written"
     assert "| round 1 | perplexity | worst tenth |" in text
     assert "%" not in text
 

@@ -66,6 +66,16 @@ def test_what_should_be_small_exceeds_the_best_by_no_more(best: float, value: fl
     assert (WRITING.worse(value) > WRITING.worse(best)) == (value > best)
 
 
+def test_optional_metrics_are_columns_where_they_were_measured() -> None:
+    every = ("perplexity", "loss", "token_accuracy")
+    assert WRITING.columns([]) == WRITING.columns([{}, {"perplexity": 2.0}]) == every
+    assert WRITING.columns([{}, {"bleu": 3.0}]) == (*every, "bleu")
+    assert LABELLING.columns([]) == ("accuracy", "macro_f1")
+    assert set(WRITING.optional) <= set(WRITING.measures)
+    assert [WRITING.show_metric(*pair) for pair in (("bleu", 12.345), ("rouge_l", 0.5))] == ["12.35", "50.0 %"]
+    assert WRITING.title("rouge_l") == "ROUGE-L"
+
+
 def test_the_task_of_a_run() -> None:
     assert task_of([]) is LABELLING
     assert task_of([{}, {"perplexity": 3.0}], {"task": "classification"}) is WRITING

@@ -11,10 +11,10 @@ from lora_a2.tasks.base import Task
 
 
 def curve(run: RunRecord) -> pd.DataFrame:
-    """Server round → train_loss, the metrics of the run's task (accuracy and macro_f1; perplexity, loss and token_accuracy),
-    client_mean, client_worst_tenth (NaN in rounds without evaluation), and what had been uploaded and downloaded by then:
+    """Server round → train_loss, the metrics of the run's task (accuracy and macro_f1; perplexity, loss, token_accuracy, and
+    those of texts if some were written), client_mean, client_worst_tenth (NaN in rounds without evaluation), and what had been uploaded and downloaded by then:
     uploaded_bytes, uploaded_parameters, downloaded_bytes."""
-    metrics = (*run.task.measures, "client_mean", "client_worst_tenth")
+    metrics = (*run.task.columns(record.metrics for record in run.rounds), "client_mean", "client_worst_tenth")
     traffic = ("uploaded_bytes", "uploaded_parameters", "downloaded_bytes")
     rows = [
         {

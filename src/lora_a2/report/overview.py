@@ -158,7 +158,10 @@ def _seeds(runs: Sequence[Run]) -> Section:
     """Mean and standard deviation of runs that differ in their seed alone."""
     keys = [key for key in _differing(runs) if key != "seed"]
     task = runs[0].task
-    measures = {**{task.title(name): name for name in task.measures}, "Worst tenth": "client_worst_tenth"}
+    measures = {
+        **{task.title(name): name for name in task.columns(run.metrics for run in runs)},
+        "Worst tenth": "client_worst_tenth",
+    }
     rows: list[list[Cell]] = []
     for group in _grouped(runs):
         cells = [_mean_std(task, name, [run.metrics.get(name) for run in group]) for name in measures.values()]

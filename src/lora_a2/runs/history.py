@@ -29,7 +29,7 @@ def history(source: str | os.PathLike[str] | Iterable[RoundRecord]) -> pd.DataFr
         clients, refused: how many replies counted, and how many were left out.
         train_loss: mean over the cohort's examples.
         the task's metrics, of the global model: accuracy and macro_f1 of classification, fractions of 1; perplexity, loss
-            and token_accuracy of causal-lm. NaN in rounds without evaluation. Records without any are of classification,
+            and token_accuracy of causal-lm, and exact_match, rouge_l, bleu and chrf if texts were written. NaN in rounds without evaluation. Records without any are of classification,
             unless their run directory says otherwise.
         client_mean, client_worst_tenth, client_std: of the clients' accuracy or perplexity; NaN likewise, and where no client
             has a test example of its own.
@@ -47,7 +47,7 @@ def history(source: str | os.PathLike[str] | Iterable[RoundRecord]) -> pd.DataFr
     records, config = _read(Path(source)) if isinstance(source, str | os.PathLike) else (list(source), {})
     task = task_of((record.metrics for record in records), config)
     own = f"{PERSONAL}_{task.primary}"
-    metrics = (*task.measures, *CLIENT_FIGURES)
+    metrics = (*task.columns(record.metrics for record in records), *CLIENT_FIGURES)
     phases = list(dict.fromkeys(phase for record in records for phase in record.seconds))
     rows = [
         {

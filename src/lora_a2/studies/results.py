@@ -35,8 +35,8 @@ def at_round(task: Task, server_round: int) -> str:
 def cells(runs: pd.DataFrame, keys: Sequence[str], task: Task) -> pd.DataFrame:
     """A row for each combination of `keys`, in order of appearance.
 
-    `runs` has a row a run, all of one task: the keys, status ("done", "failed", "open"), measures and costs. A cell has runs and failed, their
-    numbers; of each measure the mean and the sample standard deviation (ddof 1; NaN for one run) over its finished runs;
+    `runs` has a row a run, all of one task: the keys, status ("done", "failed", "open"), measures (those that it has) and costs.
+    A cell has runs and failed, their numbers; of each measure the mean and the sample standard deviation (ddof 1; NaN for one run) over its finished runs;
     of each cost the mean.
     """
     rows = []
@@ -44,7 +44,8 @@ def cells(runs: pd.DataFrame, keys: Sequence[str], task: Task) -> pd.DataFrame:
         done = group[group["status"] == "done"]
         row: dict[str, Any] = dict(zip(keys, values, strict=True))
         row |= {"runs": len(done), "failed": int((group["status"] == "failed").sum())}
-        for name in (*measures(task), *(at_round(task, n) for n in _at_rounds(runs, task, ""))):
+        shown = [name for name in measures(task) if name in runs]
+        for name in (*shown, *(at_round(task, n) for n in _at_rounds(runs, task, ""))):
             row[f"{name}_mean"] = _mean(done[name])
             row[f"{name}_std"] = float(done[name].std(ddof=1)) if len(done) > 1 else np.nan
         rows.append({**row, **{name: _mean(done[name]) for name in COSTS}})

@@ -212,6 +212,8 @@ class Sweep:
         tasks = list({task.name: task for task in each}.values())
         rows_of = zip(self.points, batch.runs, each, strict=True)
         runs = pd.DataFrame([row(*one, tasks, self.experiment.at_rounds) for one in rows_of])
+        unused = [name for task in tasks for name in task.optional if runs[name].isna().all()]
+        runs = runs.drop(columns=unused)
         keys = ["arm", *(key for key in varied(self.points) if key not in (REPEATS, "method"))]
         keys += ["learning-rate"] if self.trials and "learning-rate" not in keys else []
         keys += ["task"] if len(tasks) > 1 and "task" not in keys else []

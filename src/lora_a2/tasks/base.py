@@ -84,6 +84,7 @@ class Task:
         metrics: what the sums come to.
         show: a value of the primary metric as text.
         absolute: metrics that are no fractions of 1.
+        optional: metrics that only some evaluations have.
         received_texts: the statistics of written texts in what a node states, `ending` behind their names; ValueError for what is none.
         command: what a finished run's model is tried with.
     """
@@ -101,6 +102,7 @@ class Task:
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     received_texts: Callable[[Mapping[str, object], str], Statistics] | None = None
 
     @property
@@ -117,6 +119,11 @@ class Task:
     def headline(self) -> str:
         """What the primary metric is called at the head of a column."""
         return self.title(self.primary)
+
+    def columns(self, evaluations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+        """The metrics of a table of these evaluations: the optional ones only if one has them."""
+        there = set().union(*evaluations)
+        return tuple(name for name in self.measures if name not in self.optional or name in there)
 
     def is_fraction(self, name: str | None = None) -> bool:
         """Whether a metric, or a figure of `CLIENT_FIGURES`, is a fraction of 1, which is shown in percent; by default the primary one."""

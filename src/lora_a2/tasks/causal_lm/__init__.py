@@ -13,6 +13,7 @@ from lora_a2.errors import DataError
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.tasks.base import Statistics, Task
 from lora_a2.tasks.causal_lm.encoding import encode
+from lora_a2.tasks.causal_lm.scores import METRICS as TEXT_METRICS
 from lora_a2.tasks.causal_lm.scores import STATISTICS as TEXTS
 from lora_a2.tasks.causal_lm.scores import checked_statistics, text_metrics
 
@@ -77,7 +78,15 @@ TASK = Task(
     name=CAUSAL_LM,
     encode=encode,
     primary="perplexity",
-    measures={"perplexity": "perplexity", "loss": "loss", "token_accuracy": "token accuracy"},
+    measures={
+        "perplexity": "perplexity",
+        "loss": "loss",
+        "token_accuracy": "token accuracy",
+        "exact_match": "exact match",
+        "rouge_l": "ROUGE-L",
+        "bleu": "BLEU",
+        "chrf": "chrF",
+    },
     plural="perplexities",
     higher_is_better=False,
     shared=("num_examples", "loss_sum", "learnt_tokens", "correct_tokens"),
@@ -87,5 +96,6 @@ TASK = Task(
     metrics=metrics,
     show=lambda value: f"{value:.2f}" if value < _LONGEST else f"{value:.3g}",
     command="generate",
+    optional=TEXT_METRICS,
     absolute=("loss", "perplexity", "bleu", "chrf"),
 )
