@@ -67,22 +67,21 @@ def _print_several(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None
         print_json({"runs": list(found)})
         return
     tasks = list(map(get_task, dict.fromkeys(one["task"] for one in found)))
-    tests = ("Updates r", "p", "Ranks r", "p")
+    tested = any(any(_test(one[kind])) for one in found for kind in ("updates", "masks"))
+    tests = ("Updates r", "p", "Ranks r", "p") if tested else ()
     rows = [
         [
             Path(one["run"]).name,
             *("" if one.get(task.primary) is None else task.show(one[task.primary]) for task in tasks),
             _final(one["gradient_similarity"]),
             _final(one["relative_discordance"]),
-            *_test(one["updates"]),
-            *_test(one["masks"]),
+            *(text for kind in ("updates", "masks") if tested for text in _test(one[kind])),
         ]
         for one in found
     ]
     _print(["Run", *(task.headline for task in tasks), "Gradient similarity", "Discordance / change", *tests], rows)
-    click.echo(
-        "r, p: of the test whether clients that share classes are more alike than chance. Values of the last round."
-    )
+    meaning = "r, p: of the test whether clients that share classes are more alike than chance. " if tested else ""
+    click.echo(f"{meaning}Values of the last round.")
 
 
 def _final(by_round: Mapping[str, float] | None) -> str:
