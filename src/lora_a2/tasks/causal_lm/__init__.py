@@ -13,11 +13,14 @@ from lora_a2.errors import DataError
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.tasks.base import Statistics, Task
 from lora_a2.tasks.causal_lm.encoding import encode
+from lora_a2.tasks.causal_lm.scores import METRICS as TEXT_METRICS
 from lora_a2.tasks.causal_lm.scores import STATISTICS as TEXTS
 from lora_a2.tasks.causal_lm.scores import checked_statistics, text_metrics
 
-_LARGEST_LOSS = 700.0
-"""e to a larger power is no float any more."""
+_LARGEST_LOSS = 350.0
+"""The square of e to a larger power, which a standard deviation takes, is no float any more."""
+_LONGEST = 1e6
+"""A perplexity from here on is that of a broken model, and is shown in short."""
 _LARGEST_TOKEN_LOSS = 1e4
 """Of any model that is not broken: logits are in the tens."""
 
@@ -75,14 +78,24 @@ TASK = Task(
     name=CAUSAL_LM,
     encode=encode,
     primary="perplexity",
+    measures={
+        "perplexity": "perplexity",
+        "loss": "loss",
+        "token_accuracy": "token accuracy",
+        "exact_match": "exact match",
+        "rouge_l": "ROUGE-L",
+        "bleu": "BLEU",
+        "chrf": "chrF",
+    },
+    plural="perplexities",
     higher_is_better=False,
     shared=("num_examples", "loss_sum", "learnt_tokens", "correct_tokens"),
     limits=limits,
     received_texts=received_texts,
     statistics=statistics,
     metrics=metrics,
-    shown="perplexity",
-    show=lambda value: f"{value:.2f}",
+    show=lambda value: f"{value:.2f}" if value < _LONGEST else f"{value:.3g}",
     command="generate",
+    optional=TEXT_METRICS,
     absolute=("loss", "perplexity", "bleu", "chrf"),
 )
