@@ -72,6 +72,7 @@ PROGRAM = {
     "cli.py",
     "__init__.py",
     "runs/environment.py",
+    "runs/export.py",
     "flower/app_folder.py",
     "flower/local.py",
     "report/detail.py",

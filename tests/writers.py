@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from lora_a2.model.pretrained import Model
 from lora_a2.tasks.causal_lm import TASK
 from lora_a2.tasks.causal_lm.encoding import IGNORED
 from lora_a2.tasks.causal_lm.objective import CausalLM
+from plain_writers import tokenizer
 
 PACKED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2")
 """Families that have to be packed."""
@@ -78,3 +82,34 @@ def writing_clients(sizes: Sequence[int]) -> tuple[Client, ...]:
     return tuple(
         Client(k, f"client {k}", written(n, seed=k), written(n // 2 + 1, seed=100 + k)) for k, n in enumerate(sizes)
     )
+
+
+def save_writer(folder: Path, family: str = "llama") -> Path:
+    """A tiny random model with a tokenizer of bytes, as a folder that `--model` takes."""
+    whole_model(family).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_questions(path: Path, count: int = 24, seed: int = 0) -> Path:
+    """Random prompts and completions, a line each."""
+    rng = generator(seed, "test-questions")
+    texts = ["".join(rng.choice(list("abcdef "), size)) + "x" for size in rng.integers(3, 12, 2 * count)]
+    rows = [{"prompt": texts[k], "completion": texts[count + k]} for k in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def writing_options(folder: Path, num_clients: int = 3) -> dict[str, Any]:
+    """The options of a tiny run of a model that writes; model and data are written to `folder`."""
+    return {
+        "data": str(save_questions(folder / "questions.jsonl")),
+        "model": str(save_writer(folder / "model")),
+        "dtype": "float32",
+        "partitioner": "iid",
+        "num_clients": num_clients,
+        "num_server_rounds": 2,
+        "local_epochs": 1,
+        "learning_rate": 0.01,
+        "r": 4,
+    }

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Measure a finished run on test data, client by client.",
     "predict": "Label texts with a finished run.",
     "generate": "Let a finished run's language model write.",
+    "export": "Write a finished run's model for PEFT or Transformers.",
     "analyze": "Statistics of a finished run, a sweep or a comparison.",
     "partition": "Show who would hold which examples, without running anything.",
     "cost": "Tell what a run will send, without running it.",

@@ -15,7 +15,7 @@ from lora_a2.engine.evaluate import measure
 from lora_a2.engine.kernels.attention import compiled
 from lora_a2.engine.network import Network
 from lora_a2.engine.pool import Pool, ProcessPool, processes_work
-from lora_a2.engine.work import end_to_end
+from lora_a2.engine.work import TokenizedExamples, end_to_end
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.federation.agreement import make_federation
 from lora_a2.federation.client import Answer, client_round
@@ -30,18 +30,49 @@ from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.settings.errors import kebab
 from lora_a2.system.machine import cores
-from lora_a2.tasks.base import Evaluation, Task, evaluate, summed
+from lora_a2.tasks.base import Evaluation, Statistics, Task, evaluate, summed
 
 Sent = tuple[ClientProfile, bytes]
 ClientStates = dict[int, ClientState]
 """Client id → what it keeps of its own from round to round. What it was sent is not in it: see `holdings.simulated`."""
 
 
-def evaluate_clients(task: Task, pool: Pool, state: ServerState, clients: Sequence[Client]) -> Evaluation:
-    """The global model on the clients' test shares."""
-    outputs = measure(pool, state.adapter, state.base, end_to_end([c.test for c in clients]))
+def evaluate_clients(
+    model: Model, pool: Pool, state: ServerState, clients: Sequence[Client], generate: int = 0, seed: int = 0
+) -> Evaluation:
+    """The global model on the clients' test shares; of a model that writes also what it writes to `generate` of their prompts."""
+    examples = end_to_end([c.test for c in clients])
+    outputs = measure(pool, state.adapter, state.base, examples)
     ends = np.cumsum([len(c.test) for c in clients])
-    return _evaluate(task, np.split(outputs, ends[:-1]), clients)
+    texts: list[Statistics] = [{} for _ in clients]
+    if generate:
+        texts = _written(model, pool, state, examples, ends, generate, seed)
+    return _evaluate(model.task, np.split(outputs, ends[:-1]), clients, texts)
+
+
+def _written(
+    model: Model,
+    pool: Pool,
+    state: ServerState,
+    examples: TokenizedExamples,
+    ends: np.ndarray,
+    generate: int,
+    seed: int,
+) -> list[Statistics]:
+    """The statistics of what the model writes to prompts of each client, whose examples end at `ends`."""
+    from lora_a2.tasks.causal_lm.scores import text_statistics
+    from lora_a2.tasks.causal_lm.writing import chosen_examples, write
+
+    rows = chosen_examples(examples, generate, seed)
+    texts = write(model, pool, state.adapter, state.base, examples.take(rows))
+    owner = np.searchsorted(ends, rows, side="right")
+    return [
+        text_statistics(
+            [text for text, k in zip(texts, owner, strict=True) if k == client],
+            [examples.references[row] for row, k in zip(rows, owner, strict=True) if k == client],
+        )
+        for client in range(len(ends))
+    ]
 
 
 def evaluate_personal(
@@ -55,23 +86,25 @@ def evaluate_personal(
         own = personal(state.adapter, kept.get(client.id, ClientState()).private)
         return network.measure(own, client.test)
 
-    return _evaluate(task, list(pool.map(work, clients)), clients)
+    return _evaluate(task, list(pool.map(work, clients)), clients, [{} for _ in clients])
 
 
-def _evaluate(task: Task, outputs: Sequence[FloatArray], clients: Sequence[Client]) -> Evaluation:
-    """`outputs` are those of each client's test examples."""
-    each = zip(clients, outputs, strict=True)
-    found = {c.name: task.statistics(own, c.test.labels) for c, own in each if len(c.test)}
+def _evaluate(
+    task: Task, outputs: Sequence[FloatArray], clients: Sequence[Client], texts: Sequence[Statistics]
+) -> Evaluation:
+    """`outputs` are those of each client's test examples, `texts` the statistics of what was written to some of them."""
+    each = zip(clients, outputs, texts, strict=True)
+    found = {c.name: {**task.statistics(own, c.test.labels), **more} for c, own, more in each if len(c.test)}
     return evaluate(task, summed(found.values()), found)
 
 
 def evaluate_state(
-    task: Task, pool: Pool, method: Method, state: ServerState, clients: Sequence[Client], kept: ClientStates
+    model: Model, pool: Pool, plan: Plan, state: ServerState, clients: Sequence[Client], kept: ClientStates
 ) -> dict[str, Any]:
     """A round's metrics: the global model's, and under "personal" those of the clients' own models if they have some."""
-    found = evaluate_clients(task, pool, state, clients).to_json()
-    if method.private:
-        found["personal"] = evaluate_personal(task, pool, state, clients, kept).to_json()
+    found = evaluate_clients(model, pool, state, clients, plan.generate, plan.federation.seed).to_json()
+    if plan.federation.method.private:
+        found["personal"] = evaluate_personal(model.task, pool, state, clients, kept).to_json()
     return found
 
 
@@ -119,7 +152,13 @@ def make_pool(model: Model, plan: Plan, *, fork: bool = True) -> Pool:
     `fork` False is for processes in which other threads are at work, such as those of a network client.
     """
     workers = plan.num_workers or (1 if plan.federation.method.full else len(cores()))
-    if fork and workers > 1 and processes_work(model.network.device):
+    return make_workers(model, workers if fork else 1)
+
+
+def make_workers(model: Model, workers: int | None = None) -> Pool:
+    """So many workers, one a core if nothing is said; this process alone where it cannot be forked."""
+    workers = len(cores()) if workers is None else workers
+    if workers > 1 and processes_work(model.network.device):
         return ProcessPool(model.network, workers)
     return Pool(model.network)
 
@@ -141,10 +180,14 @@ def simulate(
     `callback` is notified of every reply that counts, as `recording.Recorder` wants to. `records` are those of the rounds before.
     """
     observer = observer or Observer()
+    if plan.generate:
+        from lora_a2.tasks.causal_lm.writing import require_writing
+
+        require_writing(model)
     for line in _notes(model.network, plan):
         observer.note(line)
     with make_pool(model, plan) as pool:
-        driver = InProcess(model.task, pool, plan, clients, {} if kept is None else kept, observer)
+        driver = InProcess(model, pool, plan, clients, {} if kept is None else kept, observer)
         yield from run_rounds(plan, state or plan.start(), driver, observer, callback, records)
 
 
@@ -163,7 +206,7 @@ class InProcess:
 
     def __init__(
         self,
-        task: Task,
+        model: Model,
         pool: Pool,
         plan: Plan,
         clients: Sequence[Client],
@@ -171,7 +214,7 @@ class InProcess:
         observer: Observer,
     ) -> None:
         self.observer = observer
-        self._task = task
+        self._model = model
         self._pool, self._plan, self._clients, self._memories = pool, plan, clients, kept
         self._by_id = {client.id: client for client in clients}
 
@@ -189,8 +232,7 @@ class InProcess:
 
     def evaluate(self, state: ServerState) -> Evaluated:
         """The global model's metrics, and those of the clients' own models."""
-        method = self._plan.federation.method
-        return Evaluated(evaluate_state(self._task, self._pool, method, state, self._clients, self._memories))
+        return Evaluated(evaluate_state(self._model, self._pool, self._plan, state, self._clients, self._memories))
 
     def train(self, state: ServerState, cohort: Sequence[ClientProfile]) -> Train:
         """Local training in chunks that share a forward and backward."""

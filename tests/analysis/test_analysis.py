@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_a2.analysis.convergence import client_accuracies, curve, discordance, pareto_front, rounds_to
+from lora_a2.analysis.convergence import client_scores, curve, discordance, pareto_front, rounds_to
 from lora_a2.analysis.ranks import place, selected_ranks
 from lora_a2.analysis.record import ClientInfo, RoundAnalysis, RunRecord, load_run, pack_mask, unpack_mask
 from lora_a2.analysis.similarity import (
@@ -211,9 +211,60 @@ def test_curve_and_rounds_to_a_goal() -> None:
     table = curve(run)
     assert table["uploaded_bytes"].tolist() == [10, 20, 30, 40]
     assert table["accuracy"].isna().tolist() == [False, True, False, False]
-    assert (rounds_to(table, 0.9), rounds_to(table, 0.95), rounds_to(table, 0.1)) == (3, 4, 1)
-    assert rounds_to(curve(record((), [], ledger({}, accuracy=(None,)))), 0.9) is None
-    assert client_accuracies(run).to_dict() == {"b": 0.1, "a": 0.5}
+    assert [rounds_to(table["accuracy"], goal, run.task) for goal in (0.9, 0.95, 0.1)] == [3, 4, 1]
+    assert rounds_to(curve(record((), [], ledger({}, accuracy=(None,))))["accuracy"], 0.9, run.task) is None
+    assert list(client_scores(run).items()) == [("b", 0.1), ("a", 0.5)]
+
+
+def written(*perplexities: float | None) -> list[RoundRecord]:
+    """A round for each perplexity, with two clients' own."""
+    return [
+        replace(
+            line,
+            metrics={}
+            if value is None
+            else {
+                "loss": float(np.log(value)),
+                "perplexity": value,
+                "token_accuracy": 1 / value,
+                "client_mean": value + 1,
+                "client_worst_tenth": value + 2,
+                "client_std": 0.5,
+                "per_client": {"a": value, "b": value + 2},
+            },
+        )
+        for line, value in zip(ledger({}, accuracy=(None,) * len(perplexities)), perplexities, strict=True)
+    ]
+
+
+def test_a_model_that_writes_is_the_better_the_lower_its_perplexity() -> None:
+    run = record((), [], written(40.0, None, 11.0, 10.0, 12.0))
+    table = curve(run)
+    assert list(table.columns[:6]) == [
+        *("train_loss", "perplexity", "loss", "token_accuracy"),
+        *("client_mean", "client_worst_tenth"),
+    ]
+    assert table["perplexity"].dropna().to_dict() == {1: 40, 3: 11, 4: 10, 5: 12}
+    assert table["token_accuracy"].dropna().to_list() == [1 / 40, 1 / 11, 1 / 10, 1 / 12]
+    # at least 90 % as good as 10 is at most 11.1, 95 % at most 10.5
+    assert [rounds_to(table["perplexity"], goal, run.task) for goal in (0.9, 0.95, 0.1)] == [3, 4, 1]
+    assert list(client_scores(run).items()) == [("b", 14), ("a", 12)]
+    assert client_scores(run).name == "perplexity"
+
+
+def test_the_summary_of_a_model_that_writes_names_perplexity() -> None:
+    first, second = (m.name for m in MODULES)
+    lines = (line(1, {0: [0], 1: [0, 1]}, {(0, 1): 0.25}),)
+    found = analyze(
+        record(lines, [], [replace(r, clients=ledger({first: 1, second: 1})[0].clients) for r in written(9.0)])
+    )
+    assert "accuracy" not in found
+    assert (found["task"], found["perplexity"]) == ("causal-lm", 9)
+    assert found["rounds_to"] == {"0.9": 1, "0.95": 1, "0.99": 1}
+    assert found["clients"] == {"worst_tenth": 11, "mean": 10, "num_evaluated": 2}
+    assert found["updates"] == {"mean": 0.25, "test": None}, "no labels that clients could share"
+    assert found["masks"] == {"mean": 0.5, "test": None}
+    assert json.loads(json.dumps(found)) == found
 
 
 @given(points=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))

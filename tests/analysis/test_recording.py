@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from federation import study_options, tiny_clients, tiny_model
 from lora_a2.analysis import recording
-from lora_a2.analysis.convergence import client_accuracies
+from lora_a2.analysis.convergence import client_scores
 from lora_a2.analysis.record import load_run
 from lora_a2.analysis.recording import ProductSum, Recorder, gram_matrix
 from lora_a2.analysis.summary import analyze
@@ -27,6 +28,7 @@ from lora_a2.methods import METHODS
 from lora_a2.methods.base import trained_adapter
 from lora_a2.runs.jobs import launch
 from lora_a2.simulation import make_plan, simulate
+from writers import writing_options
 
 WHOLE = [name for name, method in METHODS.items() if not (method.private or method.full)]
 
@@ -219,6 +221,34 @@ def test_analyze_prints_one_run_or_a_table_of_several(
     assert "is not a run directory" in capsys.readouterr().err
 
 
+def test_a_model_that_writes_is_analyzed_by_its_perplexity(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, and beside a classifier, each in a column of its own."""
+    options = writing_options(tmp_path)
+    summary = launch(RunConfig(**options, method="lora-a2", output_dir=str(tmp_path / "writer")), Observer())
+    run = load_run(tmp_path / "writer")
+    assert run.clients == run.label_names == ()
+    found = analyze(run)
+    assert found["perplexity"] == summary.metrics["perplexity"] == run.rounds[-1].metrics["perplexity"]
+    assert found["clients"]["worst_tenth"] == max(run.rounds[-1].metrics["per_client"].values())
+    assert main(["analyze", str(tmp_path / "writer")]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"Perplexity\s+(\S+)\n", printed) == [f"{found['perplexity']:.2f}"]
+    assert re.findall(r"Worst tenth of clients\s+(\S+)\n", printed) == [f"{found['clients']['worst_tenth']:.2f}"]
+    assert "alike on average" in printed
+    assert "Accuracy" not in printed
+    other = launch(RunConfig(**study, method="ffa-lora", output_dir=str(tmp_path / "labels")), Observer())
+    assert main(["analyze", str(tmp_path / "writer"), str(tmp_path / "labels")]) == 0
+    lines = [row.split() for row in capsys.readouterr().out.splitlines()]
+    (head,) = (row for row in lines if row[:1] == ["Run"])
+    assert head[1:3] == ["Perplexity", "Accuracy"]
+    (ours,) = (row for row in lines if row[:1] == ["writer"])
+    (theirs,) = (row for row in lines if row[:1] == ["labels"])
+    assert ours[1] == f"{found['perplexity']:.2f}"
+    assert theirs[1:3] == [f"{100 * (other.metrics['accuracy'] or 0):.1f}", "%"]
+
+
 def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> None:
     """A client column: every user its own accuracy, and the worst tenth of them."""
     texts = Path(study["data"]).read_text().splitlines()
@@ -230,7 +260,7 @@ def test_users_are_clients_end_to_end(study: dict[str, Any], tmp_path: Path) -> 
     run = load_run(tmp_path / "run")
     assert sorted(client.name for client in run.clients) == [f"user{k}" for k in range(5)]
     assert [len(record.clients) for record in run.rounds] == [3, 3]
-    accuracies = client_accuracies(run)
+    accuracies = client_scores(run)
     assert set(accuracies.index) == {client.name for client in run.clients}
     assert summary.metrics["client_worst_tenth"] == accuracies.min()
     assert analyze(run)["clients"]["worst_tenth"] == accuracies.min()

@@ -38,7 +38,8 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     fake(monkeypatch, "lora_a2.runs.jobs", evaluate_run=evaluate_run)
     assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
     options: dict[str, Any] = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
-    options["trust_remote_code"] = False
+    options |= dict.fromkeys(("prompt_column", "completion_column", "messages_column", "references_column"))
+    options |= {"trust_remote_code": False, "generate": 0}
     assert calls == [(tmp_path, options)]
     printed = capsys.readouterr().out
     for part in ("1,200", "75.0 %", "50.0 %", "70.0 %", "25.0 %", "10.0 %"):

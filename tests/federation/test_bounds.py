@@ -111,7 +111,7 @@ def attacked(name: str, by: float, victim: int, bad_rounds: Sequence[int]) -> li
     records: list[RoundRecord] = []
     state = plan.start()
     with make_pool(model, plan) as pool:
-        driver = InProcess(model.task, pool, plan, clients, {}, Observer())
+        driver = InProcess(model, pool, plan, clients, {}, Observer())
         for number in (1, 2, 3):
             train = driver.train(state, plan.profiles)
 

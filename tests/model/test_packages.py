@@ -23,7 +23,7 @@ from lora_a2.errors import ModelError
 from lora_a2.model import packages
 from lora_a2.model.backbone import find_source, load_backbone
 from lora_a2.model.catalog import BUILT_IN
-from lora_a2.model.causal import load_writer
+from lora_a2.model.causal import load_language_model
 from lora_a2.model.conversion import from_parts
 from lora_a2.model.packages import PACKAGED, Packaged, packaged_folder
 
@@ -320,9 +320,9 @@ def test_the_real_smollm2(real_cache: Path, monkeypatch: pytest.MonkeyPatch, cap
     )
     told = model.generate(asked.input_ids, attention_mask=asked.attention_mask, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(told[0, asked.input_ids.shape[1] :])
-    writer = load_writer(NAME)
-    assert writer.backbone.name == str(folder)
-    assert load_writer(str(folder)).backbone.fingerprint == writer.backbone.fingerprint
+    loaded = load_language_model(NAME)
+    assert loaded.backbone.name == str(folder)
+    assert load_language_model(str(folder)).backbone.fingerprint == loaded.backbone.fingerprint
 
 
 def prompts_and_completions() -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cli_helpers import one_error
@@ -23,12 +24,16 @@ from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
 from lora_a2.system.files import read_sealed, write_sealed
 from tiny import WORDS
+from writers import writing_options
 
 pytest.importorskip("altair", reason="the report is an extra")
 vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
 from lora_a2.report.batches import batch_sections  # noqa: E402
+from lora_a2.report.charts import PERCENT, PLAIN, histogram  # noqa: E402
+from lora_a2.report.detail import detail  # noqa: E402
 from lora_a2.report.inputs import Run, find_runs  # noqa: E402
+from lora_a2.report.overview import overview  # noqa: E402
 from lora_a2.report.render import render  # noqa: E402
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
@@ -129,8 +134,8 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
         assert human_bytes(run.uploaded_bytes) in cells
         assert f"lora-a2 run --config {run.record.path}/config.toml" in page.read_text()
     full = next(run for run in runs if run.is_full)
-    best = max(run.accuracy for run in runs if not run.is_full)
-    assert f"{100 * (best - full.accuracy):+.1f} points".replace("-", "−") in cells
+    best = max(run.metrics["accuracy"] for run in runs if not run.is_full)
+    assert f"{100 * (best - full.metrics['accuracy']):+.1f} points".replace("-", "−") in cells
     assert full.full_bytes is not None
     assert human_bytes(full.full_bytes) in cells
     assert full.uploaded_bytes == pytest.approx(full.full_bytes, rel=0.03)  # headers more, the frozen head less
@@ -262,6 +267,98 @@ def test_damaged_tuning_is_one_line(folder: Path, tmp_path: Path, capsys: pytest
     assert main(["report", str(tmp_path / "sweep"), "--output", str(tmp_path / "page.html")]) == 2
     assert "tuning.json is damaged" in one_error(capsys)
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of a model that writes that differ in their seed, one with personal models, and full fine-tuning."""
+    path = tmp_path_factory.mktemp("written")
+    options = {**writing_options(path), "num_server_rounds": 3, "learning_rate": 5e-3}
+    for name, own in {
+        "one": {},
+        "two": {"seed": 1},
+        "own": {"method": "fedsa-lora"},
+        "full": {"method": "full"},
+    }.items():
+        launch(make_config({}, {**options, **own, "output_dir": str(path / "runs" / name)}), Observer())
+    return path / "runs"
+
+
+def test_models_that_write_are_compared_by_perplexity(written: Path) -> None:
+    runs = find_runs([written])[0]
+    last = {run.name: run.record.rounds[-1].metrics for run in runs}
+    order = sorted(last, key=lambda name: last[name]["perplexity"])
+    first, seeds, section = overview(runs)
+    assert first.sentences[0].startswith(f"Of 4 runs, {order[0]} is the best: it reached")
+    assert f" {last[order[0]]['perplexity']:.2f} perplexity " in first.sentences[0]
+    (_, table), *_ = first.tables
+    rows = {str(row[0]): dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert list(rows) == order, "lowest first"
+    assert "Accuracy" not in table.header
+    for name, row in rows.items():
+        assert row["Perplexity"] == f"{last[name]['perplexity']:.2f}"
+        assert row["Loss"] == f"{last[name]['loss']:.4g}"
+        assert row["Token accuracy"] == percent(last[name]["token_accuracy"])
+        assert row["Worst tenth"] == f"{last[name]['client_worst_tenth']:.2f}"
+        beside = last[name]["perplexity"] - last["full"]["perplexity"]
+        assert row["Beside full fine-tuning"] == f"{beside:+.2f}".replace("-", "−")
+    assert rows["own"]["Personal models"] == f"{last['own']['personal']['perplexity']:.2f}"
+    assert rows["one"]["Personal models"] is None
+    (_, over), *_ = seeds.tables
+    pair = [last[name]["perplexity"] for name in ("one", "two")]
+    found = dict(zip(over.header, over.rows[0], strict=True))
+    assert found["Perplexity"] == f"{np.mean(pair):.2f} ± {np.std(pair, ddof=1):.2f}"
+    assert section.title == "Perplexity"
+    (_, by_bytes) = section.figures
+    points = [(run.name, *point) for run in runs for point in run.by_round("perplexity")]
+    uploads = {(run.name, n): sent for run in runs for n, sent in run.by_round("uploaded_bytes")}
+    costs = [(uploads[name, n], value) for name, n, value in points]
+    front = [not any(c <= a and v <= b and (c, v) != (a, b) for c, v in costs) for a, b in costs]
+    assert [row[-1] for row in by_bytes.table.rows] == ["yes" if on else "" for on in front]
+    stairs = by_bytes.spec["layer"][-1]["data"]["values"]
+    assert [step["y"] for step in stairs] == sorted((step["y"] for step in stairs), reverse=True)
+
+
+def test_the_page_of_a_model_that_writes(written: Path) -> None:
+    (run,) = find_runs([written / "one"])[0]
+    sections = {section.title: section for section in detail(run)}
+    assert "Labels" not in sections, "its examples have none"
+    per_client = run.metrics["per_client"]
+    figure = sections["Clients"].figures[0]
+    worst_first = sorted(per_client, key=lambda name: -per_client[name])
+    assert [row[0] for row in figure.table.rows] == worst_first
+    assert [row[1] for row in figure.table.rows] == [f"{per_client[name]:.2f}" for name in worst_first]
+    low, high = min(per_client.values()), max(per_client.values())
+    assert sections["Clients"].sentences[0].endswith(f"from {low:.2f} to {high:.2f}.")
+    bars = next(layer for layer in figure.spec["layer"] if layer["mark"]["type"] == "bar")
+    assert "domain" not in bars["encoding"]["x"]["scale"], "a perplexity is no share of 1"
+    text = render([run])
+    found = Reader(text)
+    for title in ("Perplexity per round, and over clients", "Perplexity per client", "Perplexity per byte"):
+        assert title in text
+    assert "ccuracy per" not in text
+    assert "%" not in "".join(
+        json.dumps(spec["layer"] if "layer" in spec else spec["encoding"]) for spec in found.specs
+    )
+    for spec in found.specs:
+        assert "<path" in vl_convert.vegalite_to_svg({**spec, "width": 300})
+
+
+def test_many_clients_perplexities_are_counted_in_steps() -> None:
+    rows = [{"value": float(value)} for value in (12, 15, 15.5, 200)]
+    assert "<path" in vl_convert.vegalite_to_svg({**histogram(rows, "Perplexity", x_format=PLAIN), "width": 300})
+    assert "extent" not in histogram(rows, "Perplexity", x_format=PLAIN)["encoding"]["x"]["bin"]
+    assert histogram(rows, "Accuracy", x_format=PERCENT)["encoding"]["x"]["bin"]["extent"] == [0, 1]
+
+
+def test_runs_of_two_tasks_are_one_line(
+    folder: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "page.html"
+    assert main(["report", str(folder / "full"), str(written / "one"), "--output", str(target)]) == 2
+    assert "These runs are of several tasks (causal-lm, classification)" in one_error(capsys)
+    assert not target.exists()
+    assert main(["report", str(written), "--output", str(target)]) == 0
 
 
 @pytest.fixture(scope="module")

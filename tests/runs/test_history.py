@@ -16,9 +16,12 @@ from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.records import RoundRecord
-from lora_a2.runs.history import METRICS, TRAFFIC, history
+from lora_a2.runs.history import TRAFFIC, history
 from lora_a2.runs.jobs import evaluate_run, launch, resume
 from tiny import Stopping
+from writers import writing_options
+
+METRICS = ("accuracy", "macro_f1", "client_mean", "client_worst_tenth", "client_std")
 
 
 def options(folder: Path) -> dict[str, Any]:
@@ -57,6 +60,44 @@ def test_every_number_is_the_ledger_s(run: Path) -> None:
             assert row["personal_accuracy"] == line["metrics"]["personal"]["accuracy"]
         else:
             assert all(np.isnan(row[name]) for name in (*METRICS, "personal_accuracy"))
+
+
+def test_a_model_that_writes_has_columns_of_its_own(tmp_path: Path) -> None:
+    """The same numbers as the ledger's; where nothing was evaluated yet the run's configuration says which columns."""
+    own = {"method": "fedsa-lora", "num_server_rounds": 3, "eval_every": 2, "output_dir": str(tmp_path / "run")}
+    launch(make_config({}, {**writing_options(tmp_path), **own}), Observer())
+    table, ledger = history(tmp_path / "run"), lines(tmp_path / "run")
+    metrics = ("perplexity", "loss", "token_accuracy", "client_mean", "client_worst_tenth", "client_std")
+    assert list(table.columns[5:12]) == [*metrics, "personal_perplexity"]
+    assert not {"accuracy", "macro_f1", "personal_accuracy"} & set(table.columns)
+    for row, line in zip(table.to_dict("records"), ledger, strict=True):
+        if row["server_round"] == 1:
+            assert all(np.isnan(row[name]) for name in (*metrics, "personal_perplexity"))
+            continue
+        assert all(row[name] == line["metrics"][name] for name in metrics)
+        assert row["personal_perplexity"] == line["metrics"]["personal"]["perplexity"]
+    records = [RoundRecord.from_json(line) for line in ledger]
+    pd.testing.assert_frame_equal(history(records), table)
+    assert "perplexity" in history(records[1:]) and "accuracy" in history(records[:1])
+    with pytest.raises(KeyboardInterrupt):
+        launch(
+            make_config({}, {**writing_options(tmp_path), **own, "output_dir": str(tmp_path / "new")}),
+            Stopping(after=2),
+        )
+    begun = history(tmp_path / "new")
+    assert (list(begun["server_round"]), list(begun.columns[5:12])) == ([1], [*metrics, "personal_perplexity"])
+
+
+def test_what_was_written_is_measured_in_columns_of_its_own(tmp_path: Path) -> None:
+    for name in ("sacrebleu", "rouge_score"):
+        pytest.importorskip(name, reason="metrics of texts are an extra")
+    own = {"generate": 2, "eval_every": 2, "output_dir": str(tmp_path / "run")}
+    launch(make_config({}, {**writing_options(tmp_path), **own}), Observer())
+    table, last = history(tmp_path / "run"), lines(tmp_path / "run")[-1]["metrics"]
+    texts = ["exact_match", "rouge_l", "bleu", "chrf"]
+    assert list(table.columns[5:12]) == ["perplexity", "loss", "token_accuracy", *texts]
+    assert list(table[texts].iloc[-1]) == [last[name] for name in texts]
+    assert table[texts].iloc[0].isna().all()
 
 
 def test_records_give_the_same_table(run: Path) -> None:

@@ -21,6 +21,7 @@ from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.runs.predict import load_predictor
 from run_files import run_options
 from tiny import LABELS, Stopping
+from writers import writing_options
 
 ALL = pytest.mark.parametrize("name", METHODS)
 
@@ -152,6 +153,22 @@ def test_compare_shows_the_best_of_the_learning_rates(
         json.loads((tmp_path / "c" / f"ffa-lora-lr{x}" / "summary.json").read_text()) for x in ("1e-09", "0.05")
     ]
     assert summaries[0]["uploaded_bytes"] == summaries[1]["uploaded_bytes"]
+
+
+def test_compare_shows_the_lowest_perplexity_of_models_that_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {key: value for key, value in writing_options(tmp_path).items() if key != "learning_rate"}
+    argv = ["compare", "--methods", "ffa-lora", "--learning-rates", "1e-9,0.05", "--output-dir", str(tmp_path / "c")]
+    assert main([*argv, *flags(given), "--at-rounds", "1", "--quiet"]) == 0
+    heads, row = (line.split() for line in capsys.readouterr().out.splitlines() if "Rate" in line or "ffa" in line)
+    ends = {}
+    for rate in ("1e-09", "0.05"):
+        ledger = (tmp_path / "c" / f"ffa-lora-lr{rate}" / "rounds.jsonl").read_text().splitlines()
+        ends[rate] = [json.loads(line)["metrics"]["perplexity"] for line in ledger]
+    assert ends["0.05"][1] < ends["1e-09"][1]
+    assert heads[:5] == ["Method", "Rate", "Round", "1", "Perplexity"]
+    assert row[:4] == ["ffa-lora", "0.05", f"{ends['0.05'][0]:.2f}", f"{ends['0.05'][1]:.2f}"]
 
 
 def test_compare_runs_multiples_of_each_method_s_rate_and_shows_rounds(

@@ -23,10 +23,13 @@ from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError, ReplyError
 from lora_a2.studies.execution import shares
 from lora_a2.studies.experiment import parse_experiment, points, varied
-from lora_a2.studies.results import COSTS, MEASURES, cells, markdown, plus_minus, wide_table
-from lora_a2.studies.sweep import on_front
+from lora_a2.studies.results import COSTS, cells, long_table, markdown, measures, on_front, plus_minus, wide_table
 from lora_a2.system.files import write_all
+from lora_a2.tasks import causal_lm, classification
+from writers import writing_options
 
+CLIENTS = ("client_mean", "client_worst_tenth")
+LABELLING, WRITING = classification.TASK, causal_lm.TASK
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -124,7 +127,7 @@ def runs_table(accuracies: dict[tuple[str, float], list[float]]) -> pd.DataFrame
     """A row a run; NaN stands for a run that failed."""
     rows = [
         {"arm": arm, "alpha": alpha, "seed": seed, "status": "done" if value == value else "failed"}
-        | dict.fromkeys((*MEASURES, *COSTS), value)
+        | dict.fromkeys((*measures(LABELLING), *COSTS), value)
         | {"personal_accuracy": np.nan}
         for (arm, alpha), values in accuracies.items()
         for seed, value in enumerate(values)
@@ -135,7 +138,7 @@ def runs_table(accuracies: dict[tuple[str, float], list[float]]) -> pd.DataFrame
 @given(values=st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=30)
 def test_a_cell_is_the_mean_of_its_finished_runs(values: list[float]) -> None:
-    cell = cells(runs_table({("a", 0.1): values}), ["arm", "alpha"]).iloc[0]
+    cell = cells(runs_table({("a", 0.1): values}), ["arm", "alpha"], LABELLING).iloc[0]
     done = [value for value in values if value == value]
     assert (cell["runs"], cell["failed"]) == (len(done), len(values) - len(done))
     if done:
@@ -156,23 +159,67 @@ def test_the_front_is_within_a_task() -> None:
             "accuracy_mean": [0.5, 0.6, 0.55, 0.2, np.nan],
         }
     )
-    assert on_front(table, ["alpha"]) == [True, True, False, True, False]
-    assert on_front(table, []) == [True, True, False, False, False]
+    assert on_front(table, ["alpha"], LABELLING) == [True, True, False, True, False]
+    assert on_front(table, [], LABELLING) == [True, True, False, False, False]
+
+
+@given(points=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=9))
+@settings(deadline=None, max_examples=40)
+def test_the_front_of_models_that_write_has_the_lowest_perplexities(points: list[tuple[int, int]]) -> None:
+    table = pd.DataFrame(points, columns=["uploaded_bytes", "perplexity_mean"], dtype=np.float64)
+    for (cost, value), on in zip(points, on_front(table, [], WRITING), strict=True):
+        assert on != any(c <= cost and v <= value and (c, v) != (cost, value) for c, v in points)
+
+
+def test_shownof_models_that_write() -> None:
+    values = {
+        "perplexity": 0.0,
+        "personal_perplexity": np.nan,
+        "loss": 0.0,
+        "token_accuracy": 0.0,
+        "perplexity_at_2": 0.0,
+    }
+    rows = [
+        {"arm": arm, "seed": seed, "status": "done", **dict.fromkeys((*values, *COSTS, *CLIENTS), value)}
+        | {"personal_perplexity": value / 2 if arm == "own" else np.nan}
+        for arm, several in {"one": [20.0, 24.0], "own": [30.0]}.items()
+        for seed, value in enumerate(several)
+    ]
+    table = cells(pd.DataFrame(rows), ["arm"], WRITING)
+    one = table.iloc[0]
+    assert (one["perplexity_mean"], one["perplexity_std"]) == (22, pytest.approx(8**0.5))
+    assert (one["perplexity_at_2_mean"], one["loss_mean"], one["client_worst_tenth_mean"]) == (22, 22, 22)
+    assert not [name for name in table.columns if "accuracy" in name and "token" not in name]
+    assert long_table(table, ["arm"], WRITING) == [
+        ["arm", "round 2", "perplexity", "worst tenth", "uploaded parameters", "runs"],
+        ["one", "22.00 ± 2.83", "22.00 ± 2.83", "22.00 ± 2.83", "22", "2"],
+        ["own", "30.00", "15.00", "30.00", "30", "1"],
+    ]
+    assert wide_table(table, ["arm"], ["runs"], {("one", "2"): 21.5}, WRITING)[1] == [
+        "one",
+        "22.00 ± 2.83 (21.5)",
+        "",
+        "22",
+    ]
 
 
 def test_a_layout_as_in_a_paper() -> None:
-    table = cells(runs_table({("a", 0.5): [0.8, 0.9], ("a", 0.1): [0.5], ("b", 0.5): [0.25]}), ["arm", "alpha"])
-    rows = wide_table(table, ["arm"], ["alpha"], {("a", "0.1"): 93.24, ("c", "0.1"): 1.0})
+    table = cells(
+        runs_table({("a", 0.5): [0.8, 0.9], ("a", 0.1): [0.5], ("b", 0.5): [0.25]}), ["arm", "alpha"], LABELLING
+    )
+    rows = wide_table(table, ["arm"], ["alpha"], {("a", "0.1"): 93.24, ("c", "0.1"): 1.0}, LABELLING)
     assert rows == [
         ["arm", "0.1", "0.5", "uploaded parameters"],
         ["a", "50.0 (93.24)", "85.0 ± 7.1", "1"],
         ["b", "", "25.0", "0"],
     ]
     assert markdown(rows).splitlines()[1:3] == ["| --- | --- | --- | --- |", "| a | 50.0 (93.24) | 85.0 ± 7.1 | 1 |"]
-    both = wide_table(table, ["arm"], ["alpha"], {("a", "0.5"): 90.0, ("a", "0.1"): 93.24, ("b", "0.1"): 40.0})
+    both = wide_table(
+        table, ["arm"], ["alpha"], {("a", "0.5"): 90.0, ("a", "0.1"): 93.24, ("b", "0.1"): 40.0}, LABELLING
+    )
     assert both[0][1:3] == ["0.5", "0.1"], "in the published order"
     assert both[2][1:3] == ["25.0", "(40)"], "a published figure without one of ours"
-    assert plus_minus(float("nan"), 0) == "-"
+    assert plus_minus(LABELLING, float("nan"), 0) == "-"
 
 
 @given(cores=st.integers(1, 9), processes=st.integers(1, 12))
@@ -474,3 +521,123 @@ def _labels(point: Any, keys: Any) -> list[str]:
         value = point.arm if key == "arm" else getattr(config, key.replace("-", "_"))
         found.append(f"{value:g}" if isinstance(value, float) else str(value))
     return found
+
+
+# --- models that write -----------------------------------------------------------------------------------------------
+
+WRITTEN = """
+title = "Written"
+[run]
+model = "{model}"
+dtype = "float32"
+partitioner = "iid"
+num-clients = 2
+num-server-rounds = 2
+local-epochs = 1
+r = 4
+data = "{data}"
+[grid]
+seed = [0, 1]
+[arms.ffa]
+method = "ffa-lora"
+[tune]
+learning-rates = [1e-7, 0.02]
+[tune.run]
+seed = 100
+num-server-rounds = 1
+validation-fraction = 0.25
+[table]
+at-rounds = [1]
+"""
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return writing_options(tmp_path_factory.mktemp("chats"), num_clients=2)
+
+
+def test_the_rate_with_the_lowest_perplexity_is_chosen(chats: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "written.toml").write_text(WRITTEN.format(**chats))
+    out = tmp_path / "out"
+    assert main(["sweep", str(tmp_path / "written.toml"), "--output-dir", str(out), "--quiet"]) == 0
+    (entry,) = json.loads((out / "tuning.json").read_text())
+    scores = {c["learning_rate"]: c["mean_perplexity"] for c in entry["candidates"]}
+    assert entry["candidates"][0]["perplexities"] == [scores[1e-7]]
+    assert scores[0.02] < scores[1e-7]
+    assert entry["chosen"] == 0.02
+    runs, table = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "results.csv")
+    for path, row in ((out / "runs" / row["run"], row) for row in runs.to_dict("records")):
+        first, last = (json.loads(line)["metrics"] for line in (path / "rounds.jsonl").read_text().splitlines())
+        assert row["perplexity_at_1"] == pytest.approx(first["perplexity"])
+        for name in ("perplexity", "loss", "token_accuracy", "client_mean", "client_worst_tenth"):
+            assert row[name] == pytest.approx(last[name]), name
+    assert table["perplexity_mean"][0] == pytest.approx(runs["perplexity"].mean())
+    assert table["pareto"].tolist() == [True]
+    assert not {"accuracy", "macro_f1", "task"} & {*runs.columns, *(n.removesuffix("_mean") for n in table.columns)}
+    text = (out / "results.md").read_text()
+    assert "Perplexity, mean ± standard deviation" in text
+    assert not {"bleu", "rouge_l", "bleu_mean"} & {*runs.columns, *table.columns}, "nothing was written"
+    assert "| round 1 | perplexity | worst tenth |" in text
+    assert "%" not in text
+
+
+def test_runs_of_two_tasks_have_a_table_each(
+    folder: Path, chats: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options need not say the task."""
+    text = WRITTEN.format(**chats).replace('"ffa-lora"', '"lora-a2"').replace("seed = [0, 1]", "seed = [0]")
+    untuned = text[: text.index("[tune]")] + text[text.index("[table]") :]
+    arms = f"""
+[arms.labels]
+model = "{folder / "model"}"
+data = "{folder / "texts"}"
+[arms.ffa.grid]
+rank-budget = [1, 2]
+"""
+    (tmp_path / "both.toml").write_text(untuned + arms)
+    out = tmp_path / "out"
+    assert main(["sweep", str(tmp_path / "both.toml"), "--output-dir", str(out), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("perplexity") < printed.index("accuracy %")
+    runs, table = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "results.csv")
+    written, labelled = runs[runs["task"] == "causal-lm"], runs[runs["task"] == "classification"]
+    assert (len(written), len(labelled)) == (2, 1)
+    assert written["accuracy"].isna().all() and written["perplexity"].notna().all()
+    assert labelled["perplexity_at_1"].isna().all() and labelled["accuracy_at_1"].notna().all()
+    assert list(table["task"]) == ["causal-lm", "causal-lm", "classification"]
+    assert table["pareto"].tolist()[2], "nothing of its own task beats it"
+    assert sum(table["pareto"][:2]) >= 1
+    text = (out / "results.md").read_text()
+    assert "Perplexity and accuracy in percent, mean" in text
+    assert text.count("| uploaded parameters | runs |") == 2
+    assert main(["report", str(out), "--output", str(tmp_path / "page.html")]) == 2
+    assert "of several tasks (causal-lm, classification)" in one_error(capsys)
+
+
+def test_one_rate_is_not_chosen_for_two_tasks(
+    chats: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in Path(chats["data"]).read_text().splitlines()]
+    both = [{**row, "text": row["prompt"], "label": "ab"[k % 2]} for k, row in enumerate(rows)]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    text = WRITTEN.format(**{**chats, "data": tmp_path / "both.jsonl"})
+    text = text.replace("seed = [0, 1]", 'task = ["classification", "causal-lm"]').replace("[1e-7, 0.02]", "[0.02]")
+    (tmp_path / "two.toml").write_text(text)
+    assert main(["sweep", str(tmp_path / "two.toml"), "--output-dir", str(tmp_path / "one"), "--quiet"]) == 2
+    assert "The tuning runs of ffa are of several tasks (causal-lm, classification)" in one_error(capsys)
+    (tmp_path / "two.toml").write_text(text.replace("[tune]\n", '[tune]\nper = ["task"]\n'))
+    assert main(["sweep", str(tmp_path / "two.toml"), "--output-dir", str(tmp_path / "each"), "--quiet"]) == 0
+    labelled, written = json.loads((tmp_path / "each" / "tuning.json").read_text())
+    assert (labelled["task"], written["task"]) == ("classification", "causal-lm")
+    assert 0 <= labelled["candidates"][0]["mean_accuracy"] <= 1 < written["candidates"][0]["mean_perplexity"]
+    table = pd.read_csv(tmp_path / "each" / "results.csv")
+    assert list(table["task"]) == ["classification", "causal-lm"]
+    from lora_a2.report.batches import batch_sections
+
+    (section,) = batch_sections([tmp_path / "each"])
+    assert section.sentences[0].startswith("Mean accuracy or perplexity of the tuning runs")
+    shown = [row[2] for row in section.tables[0][1].rows]
+    assert shown == [
+        f"{100 * labelled['candidates'][0]['mean_accuracy']:.1f} %",
+        f"{written['candidates'][0]['mean_perplexity']:.2f}",
+    ]

@@ -18,7 +18,9 @@ from lora_a2.federation.loop import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.trackers import TRACKERS, require_trackers
+from lora_a2.trackers.observer import round_figures
 from tiny import Stopping
+from writers import writing_options
 
 Curve = dict[int, float]
 
@@ -74,6 +76,27 @@ def expected(records: list[RoundRecord]) -> dict[str, Curve]:
         "traffic/downloaded_bytes": {r.server_round: sum(received[: r.server_round]) for r in records},
         "seconds/train": {r.server_round: r.seconds["train"] for r in records},
     }
+
+
+def test_a_model_that_writes_is_told_of_by_its_own_names(tmp_path: Path) -> None:
+    """Of a method with personal models; rounds without evaluation have no such figures."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = {"method": "fedsa-lora", "num_server_rounds": 3, "eval_every": 2}
+    records = broken_and_resumed(config({**writing_options(tmp_path), **more}, tmp_path / "run", "tensorboard"))
+    metrics = ("perplexity", "loss", "token_accuracy", "client_mean", "client_worst_tenth")
+    last = records[-1].metrics
+    expected = {f"eval/{name}": last[name] for name in metrics}
+    expected |= {f"eval/personal_{name}": last["personal"][name] for name in metrics}
+    found = round_figures(records[-1])
+    assert {name: value for name, value in found.items() if name.startswith("eval/")} == expected
+    assert not any(name.startswith("eval/") for name in round_figures(records[0]))
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for name, value in expected.items():
+        assert [e.step for e in events.Scalars(name)] == [2, 3], name
+        assert events.Scalars(name)[-1].value == pytest.approx(value, rel=1e-6), name
+    assert events.Scalars("summary/perplexity")[0].value == pytest.approx(last["perplexity"], rel=1e-6)
+    assert "summary/personal_perplexity" in events.Tags()["scalars"]
 
 
 def test_tensorboard_goes_on_where_the_run_was_broken_off(options: dict[str, Any], tmp_path: Path) -> None:

@@ -3,6 +3,6 @@
 record       a run directory, read back
 ranks        selected ranks by layer and module type
 similarity   clients beside each other: selected sets, updates, labels; a permutation test
-convergence  accuracy by round and byte, rounds to a goal, the Pareto front of several runs
+convergence  metrics by round and byte, rounds to a goal, the Pareto front of several runs
 summary      all of it for one run
 """

@@ -1,4 +1,4 @@
-"""Accuracy by round and by byte, rounds to a goal, discordance, and the Pareto front of several runs."""
+"""A run's metrics by round and by byte, rounds to a goal, discordance, and the Pareto front of several runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import pandas as pd
 
 from lora_a2.analysis.record import FloatArray64, RunRecord
 from lora_a2.core.types import BoolArray
+from lora_a2.tasks.base import Task
 
 
 def curve(run: RunRecord) -> pd.DataFrame:
-    """Server round → train_loss, accuracy, macro_f1, client_mean, client_worst_tenth (NaN in rounds without evaluation),
-    and what had been uploaded and downloaded by then: uploaded_bytes, uploaded_parameters, downloaded_bytes."""
-    metrics = ("accuracy", "macro_f1", "client_mean", "client_worst_tenth")
+    """Server round → train_loss, the metrics of the run's task (accuracy and macro_f1; perplexity, loss, token_accuracy, and
+    those of texts if some were written), client_mean, client_worst_tenth (NaN in rounds without evaluation), and what had been uploaded and downloaded by then:
+    uploaded_bytes, uploaded_parameters, downloaded_bytes."""
+    metrics = (*run.task.columns(record.metrics for record in run.rounds), "client_mean", "client_worst_tenth")
     traffic = ("uploaded_bytes", "uploaded_parameters", "downloaded_bytes")
     rows = [
         {
@@ -30,19 +32,23 @@ def curve(run: RunRecord) -> pd.DataFrame:
     return table.astype(dict.fromkeys(("train_loss", *metrics), np.float64))
 
 
-def client_accuracies(run: RunRecord) -> pd.Series:
-    """Client name → accuracy of the global model on its own test examples, at the last evaluation; worst first."""
+def client_scores(run: RunRecord) -> pd.Series:
+    """Client name → the primary metric of the global model on its own test examples, at the last evaluation; worst first."""
     evaluated = [record.metrics["per_client"] for record in run.rounds if record.metrics.get("per_client")]
-    return pd.Series(evaluated[-1] if evaluated else {}, name="accuracy", dtype=np.float64).sort_values(kind="stable")
+    found = pd.Series(evaluated[-1] if evaluated else {}, name=run.task.primary, dtype=np.float64)
+    return found.sort_values(kind="stable", ascending=run.task.higher_is_better)
 
 
-def rounds_to(table: pd.DataFrame, goal: float) -> int | None:
-    """The first round of a `curve` with at least `goal` of its best accuracy (0..1); None if there is no accuracy."""
-    accuracy = table["accuracy"].dropna()
-    if accuracy.empty:
+def rounds_to(scores: pd.Series, share: float, task: Task) -> int | None:
+    """The first round in which the task's primary metric is at least a share (0..1) as good as in the best round, see
+    `Task.reaches`; None if none was evaluated. `scores`: server round → the metric, NaN in rounds without evaluation."""
+    known = scores.dropna()
+    if known.empty:
         return None
-    reached = accuracy[accuracy >= goal * accuracy.max()]
-    return int(reached.index[0])
+    values = list(map(float, known))
+    best = min(values, key=task.worse)
+    reached = (task.reaches(value, share, best) for value in values)
+    return next(number for number, far in zip(map(int, known.index.to_list()), reached, strict=True) if far)
 
 
 def discordance(run: RunRecord) -> pd.DataFrame:
@@ -61,7 +67,7 @@ def discordance(run: RunRecord) -> pd.DataFrame:
 def pareto_front(cost: FloatArray64, gain: FloatArray64) -> BoolArray:
     """Which of n points are on the front: no other has at most its `cost` and at least its `gain`, and one of them better.
 
-    For bytes uploaded against accuracy. Equal points are on it together.
+    For bytes uploaded against a metric, its sign changed if it should be small. Equal points are on it together.
     """
     order = np.lexsort((-gain, cost))
     front = np.zeros(len(cost), np.bool_)

@@ -4,7 +4,7 @@
     analysis.jsonl   a line a round: selected rank slices, similarity of the updates, discordance
 
 Both are there unless the run had `record-analysis` off. A server of nodes does not ask for their labels: there `clients` is
-empty. The rest of the record is read as plain values.
+empty, as where examples have no labels. The rest of the record is read as plain values.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from lora_a2.errors import RunError
 from lora_a2.federation.records import LEDGER_FILE, RoundRecord, read_ledger
 from lora_a2.system.files import check, read_sealed
 from lora_a2.system.journal import Journal
+from lora_a2.tasks.base import Task
+from lora_a2.tasks.registry import task_of
 
 FloatArray64 = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -130,7 +132,7 @@ class RunRecord:
     """A run directory: `config` by kebab-case key, `rounds` the committed ones.
 
     `clients`, `analyses`, `modules` and `label_names` are empty if the run did not record them, `clients` also where
-    the clients were nodes.
+    the clients were nodes, or have no labels.
     """
 
     path: Path
@@ -146,6 +148,15 @@ class RunRecord:
     def method(self) -> str:
         """The method's name."""
         return str(self.config["method"])
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model is fine-tuned for.
+
+        Raises:
+            ConfigError: the run is of another release, with a task that is not known.
+        """
+        return task_of((record.metrics for record in self.rounds), self.config)
 
     @cached_property
     def label_counts(self) -> IntArray:

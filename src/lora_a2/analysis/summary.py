@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_a2.analysis.convergence import client_accuracies, curve, discordance, rounds_to
+from lora_a2.analysis.convergence import client_scores, curve, discordance, rounds_to
 from lora_a2.analysis.ranks import selected_ranks
 from lora_a2.analysis.record import RunRecord
 from lora_a2.analysis.similarity import (
@@ -32,18 +32,19 @@ def analyze(run: RunRecord) -> dict[str, Any]:
     """
     if not run.rounds:
         raise RunError(f"{run.path} has no finished round: continue it with 'lora-a2 resume {run.path}'.")
-    table, lost = curve(run), discordance(run)
-    accuracies, ranks = client_accuracies(run), selected_ranks(run)
+    table, lost, task = curve(run), discordance(run), run.task
+    scores, ranks = table[task.primary], selected_ranks(run)
     return {
         "run": str(run.path),
         "method": run.method,
+        "task": task.name,
         "server_rounds": len(run.rounds),
-        "accuracy": _last(table["accuracy"]),
-        "rounds_to": {f"{goal:g}": rounds_to(table, goal) for goal in GOALS},
+        task.primary: _last(scores),
+        "rounds_to": {f"{goal:g}": rounds_to(scores, goal, task) for goal in GOALS},
         "clients": {
             "worst_tenth": _last(table["client_worst_tenth"]),
             "mean": _last(table["client_mean"]),
-            "num_evaluated": len(accuracies),
+            "num_evaluated": len(client_scores(run)),
         },
         "selected_ranks": {str(layer): row.dropna().to_dict() for layer, row in ranks.iterrows()},
         "gradient_similarity": _by_round(gradient_similarity(run)),
@@ -55,11 +56,12 @@ def analyze(run: RunRecord) -> dict[str, Any]:
 
 
 def _sharing(run: RunRecord, similarity: pd.DataFrame) -> dict[str, Any] | None:
-    """Mean similarity of two clients, and the test of whether those that share classes are more alike."""
-    if similarity.empty or not run.clients:
+    """Mean similarity of two clients, and, where their labels are known, the test of whether those that share classes are
+    more alike."""
+    if similarity.empty:
         return None
     upper = similarity.to_numpy()[np.triu_indices(len(similarity), 1)]
-    found: SharingTest | None = sharing_test(similarity, run_label_overlap(run))
+    found: SharingTest | None = sharing_test(similarity, run_label_overlap(run)) if run.clients else None
     mean = float(np.nanmean(upper)) if np.isfinite(upper).any() else None
     return {"mean": mean, "test": None if found is None else asdict(found)}
 

@@ -61,27 +61,27 @@ def _print_one(run: RunRecord, found: Mapping[str, Any]) -> None:
 
 
 def _print_several(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    from lora_a2.display.progress import percent
+    from lora_a2.tasks.registry import get_task
 
     if as_json:
         print_json({"runs": list(found)})
         return
-    tests = ("Updates r", "p", "Ranks r", "p")
+    tasks = list(map(get_task, dict.fromkeys(one["task"] for one in found)))
+    tested = any(any(_test(one[kind])) for one in found for kind in ("updates", "masks"))
+    tests = ("Updates r", "p", "Ranks r", "p") if tested else ()
     rows = [
         [
             Path(one["run"]).name,
-            "" if one["accuracy"] is None else percent(one["accuracy"]),
+            *("" if one.get(task.primary) is None else task.show(one[task.primary]) for task in tasks),
             _final(one["gradient_similarity"]),
             _final(one["relative_discordance"]),
-            *_test(one["updates"]),
-            *_test(one["masks"]),
+            *(text for kind in ("updates", "masks") if tested for text in _test(one[kind])),
         ]
         for one in found
     ]
-    _print(["Run", "Accuracy", "Gradient similarity", "Discordance / change", *tests], rows)
-    click.echo(
-        "r, p: of the test whether clients that share classes are more alike than chance. Values of the last round."
-    )
+    _print(["Run", *(task.headline for task in tasks), "Gradient similarity", "Discordance / change", *tests], rows)
+    meaning = "r, p: of the test whether clients that share classes are more alike than chance. " if tested else ""
+    click.echo(f"{meaning}Values of the last round.")
 
 
 def _final(by_round: Mapping[str, float] | None) -> str:
@@ -94,17 +94,19 @@ def _test(found: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from lora_a2.display.progress import percent
+    from lora_a2.tasks.registry import get_task
 
-    def share(value: float | None) -> str:
-        return "not evaluated" if value is None else percent(value)
+    task = get_task(found["task"])
+
+    def shown(value: float | None) -> str:
+        return "not evaluated" if value is None else task.show(value)
 
     reached = ", ".join(f"{float(goal):.0%}: {n}" for goal, n in found["rounds_to"].items() if n is not None)
     return [
         ("Method", found["method"]),
         ("Server rounds", str(found["server_rounds"])),
-        ("Accuracy", share(found["accuracy"])),
-        ("Worst tenth of clients", share(found["clients"]["worst_tenth"])),
+        (task.headline, shown(found[task.primary])),
+        ("Worst tenth of clients", shown(found["clients"]["worst_tenth"])),
         ("Rounds to a share of the best", reached or "not evaluated"),
         ("Gradient similarity", _span(found["gradient_similarity"])),
         ("Discordance / change", _span(found["relative_discordance"])),

@@ -168,17 +168,18 @@ def _run(sweep: Sweep, how: _How, *, as_json: bool) -> int:
     return len(failures)
 
 
-def _print(path: Path, rows: Sequence[Sequence[str]], failures: Mapping[str, str]) -> None:
+def _print(path: Path, tables: Sequence[Sequence[Sequence[str]]], failures: Mapping[str, str]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
     from lora_a2.display.live import print_table, stdout_console
 
-    table = Table(*rows[0], box=SIMPLE)
-    for row in rows[1:]:
-        table.add_row(*row)
     console = stdout_console()
-    console.print(table)
+    for header, *rows in tables:
+        table = Table(*header, box=SIMPLE)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     print_table([(f"Failed: {name}", message) for name, message in failures.items()], console)
     print_table([("Directory", str(path)), ("Tables", f"{path}/results.md, .csv, .parquet")], console)
 

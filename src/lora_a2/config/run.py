@@ -25,7 +25,7 @@ from lora_a2.federation.options import PlanOptions
 from lora_a2.model.config import ModelConfig
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, marks_of, option, split_names
-from lora_a2.settings.task import CAUSAL_LM, TaskChoice
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION, TaskChoice
 from lora_a2.tasks.options import WritingOptions
 from lora_a2.trackers import TRACKERS, known_trackers
 
@@ -80,6 +80,8 @@ class RunConfig(RunOptions, PlanOptions, ModelConfig, WritingOptions, ClientConf
             raise ConfigError("client-column: the natural partitioner needs it; name the column of the clients.")
         if self.test_data is not None and self.test_fraction is not None:
             raise ConfigError("test-fraction: it has nothing to hold out beside test-data; give one of them.")
+        if self.generate and self.task == CLASSIFICATION:
+            raise ConfigError("generate: a classifier writes nothing; leave it out, or choose --task causal-lm.")
         if self.task == CAUSAL_LM and self.partitioner in BY_LABEL:
             raise ConfigError(
                 f"partitioner: {self.partitioner} splits by labels, and a model that writes has none; choose iid, quantity or "

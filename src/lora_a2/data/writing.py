@@ -110,7 +110,7 @@ def load_written(
             "it out, or give the training set alone."
         )
     tables = [table for table in (found.train, found.test) if table is not None]
-    if o.references_column is not None and not any(o.references_column in table.names for table in tables):
+    if o.references_column is not None:  # the training set may do without
         require(o.references_column, tables[-1].names, tables[-1].source)
     train = _samples(found.train, o)
     if not len(train):

@@ -76,6 +76,7 @@ class Network:
         self.dtype = dtype
         self.pad_token_id = pad_token_id
         self.device = next(backbone.parameters()).device
+        self._plain_attention = str(backbone.config._attn_implementation)
         fit = find_fit(backbone, max_length, pad_token_id)
         self.room, self._positions = fit.room, fit.positions
         self.batching: Literal["packed", "padded"] = "packed" if fit.reason is None else "padded"
@@ -253,6 +254,16 @@ class Network:
         finally:
             for name in slots:
                 self.layers[name].slot = None
+
+    @contextmanager
+    def called_plainly(self) -> Iterator[None]:
+        """Within it, the backbone can be called as Transformers would, with a mask, padding and a cache of keys and values."""
+        packed = self.backbone.config._attn_implementation
+        self.backbone.config._attn_implementation = self._plain_attention
+        try:
+            yield
+        finally:
+            self.backbone.config._attn_implementation = packed
 
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self.backbone(**batch.inputs).last_hidden_state

@@ -60,7 +60,8 @@ class Plan:
     """A federation together with who takes part, for how long, and how this machine goes about it.
 
     `clients_per_pass` clients go through one forward and backward; `num_workers` such groups are computed side by side
-    (None: one a core on a CPU, one in all on an accelerator). `rules` say when a round counts.
+    (None: one a core on a CPU, one in all on an accelerator). At an evaluation a model that writes answers `generate` test prompts.
+    `rules` say when a round counts.
     """
 
     federation: Federation
@@ -68,6 +69,7 @@ class Plan:
     num_server_rounds: int
     fraction_train: float = 1.0
     eval_every: int = 1
+    generate: int = 0
     clients_per_pass: int = 1
     num_workers: int | None = None
     rules: RoundRules = field(default_factory=RoundRules)
@@ -98,6 +100,7 @@ def make_schedule(
         num_server_rounds=options.num_server_rounds,
         fraction_train=options.fraction_train,
         eval_every=options.eval_every,
+        generate=options.generate,
         clients_per_pass=options.clients_per_pass or 1,
         num_workers=options.num_workers,
         rules=rules or RoundRules(max_update_ratio=options.max_update_ratio or None),

@@ -262,6 +262,14 @@ class ExecutionOptions(Options):
     """How the machine that drives a run goes about it."""
 
     eval_every: Int = option(1, "Run", "Evaluate after every this many rounds, and after the last.", ge=1)
+    generate: Int = option(
+        0,
+        "Run",
+        "Test examples that a model which writes answers at an evaluation, for exact match, ROUGE-L, BLEU and chrF.",
+        reach="nodes",
+        ge=0,
+        le=MOST,
+    )
     clients_per_pass: Int | None = option(
         None,
         "Run",

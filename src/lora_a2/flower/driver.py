@@ -246,7 +246,10 @@ class FlowerDriver(Observer):
 
     def _stated(self, metrics: Mapping[str, object], count: int, ending: str) -> Statistics:
         try:
-            return received(self._task, metrics, count, self._config.max_length, ending)
+            found = received(self._task, metrics, count, self._config.max_length, ending)
+            if self._config.generate and self._task.received_texts is not None:
+                found = {**found, **self._task.received_texts(metrics, ending)}
+            return found
         except ValueError as error:
             raise ReplyError(f"The node states {plain(str(error), 120)}.") from None
 

@@ -216,7 +216,7 @@ def _server_evaluation(
         raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
     if courier.simulated:
         clients = open_clients(config, start.data, start.model)
-        return lambda state: evaluate_clients(start.model.task, pool, state, clients).to_json()
+        return lambda state: evaluate_clients(start.model, pool, state, clients, config.generate, config.seed).to_json()
     task, examples = start.model.task, start.model.encode(test).examples
 
     def central(state: ServerState) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lora_a2.engine.calling import first_line, hidden_width, vocabulary_size
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, Source, find_source
-from lora_a2.model.checkpoint import load_tokenizer, load_weights
+from lora_a2.model.checkpoint import load_tokenizer, load_weights, read_tokenizer
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.tasks.causal_lm.objective import Head
 
@@ -52,6 +52,17 @@ def load_language_model(name: str, trust_remote_code: bool = False) -> LanguageM
     whole = load_weights(name, source.where, trust_remote_code, auto=AutoModelForCausalLM)
     tokenizer = load_tokenizer(name, source.where, whole, trust_remote_code)
     return taken_apart(source, whole, tokenizer)
+
+
+def load_writer_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the language model called `name`, without its weights.
+
+    Raises:
+        ModelError: there is no such model or tokenizer, or the model has no causal head.
+    """
+    source = find_source(name, trust_remote_code)
+    _require_causal(name, source.config)
+    return read_tokenizer(name, source.where, trust_remote_code)
 
 
 def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:

@@ -101,6 +101,15 @@ def load_tokenizer(
     Raises:
         ModelError: it cannot be read, there are no files of one, or it has tokens that the model does not know.
     """
+    return fit_tokenizer(name, read_tokenizer(name, where, trust_remote_code), module)
+
+
+def read_tokenizer(name: str, where: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id as it is.
+
+    Raises:
+        ModelError: it cannot be read, or there are no files of one.
+    """
     with quiet():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -114,7 +123,7 @@ def load_tokenizer(
             f"Model {name!r} has no tokenizer: none of {', '.join(sorted(files))} is there. Save it into the same folder with "
             "tokenizer.save_pretrained(FOLDER)."
         )
-    return fit_tokenizer(name, tokenizer, module)
+    return tokenizer
 
 
 def fit_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -28,7 +28,9 @@ from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.settings.options import marks_of
-from lora_a2.tasks.base import Statistics, summed
+from lora_a2.tasks.base import Statistics, flattened, summed
+from lora_a2.tasks.causal_lm.scores import text_statistics
+from lora_a2.tasks.causal_lm.writing import answers, chosen_examples, prompt_of, require_writing
 from lora_a2.tasks.options import WritingOptions
 
 LoadClient = Callable[[RunConfig, Request, Model], Client]
@@ -200,7 +202,25 @@ def _sums(seat: _Seat, adapter: Adapter, stated: int) -> dict[str, Any]:
     total = summed(parts)
     scale = stated / len(test)
     found = {name: total[name].item() * scale for name in task.shared}
-    return {name: round(value) if total[name].dtype.kind == "i" else value for name, value in found.items()}
+    sums = {name: round(value) if total[name].dtype.kind == "i" else value for name, value in found.items()}
+    return sums | _texts(seat, adapter)
+
+
+def _texts(seat: _Seat, adapter: Adapter) -> dict[str, Any]:
+    """The statistics of what the model writes to some of the client's own prompts, a number each: its texts stay here."""
+    if not seat.config.generate:
+        return {}
+    require_writing(seat.model)
+    test = seat.client.test
+    rows = chosen_examples(test, seat.config.generate, seat.config.seed)
+    part = test.take(rows)
+    assert isinstance(part.labels, tuple), "the model writes"
+    prompts = [prompt_of(ids, labels) for ids, labels in zip(part.input_ids, part.labels, strict=True)]
+    texts: list[str] = []
+    for prompt in prompts:
+        seat.go_on()
+        texts += answers(seat.model, seat.model.network, adapter, [prompt])
+    return flattened(text_statistics(texts, part.references))
 
 
 def threads(count: int) -> None:

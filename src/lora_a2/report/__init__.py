@@ -3,7 +3,7 @@
 inputs     the runs below the folders that were given
 blocks     what a page is made of: sections of figures and tables
 charts     the kinds of pictures, as Vega-Lite
-overview   sections over all runs: summary, accuracy per round and per byte
+overview   sections over all runs: summary, the metric per round and per byte
 detail     sections of one run
 render     the page, from `page/`: template, style, script
 """

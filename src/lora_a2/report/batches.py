@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_a2.display.progress import percent
 from lora_a2.errors import RunError
 from lora_a2.report.blocks import Cell, Section, table
+from lora_a2.tasks.base import Task
+from lora_a2.tasks.registry import TASKS
 
 Shown = TypeVar("Shown")
 _KNOWN = ("arm", "runs", "candidates", "chosen", "at_edge")
@@ -35,21 +36,29 @@ def _read(file: Path, shown: Callable[[Path, Any], Shown]) -> Shown:
 
 
 def _rates(file: Path, groups: Sequence[dict[str, Any]]) -> Section:
-    """A row an arm: the mean accuracy at every candidate, and the one chosen."""
+    """A row an arm: the mean of the primary metric at every candidate, and the one chosen."""
     rates = sorted({candidate["learning_rate"] for group in groups for candidate in group["candidates"]})
     keys = [key for key in groups[0] if key not in _KNOWN]
     rows: list[list[Cell]] = []
+    tasks: dict[str, Task] = {}
     for group in groups:
-        means = {c["learning_rate"]: c["mean_accuracy"] for c in group["candidates"]}
-        cells = [None if means.get(rate) is None else percent(means[rate]) for rate in rates]
+        task = _task(group["candidates"][0])
+        tasks[task.name] = task
+        means = {c["learning_rate"]: c[f"mean_{task.primary}"] for c in group["candidates"]}
+        cells = [None if means.get(rate) is None else task.show(means[rate]) for rate in rates]
         chosen = None if group["chosen"] is None else f"{group['chosen']:g}"
         edge = "yes" if group["at_edge"] else ""
         rows.append([group["arm"], *(str(group[key]) for key in keys), *cells, chosen, edge, group["runs"]])
     header = ["Arm", *keys, *(f"{rate:g}" for rate in rates), "Chosen", "At the edge", "Runs"]
-    said = ["Mean accuracy of the tuning runs at each learning rate. They have seeds and rounds of their own."]
+    named = " or ".join(task.shown for task in tasks.values())
+    said = [f"Mean {named} of the tuning runs at each learning rate. They have seeds and rounds of their own."]
     if any(group["at_edge"] for group in groups):
         said.append("A rate at the edge of the candidates may not be the best there is.")
     return Section("Learning rates", tuple(said), tables=(("", table(header, rows)),))
+
+
+def _task(candidate: Mapping[str, Any]) -> Task:
+    return next(task for task in TASKS.values() if f"mean_{task.primary}" in candidate)
 
 
 def _failure(file: Path, values: dict[str, str]) -> tuple[Cell, ...]:

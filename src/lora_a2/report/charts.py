@@ -11,11 +11,13 @@ from typing import Any
 
 import altair as alt
 
+from lora_a2.tasks.base import Task
+
 Rows = Sequence[Mapping[str, Any]]
 
 NUM_COLOURS = 8
-PERCENT = ".1~%"
-"""A share as 71.3%, without a needless zero."""
+PERCENT, PLAIN = ".1~%", ".4~g"
+"""A share as 71.3%, without a needless zero; a number as 26.92."""
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -44,6 +46,11 @@ CONFIG: dict[str, Any] = {
     "range": {"category": [f"var(--c{i})" for i in range(1, NUM_COLOURS + 1)]},
 }
 """Vega-Lite's configuration, given to every chart."""
+
+
+def number_format(task: Task) -> str:
+    """How values of a task's primary metric are written on axes."""
+    return PERCENT if task.is_fraction() else PLAIN
 
 
 def lines(rows: Rows, y: str, *, y_format: str, x: str = "Server round", logarithmic: bool = False) -> dict[str, Any]:
@@ -106,28 +113,30 @@ def with_front(spec: dict[str, Any], front: Rows) -> dict[str, Any]:
     return {**spec, "layer": [*spec["layer"], added]}
 
 
-def band(rows: Rows, y: str) -> dict[str, Any]:
+def band(rows: Rows, y: str, *, y_format: str) -> dict[str, Any]:
     """Rows of x (server round), low, mid, high: the middle as a line in a band."""
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("x:Q", title="Server round", axis=alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False)),
         tooltip=[alt.Tooltip("x:Q", title="Server round")]
-        + [alt.Tooltip(f"{k}:Q", title=k, format=".1%") for k in ("low", "mid", "high")],
+        + [alt.Tooltip(f"{k}:Q", title=k, format=y_format) for k in ("low", "mid", "high")],
     )
-    up = alt.Y("low:Q", title=y, axis=alt.Axis(format=PERCENT))
+    up = alt.Y("low:Q", title=y, axis=alt.Axis(format=y_format))
     area = base.mark_area(color="var(--c1)", opacity=0.25).encode(y=up, y2="high:Q")
     middle = alt.Y("mid:Q", title=y)
     drawn = base.mark_line(color="var(--c1)").encode(y=middle)
     return _spec(area + drawn + base.mark_point(color="var(--c1)", filled=True, size=45).encode(y=middle))
 
 
-def bars(rows: Rows, x: str, *, rule: float | None = None) -> dict[str, Any]:
-    """Rows of name and value (0..1), a horizontal bar each in their order; `rule` is marked across them."""
+def bars(rows: Rows, x: str, *, x_format: str, rule: float | None = None) -> dict[str, Any]:
+    """Rows of name and value, from 0 on, a horizontal bar each in their order; `rule` is marked across them. A share's axis
+    ends at 1."""
     base = alt.Chart(_data(rows))
     names = [row["name"] for row in rows]
+    scale, ticks = (alt.Scale(domain=[0, 1]), ".0%") if x_format == PERCENT else (alt.Scale(zero=True), x_format)
     drawn = base.mark_bar(color="var(--c1)", height={"band": 0.7}).encode(
-        x=alt.X("value:Q", title=x, axis=alt.Axis(format=".0%", tickCount=5), scale=alt.Scale(domain=[0, 1])),
+        x=alt.X("value:Q", title=x, axis=alt.Axis(format=ticks, tickCount=5), scale=scale),
         y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(grid=False)),
-        tooltip=[alt.Tooltip("name:N", title="Client"), alt.Tooltip("value:Q", title=x, format=".1%")],
+        tooltip=[alt.Tooltip("name:N", title="Client"), alt.Tooltip("value:Q", title=x, format=x_format)],
     )
     chart: alt.Chart | alt.LayerChart = drawn
     if rule is not None:
@@ -136,13 +145,15 @@ def bars(rows: Rows, x: str, *, rule: float | None = None) -> dict[str, Any]:
     return _spec(chart, height=20 * len(names))
 
 
-def histogram(rows: Rows, x: str) -> dict[str, Any]:
-    """Rows of value (0..1): how many fall in each twentieth."""
+def histogram(rows: Rows, x: str, *, x_format: str) -> dict[str, Any]:
+    """Rows of value: how many fall in each twentieth of 0..1 if they are shares, else of round steps, about twenty."""
+    share = x_format == PERCENT
+    bins, ticks = (alt.Bin(step=0.05, extent=[0, 1]), ".0%") if share else (alt.Bin(maxbins=20), x_format)
     drawn = (
         alt.Chart(_data(rows))
         .mark_bar(color="var(--c1)")
         .encode(
-            x=alt.X("value:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title=x, axis=alt.Axis(format=".0%")),
+            x=alt.X("value:Q", bin=bins, title=x, axis=alt.Axis(format=ticks)),
             y=alt.Y("count():Q", title="Clients", axis=alt.Axis(tickMinStep=1, format="d")),
         )
     )

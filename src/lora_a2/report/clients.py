@@ -12,9 +12,11 @@ MAX_CLIENTS = 40
 """Rows and columns of a picture with a cell for each client; of more the first are drawn."""
 
 
-def labels(run: Run) -> Section:
-    """The labels of each client's training examples."""
+def labels(run: Run) -> Section | None:
+    """The labels of each client's training examples; None if examples have none."""
     record = run.record
+    if not record.environment["data"]["label_names"]:
+        return None
     if not record.clients:
         return Section("Labels", ("This run did not record which labels its clients hold.",))
     holders = sorted(record.clients, key=lambda client: client.id)

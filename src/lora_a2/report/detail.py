@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_a2.analysis.convergence import client_accuracies, discordance
+from lora_a2.analysis.convergence import client_scores, discordance
 from lora_a2.analysis.similarity import gradient_similarity
-from lora_a2.display.progress import human_bytes, percent
+from lora_a2.display.progress import human_bytes
 from lora_a2.report import charts
 from lora_a2.report.blocks import Cell, Figure, Section, Table, table
 from lora_a2.report.clients import labels
@@ -27,19 +27,27 @@ EXACT = 1e-4
 
 def detail(run: Run) -> list[Section]:
     """All that a run's record says, in the order of the page; what it lacks is left out, with a sentence."""
-    return [part(run) for part in (rounds, clients, labels, ranks, similarity, averaging, configuration)]
+    parts = (rounds, clients, labels, ranks, similarity, averaging, configuration)
+    return [section for part in parts if (section := part(run)) is not None]
 
 
 def rounds(run: Run) -> Section:
-    """Accuracy and its spread over clients, and the training loss, by round."""
-    shown = {"accuracy": "all examples", "client_mean": "clients' mean", "client_worst_tenth": "worst tenth of clients"}
-    evaluated = [(text, x, y) for name, text in shown.items() for x, y in run.by_round(name)]
+    """The primary metric and its spread over clients, and the training loss, by round."""
+    task, name = run.task, run.task.headline
+    shown = {
+        task.primary: "all examples",
+        "client_mean": "clients' mean",
+        "client_worst_tenth": "worst tenth of clients",
+    }
+    evaluated = [(text, x, y) for metric, text in shown.items() for x, y in run.by_round(metric)]
     spread = Figure(
-        "Accuracy per round, and over clients",
-        "Test accuracy of the global model: of all examples together, the mean over the clients, and of the tenth of the "
+        f"{name} per round, and over clients",
+        f"Test {task.shown} of the global model: of all examples together, the mean over the clients, and of the tenth of the "
         "clients where it is worst.",
-        charts.lines([{"series": n, "x": x, "y": y} for n, x, y in evaluated], "Accuracy", y_format=charts.PERCENT),
-        table(["Series", "Server round", "Accuracy"], [(n, x, percent(y)) for n, x, y in evaluated]),
+        charts.lines(
+            [{"series": n, "x": x, "y": y} for n, x, y in evaluated], name, y_format=charts.number_format(task)
+        ),
+        table(["Series", "Server round", name], [(n, x, task.show(y)) for n, x, y in evaluated]),
     )
     loss = "Mean of the clients' losses while they trained, weighted by their number of examples."
     losses = _by_round("Training loss per round", loss, "Loss", run.by_round("train_loss"))
@@ -55,14 +63,25 @@ def _by_round(title: str, description: str, y: str, points: Sequence[tuple[int, 
 
 
 def _ledger(run: Run) -> Table:
-    header = ["Round", "Trained", "Clients", "Refused", "Accuracy", "Loss", "Uploaded", "Downloaded", "Seconds"]
+    task = run.task
+    header = [
+        "Round",
+        "Trained",
+        "Clients",
+        "Refused",
+        task.headline,
+        "Training loss",
+        "Uploaded",
+        "Downloaded",
+        "Seconds",
+    ]
     rows: list[tuple[Cell, ...]] = [
         (
             record.server_round,
             " and ".join(record.trainable),
             len(record.clients),
             len(record.refused),
-            percent(record.metrics["accuracy"]) if record.metrics else None,
+            task.show(record.metrics[task.primary]) if record.metrics else None,
             f"{record.train_loss:.3f}",
             human_bytes(record.uploaded_bytes),
             human_bytes(record.downloaded_bytes),
@@ -74,41 +93,51 @@ def _ledger(run: Run) -> Table:
 
 
 def clients(run: Run) -> Section:
-    """Each client's accuracy at the last evaluation, and how far they lie apart from round to round."""
-    accuracies = client_accuracies(run.record)
-    if accuracies.empty:
+    """Each client's value of the primary metric at the last evaluation, and how far they lie apart from round to round."""
+    task, title = run.task, run.task.headline
+    scores, number = client_scores(run.record), charts.number_format(task)
+    if scores.empty:
         return Section("Clients", ("No client has test examples of its own, or no round was evaluated yet.",))
-    values = list(zip(map(str, accuracies.index), map(float, accuracies), strict=True))
+    values = list(zip(map(str, scores.index), map(float, scores), strict=True))
     rows = [{"name": name, "value": value} for name, value in values]
-    mean, low, high = float(accuracies.mean()), values[0][1], values[-1][1]
+    mean, low, high = float(scores.mean()), float(scores.min()), float(scores.max())
     if len(rows) <= MAX_BARS:
-        how, spec = "worst first; the dashed line is their mean", charts.bars(rows, "Accuracy", rule=mean)
+        how = "worst first; the dashed line is their mean"
+        spec = charts.bars(rows, title, x_format=number, rule=mean)
     else:
-        how, spec = "how many clients reach how much", charts.histogram(rows, "Accuracy")
+        how, spec = "how many clients reach how much", charts.histogram(rows, title, x_format=number)
     figure = Figure(
-        "Accuracy per client",
-        f"Accuracy of the global model on each client's own test examples, {how}.",
+        f"{title} per client",
+        f"{title} of the global model on each client's own test examples, {how}.",
         spec,
-        table(["Client", "Accuracy"], [(name, percent(value)) for name, value in values]),
+        table(["Client", title], [(name, task.show(value)) for name, value in values]),
     )
-    deviation = percent(float(accuracies.std(ddof=0)))
-    said = f"{len(rows)} clients: mean {percent(mean)}, standard deviation {deviation}, from {percent(low)} to {percent(high)}."
+    deviation = task.show(float(scores.std(ddof=0)))
+    said = (
+        f"{len(rows)} clients: mean {task.show(mean)}, standard deviation {deviation}, from {task.show(low)} to "
+        f"{task.show(high)}."
+    )
     return Section("Clients", (said,), figures=(figure, _spread(run)))
 
 
 def _spread(run: Run) -> Figure:
-    """Tenth, middle and nine tenths of the clients' accuracies by round."""
+    """Tenth, middle and nine tenths of the clients' values of the primary metric by round."""
+    task = run.task
     evaluated = [
         (record.server_round, list(record.metrics.get("per_client", {}).values())) for record in run.record.rounds
     ]
     found = [(number, *np.quantile(values, (0.1, 0.5, 0.9)).tolist()) for number, values in evaluated if values]
     return Figure(
         "Spread over clients per round",
-        "The median client's accuracy, in the band that holds the middle eight tenths of the clients.",
-        charts.band([{"x": x, "low": low, "mid": mid, "high": high} for x, low, mid, high in found], "Accuracy"),
+        f"The median client's {task.shown}, in the band that holds the middle eight tenths of the clients.",
+        charts.band(
+            [{"x": x, "low": low, "mid": mid, "high": high} for x, low, mid, high in found],
+            task.headline,
+            y_format=charts.number_format(task),
+        ),
         table(
             ["Server round", "Lowest tenth below", "Median", "Highest tenth above"],
-            [(x, percent(low), percent(mid), percent(high)) for x, low, mid, high in found],
+            [(x, *map(task.show, shares)) for x, *shares in found],
         ),
     )
 

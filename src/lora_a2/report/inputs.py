@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lora_a2.analysis.convergence import curve
 from lora_a2.analysis.record import RunRecord, load_run
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, RunError
+from lora_a2.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,19 @@ class Run:
         return int(self.curve["uploaded_bytes"].iloc[-1])
 
     @property
-    def accuracy(self) -> float:
-        """At the last evaluation; −1 before the first, so that such runs come last."""
-        return float(self.metrics.get("accuracy", -1))
+    def task(self) -> Task:
+        """What the model is fine-tuned for."""
+        return self.record.task
+
+    @property
+    def score(self) -> float | None:
+        """The task's primary metric of the global model at the last evaluation; None before the first."""
+        return self.metrics.get(self.task.primary)
+
+    @property
+    def worse(self) -> float:
+        """A number that is the larger, the worse the run is; those that were not evaluated come last."""
+        return math.inf if self.score is None else self.task.worse(self.score)
 
     @property
     def rounds_planned(self) -> int:
@@ -81,7 +93,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     A sweep's tuning runs are not among them.
 
     Raises:
-        RunError: a path without a run, a damaged run, or no finished round anywhere.
+        RunError: a path without a run, a damaged run, runs of several tasks, or no finished round anywhere.
     """
     folders: dict[Path, None] = {}
     for path in paths:
@@ -93,6 +105,11 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     begun = [record for record in records if record.rounds]
     if not begun:
         raise RunError(f"{records[0].path} has no finished round yet: there is nothing to show.")
+    tasks = sorted({record.task.name for record in begun})
+    if len(tasks) > 1:
+        raise RunError(
+            f"These runs are of several tasks ({', '.join(tasks)}), which are not compared: name those of one."
+        )
     names = _names([record.path for record in begun])
     runs = [Run(name, record) for name, record in zip(names, begun, strict=True)]
     return runs, [record.path for record in records if not record.rounds]

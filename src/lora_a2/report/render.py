@@ -19,7 +19,7 @@ from lora_a2.report.inputs import Run
 from lora_a2.report.overview import overview
 
 MAX_DETAILED = 24
-"""Runs with sections of their own, the most accurate; a page of hundreds would open slowly."""
+"""Runs with sections of their own, the best; a page of hundreds would open slowly."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         not_begun: likewise.
         more: further sections on all of them, see `batches.batch_sections`.
     """
-    ranked = sorted(runs, key=lambda run: -run.metrics.get("accuracy", -1.0))[:MAX_DETAILED]
+    ranked = sorted(runs, key=lambda run: run.worse)[:MAX_DETAILED]
     parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
     environment = Environment(
         loader=PackageLoader("lora_a2.report", "page"),

@@ -17,8 +17,10 @@ from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
+from lora_a2.data.finding import find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
+from lora_a2.data.writing import WrittenOptions, load_samples
 from lora_a2.data.written import DataSet
 from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
@@ -31,9 +33,10 @@ from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
-from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
+from lora_a2.model.writer_io import WRITER, save_merged_writer, save_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
+from lora_a2.runs.measuring import evaluate_samples
 from lora_a2.runs.predict import load_predictor
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import ClientStates, evaluate_clients, make_pool, simulate
@@ -143,6 +146,8 @@ def evaluate_run(
     label_column: str | None = None,
     client_column: str | None = None,
     trust_remote_code: bool = False,
+    generate: int = 0,
+    **columns: str | None,
 ) -> Evaluation:
     """A finished run's model on its own clients' test shares, or on other data with the same labels, as `load_data` takes them.
 
@@ -159,7 +164,12 @@ def evaluate_run(
         if state is None:
             raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
         with make_pool(setup.model, setup.plan) as pool:
-            return evaluate_clients(setup.model.task, pool, state, setup.clients)
+            return evaluate_clients(setup.model, pool, state, setup.clients, generate, setup.config.seed)
+    if (run.result() / WRITER).is_file():
+        if label_column is not None:
+            raise ConfigError("label-column: a model that writes knows no labels; leave it out.")
+        given = {"text_column": text_column, "client_column": client_column, **columns}
+        return _evaluate_writer(run, data, given, trust_remote_code, generate)
     config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
     examples = load_examples(
         data,
@@ -178,6 +188,25 @@ def evaluate_run(
             rows = np.flatnonzero(names == name)
             clients[str(name)] = CLASSIFICATION.statistics(outputs[rows], examples.labels[rows])
     return evaluate(CLASSIFICATION, CLASSIFICATION.statistics(outputs, examples.labels), clients)
+
+
+def _evaluate_writer(
+    run: RunDirectory, data: DataSource, columns: Mapping[str, str | None], trust_remote_code: bool, generate: int
+) -> Evaluation:
+    """A finished run's language model on other data; where no column is named, by the run's own names, if the data have them."""
+    config = config_of(run, trust_remote_code)
+    model = open_model(config, ())
+    require_same(model.name, model.fingerprint, str(run.environment()["model_fingerprint"]), str(run.path))
+    state = run.load_state(model.layout)
+    if state is None:
+        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
+    if not any(columns.values()):
+        found = find_tables(data)
+        there = (found.test or found.train).names
+        columns = {name: own for name in columns if (own := getattr(config, name)) in there}
+    options: Any = dict(columns)
+    samples = load_samples(data, WrittenOptions(**options))
+    return evaluate_samples(model, state.adapter, state.base, samples, generate, config.seed)
 
 
 def _require_same(run: RunDirectory, setup: _Setup) -> None:

@@ -21,7 +21,8 @@ from lora_a2.federation.loop import Observer
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.system.files import check, read_json_object, read_sealed, write_all, write_sealed
-from lora_a2.tasks.registry import measured
+from lora_a2.tasks.base import Task
+from lora_a2.tasks.registry import DEFAULT_TASK, get_task, measured
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,14 @@ class Batch:
     def open_runs(self) -> Sequence[PlannedRun]:
         """Those that are neither finished nor have failed."""
         return [run for run in self.runs if run.summary() is None and run.failure() is None]
+
+
+def tasks_of(runs: Sequence[PlannedRun]) -> list[Task]:
+    """What each run is of: as its result says, or its configuration. One that says neither is taken for what another is."""
+    summaries = [run.summary() for run in runs]
+    names = [run.config.task if s is None else s.task for run, s in zip(runs, summaries, strict=True)]
+    usual = next(filter(None, names), DEFAULT_TASK)
+    return [get_task(name or usual) for name in names]
 
 
 def candidate_rates(

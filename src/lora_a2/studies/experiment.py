@@ -10,8 +10,8 @@
     [tune.run]          options of the tuning runs; what they fix leaves the grids
     [tune.arms.NAME]    likewise of one arm
     [table]             rows and columns: lists of options, "arm" among them, how the table is laid out; at-rounds: rounds after
-                        which the accuracy is shown too
-    [published]         columns: heads of the table; NAME OF A ROW → its figures as published (%), one a head
+                        which the task's primary metric is shown too
+    [published]         columns: heads of the table; NAME OF A ROW → its figures as published (%, if ours are), one a head
     [profiles.NAME]     the same sections again, which win, when this profile is chosen; only = arms that take part
 
 The profile "published" is the file without any profile.
@@ -67,7 +67,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment in one profile; see the module's docstring. `published`: (row, head of the column) → %."""
+    """An experiment in one profile; see the module's docstring. `published`: (row, head of the column) → figure."""
 
     title: str
     values: Values

@@ -2,7 +2,7 @@
 
 sweep.json            what was asked for; the same command, or --resume, goes on from there
 tuning/               the batch of the tuning runs (`batch`), and
-tuning.json           every candidate's accuracy and what was chosen, arm by arm
+tuning.json           how good every candidate is and what was chosen, arm by arm
 runs/                 the batch of the runs
 results.{md,csv,parquet}, runs.{csv,parquet}   see `results`
 """
@@ -10,6 +10,7 @@ results.{md,csv,parquet}, runs.{csv,parquet}   see `results`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,27 +19,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_a2.analysis.convergence import pareto_front
 from lora_a2.config.run import fields_of
 from lora_a2.config.setup import absolute_names
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.settings.errors import kebab
-from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, read_plan, write_plan
+from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated, read_plan, tasks_of, write_plan
 from lora_a2.studies.experiment import Experiment, Point, in_data_root, parse_experiment, points, varied
 from lora_a2.studies.results import (
-    AT_ROUND,
-    COSTS,
-    MEASURES,
     REPEATS,
     cells,
     long_table,
     markdown,
+    on_front,
+    row,
     wide_table,
     write_tables,
 )
 from lora_a2.system.files import read_json_object, write_atomic
 from lora_a2.system.locks import claimed
+from lora_a2.tasks.base import Task
 
 SWEEP_FILE = "sweep.json"
 
@@ -151,39 +151,44 @@ class Sweep:
         return batch
 
     def choose_rates(self, batch: Batch) -> list[dict[str, Any]]:
-        """Chooses each group's rate by the mean accuracy over its finished tuning runs, and writes tuning.json.
+        """Chooses each group's rate by the mean of the task's primary metric over its finished tuning runs, and writes
+        tuning.json.
 
-        A candidate of which a run failed is out. Ties go to the smaller rate.
+        A candidate of which a run failed, or came to no finite number, is out. Ties go to the smaller rate.
 
         Raises:
-            RunError: no candidate of a group is left.
+            RunError: no candidate of a group is left, or its runs are of several tasks.
         """
         scores: dict[tuple[str, ...], dict[float, list[float | None]]] = {}
-        for trial, run in zip(self.trials, batch.runs, strict=True):
+        tasks: dict[tuple[str, ...], list[Task]] = {}
+        for trial, run, task in zip(self.trials, batch.runs, tasks_of(batch.runs), strict=True):
             summary = run.summary()
             found = scores.setdefault(trial.group, {}).setdefault(trial.rate, [])
-            found.append(None if summary is None else summary.score)
-        chosen = [self._choice(group, rates) for group, rates in scores.items()]
+            found.append(None if summary is None or not math.isfinite(summary.score) else summary.score)
+            tasks.setdefault(trial.group, []).append(task)
+        chosen = [self._choice(group, rates, _only(tasks[group], group[0])) for group, rates in scores.items()]
         write_atomic(self.path / "tuning.json", (json.dumps(chosen, indent=2) + "\n").encode())
         lost = [entry for entry in chosen if entry["chosen"] is None]
         if lost:
             raise RunError(f"No learning rate of {lost[0]['arm']} is left, as runs of each failed: see {batch.path}.")
         return chosen
 
-    def _choice(self, group: tuple[str, ...], rates: Mapping[float, Sequence[float | None]]) -> dict[str, Any]:
+    def _choice(
+        self, group: tuple[str, ...], rates: Mapping[float, Sequence[float | None]], task: Task
+    ) -> dict[str, Any]:
         assert self._tuning is not None
         means = {
             rate: float(np.mean([v for v in values if v is not None]))
             for rate, values in rates.items()
             if None not in values
         }
-        best = max(sorted(means), key=lambda rate: means[rate], default=None)
+        best = min(sorted(means), key=lambda rate: task.worse(means[rate]), default=None)
         return {
             "arm": group[0],
             **dict(zip(self._tuning.per, group[1:], strict=True)),
             "runs": sum(map(len, rates.values())),
             "candidates": [
-                {"learning_rate": rate, "mean_accuracy": means.get(rate), "accuracies": list(values)}
+                {"learning_rate": rate, f"mean_{task.primary}": means.get(rate), task.plural: list(values)}
                 for rate, values in rates.items()
             ],
             "chosen": best,
@@ -201,49 +206,60 @@ class Sweep:
             found.append(replace(point, values={**point.values, **own}))
         return self._batch("runs", found)
 
-    def tables(self, batch: Batch) -> tuple[pd.DataFrame, list[list[str]]]:
-        """Writes the tables; returns the cells and the table as shown, header first."""
-        runs = pd.DataFrame(
-            [_row(*each, self.experiment.at_rounds) for each in zip(self.points, batch.runs, strict=True)]
-        )
+    def tables(self, batch: Batch) -> tuple[pd.DataFrame, list[list[list[str]]]]:
+        """Writes the tables; returns the cells and, for each task, the table as shown, header first."""
+        each = tasks_of(batch.runs)
+        tasks = list({task.name: task for task in each}.values())
+        rows_of = zip(self.points, batch.runs, each, strict=True)
+        runs = pd.DataFrame([row(*one, tasks, self.experiment.at_rounds) for one in rows_of])
+        unused = [name for task in tasks for name in task.optional if runs[name].isna().all()]
+        runs = runs.drop(columns=unused)
         keys = ["arm", *(key for key in varied(self.points) if key not in (REPEATS, "method"))]
         keys += ["learning-rate"] if self.trials and "learning-rate" not in keys else []
+        keys += ["task"] if len(tasks) > 1 and "task" not in keys else []
         rows, columns = self.experiment.rows, self.experiment.columns
+        if "task" in (*keys, *rows, *columns):
+            runs["task"] = [task.name for task in each]  # the options need not say it
         for key in dict.fromkeys((*keys, *rows, *columns)):
             if key not in runs:
                 runs[key] = _column([_value(run, key) for run in batch.runs])
-        table = cells(runs, keys)
-        table["pareto"] = on_front(table, [key for key in keys if key in _TASK])
-        shown = [long_table(table, keys)]
-        if rows and columns:
-            shown.insert(0, wide_table(cells(runs, [*rows, *columns]), rows, columns, self.experiment.published))
+        parts, shown = [], []
+        for task in tasks:
+            own = runs[[other is task for other in each]]
+            part = cells(own, keys, task)
+            part["pareto"] = on_front(part, [key for key in keys if key in _SETTING], task)
+            parts.append(part)
+            shown.append([long_table(part, keys, task)])
+            if rows and columns:
+                laid_out = cells(own, [*rows, *columns], task)
+                shown[-1].insert(0, wide_table(laid_out, rows, columns, self.experiment.published, task))
+        table = pd.concat(parts, ignore_index=True)
+        named = " and ".join(task.shown + (" in percent" if task.is_fraction() else "") for task in tasks)
         text = f"# {self.experiment.title or self.request.name}\n\nProfile {self.request.profile}. "
-        text += "Accuracy in percent, mean ± standard deviation over seeds; published figures in brackets.\n\n"
-        write_tables(self.path, runs, table, text + "\n".join(map(markdown, shown)))
-        return table, shown[0]
+        text += (
+            f"{named[0].upper()}{named[1:]}, mean ± standard deviation over seeds; published figures in brackets.\n\n"
+        )
+        write_tables(self.path, runs, table, text + "\n".join(markdown(rows) for part in shown for rows in part))
+        return table, [part[0] for part in shown]
 
 
-_TASK = {kebab(name) for name in fields_of("Data", "Clients", "Model")}
-"""Options that make another task: accuracies are compared at equal values of these."""
+_SETTING = {kebab(name) for name in fields_of("Data", "Clients", "Model")}
+"""Options that make another problem: runs are compared at equal values of these."""
 
 
-def on_front(table: pd.DataFrame, task: Sequence[str]) -> list[bool]:
-    """Which cells no other cell of the same task beats in both accuracy and bytes uploaded."""
-    front = pd.Series(False, index=table.index)
-    known = table[table["accuracy_mean"].notna()]
-    for _, group in known.groupby([*task], dropna=False) if task else [((), known)]:
-        front[group.index] = pareto_front(group["uploaded_bytes"].to_numpy(), group["accuracy_mean"].to_numpy())
-    return [bool(value) for value in front]
+def _only(tasks: Sequence[Task], arm: str) -> Task:
+    """The task of the tuning runs for which one rate is chosen.
 
-
-def _row(point: Point, run: PlannedRun, at_rounds: Sequence[int]) -> dict[str, Any]:
-    summary = run.summary()
-    found = {} if summary is None else summary.to_json()
-    status = "done" if summary is not None else "open" if run.failure() is None else "failed"
-    shared = {"run": run.name, "arm": point.arm, "method": run.config.method, REPEATS: run.config.seed}
-    numbers = {name: np.nan if found.get(name) is None else float(found[name]) for name in (*MEASURES, *COSTS)}
-    rounds = {f"{AT_ROUND}{n}": run.score_at(n) if summary is not None else np.nan for n in at_rounds}
-    return {**shared, "status": status, **numbers, **rounds}
+    Raises:
+        RunError: they are of several.
+    """
+    names = sorted({task.name for task in tasks})
+    if len(names) > 1:
+        raise RunError(
+            f"The tuning runs of {arm} are of several tasks ({', '.join(names)}), for which one learning rate cannot be chosen: "
+            'name in [tune] what tells them apart, such as per = ["data"].'
+        )
+    return tasks[0]
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,6 +57,12 @@ class Encoded:
         return self.examples.take(np.array([place[int(row)] for row in rows if int(row) in place], np.int64))
 
 
+CLIENT_FIGURES = ("client_mean", "client_worst_tenth", "client_std")
+"""The figures of an `Evaluation` that follow from the clients' values of the primary metric."""
+PERSONAL = "personal"
+"""What holds the evaluation of the clients' own models, among the metrics of a round; `personal_…` where figures stand side by side."""
+PERCENT = " %"
+
 Statistics = Mapping[str, np.ndarray]
 """Sums over examples, by name: those of several clients are added up, array by array."""
 
@@ -69,39 +75,89 @@ class Task:
         name: as typed on the command line.
         encode: examples of its data set as tokens and labels, by a tokenizer.
         primary: the metric by which models are compared.
+        measures: every metric → what it is called in tables and lines, without a capital; the primary one is first.
+        plural: what several values of it are called.
         higher_is_better: which way.
         shared: the statistics that a node tells a server; the others say more of its data.
         limits: the most that each of these can be, and the least is 0, for this many examples of at most this many tokens.
         statistics: sums over examples, from what the objective measured of them (n, W) and their labels.
         metrics: what the sums come to.
-        shown: what the primary metric is called in tables and lines, without a capital.
-        show: a value of it as text.
+        show: a value of the primary metric as text.
         absolute: metrics that are no fractions of 1.
+        optional: metrics that only some evaluations have.
+        received_texts: the statistics of written texts in what a node states, `ending` behind their names; ValueError for what is none.
         command: what a finished run's model is tried with.
     """
 
     name: str
     encode: Callable[[PreTrainedTokenizerBase, Any, EncodingOptions], Encoded]
     primary: str
+    measures: Mapping[str, str]
+    plural: str
     higher_is_better: bool
     shared: tuple[str, ...]
     limits: Callable[[int, int], Mapping[str, int | float]]
     statistics: Callable[[FloatArray, Labels], Statistics]
     metrics: Callable[[Statistics], dict[str, float]]
-    shown: str
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    received_texts: Callable[[Mapping[str, object], str], Statistics] | None = None
+
+    @property
+    def shown(self) -> str:
+        """What the primary metric is called in tables and lines, without a capital."""
+        return self.measures[self.primary]
+
+    def title(self, name: str) -> str:
+        """What a metric is called at the head of a column."""
+        text = self.measures[name]
+        return text[0].upper() + text[1:]
+
+    @property
+    def headline(self) -> str:
+        """What the primary metric is called at the head of a column."""
+        return self.title(self.primary)
+
+    def columns(self, evaluations: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+        """The metrics of a table of these evaluations: the optional ones only if one has them."""
+        there = set().union(*evaluations)
+        return tuple(name for name in self.measures if name not in self.optional or name in there)
+
+    def is_fraction(self, name: str | None = None) -> bool:
+        """Whether a metric, or a figure of `CLIENT_FIGURES`, is a fraction of 1, which is shown in percent; by default the primary one."""
+        return (self.primary if name is None or name in CLIENT_FIGURES else name) not in self.absolute
 
     def show_metric(self, name: str, value: float) -> str:
-        """A value of any metric as text: of the primary one as it is shown, of others that are fractions of 1 in percent."""
-        if name == self.primary:
+        """A value of any metric as text: of the primary one and of the clients' figures as it is shown, of others that are
+        fractions of 1 in percent."""
+        if name == self.primary or name in CLIENT_FIGURES:
             return self.show(value)
-        return f"{value:.4g}" if name in self.absolute else f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}{PERCENT}" if self.is_fraction(name) else f"{value:.4g}"
+
+    def number(self, name: str, value: float) -> str:
+        """As `show_metric`, for columns that have the unit at their head."""
+        return self.show_metric(name, value).removesuffix(PERCENT)
+
+    def unit(self, name: str | None = None) -> str:
+        """What stands behind a number of a metric: " %" or nothing; by default of the primary one."""
+        return PERCENT if self.is_fraction(name) else ""
+
+    def difference(self, value: float, reference: float) -> str:
+        """How far a value of the primary metric lies from another, as text with a sign."""
+        points = 100 * (value - reference)
+        text = f"{points:+.1f} points" if self.is_fraction() else f"{value - reference:+.2f}"
+        return text.replace("-", "−")
 
     def worse(self, value: float) -> float:
         """A number that is the larger, the worse a value of the primary metric is."""
         return -value if self.higher_is_better else value
+
+    def reaches(self, value: float, share: float, best: float) -> bool:
+        """Whether a value of the primary metric is at least a share (0..1) as good as the best: of what should be small, it is
+        at most best / share."""
+        return value >= share * best if self.higher_is_better else value * share <= best
 
 
 @dataclass(frozen=True)
@@ -114,6 +170,7 @@ class Evaluation:
         client_mean, client_std: mean and population standard deviation over the clients.
         client_worst_tenth: mean of the worst tenth of the clients, at least one.
         per_client: client name → value, of those with test examples.
+        extra: what else is known of the examples, by name.
     """
 
     metrics: dict[str, float]
@@ -122,6 +179,7 @@ class Evaluation:
     client_worst_tenth: float | None
     client_std: float | None
     per_client: dict[str, float]
+    extra: Mapping[str, int | float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -132,7 +190,13 @@ class Evaluation:
             "client_worst_tenth": self.client_worst_tenth,
             "client_std": self.client_std,
             "per_client": self.per_client,
+            **self.extra,
         }
+
+
+def flattened(statistics: Statistics) -> dict[str, int | float]:
+    """Arrays as plain numbers, entry k of `name` as name.k."""
+    return {f"{name}.{k}": value.item() for name, own in statistics.items() for k, value in enumerate(np.ravel(own))}
 
 
 def received(
@@ -158,10 +222,14 @@ def received(
     return found
 
 
-def evaluate(task: Task, total: Statistics, clients: Mapping[str, Statistics]) -> Evaluation:
+def evaluate(
+    task: Task, total: Statistics, clients: Mapping[str, Statistics], extra: Mapping[str, int | float] | None = None
+) -> Evaluation:
     """What the sums over all examples, and over each client's, come to."""
     per_client = {name: task.metrics(own)[task.primary] for name, own in clients.items() if own["num_examples"] > 0}
-    return Evaluation(task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client))
+    return Evaluation(
+        task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client), extra=extra or {}
+    )
 
 
 def summed(parts: Iterable[Statistics]) -> Statistics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_a2.errors import ConfigError
@@ -29,3 +29,15 @@ def get_task(name: str) -> Task:
 def measured(metrics: Mapping[str, Any]) -> Task | None:
     """The task whose primary metric is among these of an evaluation; None: there was no evaluation."""
     return next((task for task in TASKS.values() if task.primary in metrics), None)
+
+
+def task_of(evaluations: Iterable[Mapping[str, Any]], config: Mapping[str, Any] | None = None) -> Task:
+    """The task of a run: of the metrics of its rounds, or else of its configuration by kebab-case key.
+
+    Of a run that says neither it is the usual one.
+
+    Raises:
+        ConfigError: the configuration names a task that is not known.
+    """
+    found = next(filter(None, map(measured, evaluations)), None)
+    return found or get_task(str((config or {}).get("task") or DEFAULT_TASK))

@@ -11,9 +11,9 @@ from typing import Any
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer, RunStart
 from lora_a2.federation.records import RoundRecord
+from lora_a2.tasks.base import PERSONAL
+from lora_a2.tasks.registry import measured
 from lora_a2.trackers.base import Parameter, TrackedRun, Tracker
-
-_EVALUATED = ("accuracy", "macro_f1", "client_mean", "client_worst_tenth")
 
 
 class Tracking(Observer):
@@ -92,9 +92,10 @@ def tracking(observer: Observer, names: Sequence[str], path: Path, config: Mappi
 
 def round_figures(record: RoundRecord) -> dict[str, float]:
     """A round's figures by name: `eval/…` in rounds with an evaluation, `train/…`, `seconds/…`."""
-    personal = record.metrics.get("personal", {})
-    evaluated = {name: record.metrics.get(name) for name in _EVALUATED}
-    evaluated |= {f"personal_{name}": personal.get(name) for name in _EVALUATED}
+    task, metrics = measured(record.metrics), record.metrics
+    names = () if task is None else (*task.measures, "client_mean", "client_worst_tenth")
+    evaluated = {name: metrics.get(name) for name in names}
+    evaluated |= {f"{PERSONAL}_{name}": metrics.get(PERSONAL, {}).get(name) for name in names}
     return {
         **{f"eval/{name}": float(value) for name, value in evaluated.items() if value is not None},
         "train/loss": record.train_loss,

@@ -14,13 +14,14 @@ from chat_styles import CHANGING, HARMONY, HEADED, INSTRUCTIONS, REASONING, SPAC
 from chat_tokenizers import CHATML, PHI3, TEMPLATES, byte_level, sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_a2.data.written import Sample, Turn
-from lora_a2.errors import LoraA2Error, ModelError
+from lora_a2.errors import DataError, LoraA2Error, ModelError
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import IGNORED, LAST_ALONE, encode, encode_prompt
+from lora_a2.tasks.causal_lm.stopping import stop_ids
 
 OPTIONS = EncodingOptions(max_length=500)
 STYLES = {
@@ -90,6 +91,15 @@ def test_an_earlier_turn_may_have_another_end_than_the_last() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|return|>", "<|channel|>", "<|message|>", "<|end|>"]})
     final = "<|channel|>final<|message|>"
     assert learnt(tokenizer, chat("a", "yes", "b", "no")) == [f"{final}yes", f"{final}no<|return|>"]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_what_ends_an_answer_in_training_stops_it_in_generation(name: str) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=500, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    ids, _, _ = arrays(BYTES[name], chat("a", "yes"))
+    assert ids[-1] in stop_ids(model, BYTES[name])
 
 
 def test_no_word_of_the_user_is_learnt_where_a_turn_has_another_beginning() -> None:
@@ -231,6 +241,25 @@ def test_beginning_and_end_may_be_one_token_and_padding_lack() -> None:
     assert learnt(tokenizer, chat("a", "yes", "b", "no")) == ["yes</s>", "no</s>"]
 
 
+@pytest.mark.parametrize("name", ["chatml", "none", "spaced", "wandering", "reasoning"])
+def test_a_vocabulary_of_words(name: str) -> None:
+    """Blanks and line breaks are no tokens at all, and capitals are small."""
+    marks = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    words = [*marks, *["how", "long", "four", "days", "user", "assistant", "?", "[", "[/", "inst", "]"]]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = STYLES[name]
+    ids, labels, notes = arrays(tokenizer, chat("How long?", "Four days", "Long?", "Four"))
+    end = "<|im_end|>" if name in ("chatml", "reasoning") else "</s>"
+    kept = [word for word in tokenizer.convert_ids_to_tokens(ids[labels != IGNORED].tolist()) if word != "<unk>"]
+    between = [] if name == "spaced" else [end]
+    assert kept == ["four", "days", *between, "four", end] and notes == ()
+    asked = encode_prompt(tokenizer, chat("How long?", "Four days", "Long?"), OPTIONS)
+    np.testing.assert_array_equal(ids[: len(asked)], asked)
+
+
 def test_a_text_that_has_its_beginning_and_end_gets_no_second_one() -> None:
     tokenizer = byte_level(None, adds_bos=True)
     for text in ("yes", "<s>yes", "yes</s>", "<s>yes</s>"):
@@ -257,15 +286,15 @@ def test_beginning_and_system_prompt_stay_if_there_is_room(most: int, name: str)
     turns = chat("How long does a parcel take to arrive? Can I pay later?", "four", system=system)
     whole, labels, _ = arrays(tokenizer, turns)
     answer = int((labels != IGNORED).sum())
-    found = encode(tokenizer, [Sample(turns)], EncodingOptions(most))
-    if most == 1:
-        assert (found.num_dropped, found.num_cut, len(found.rows)) == (1, 0, 0)
+    if answer >= most:
+        with pytest.raises(DataError, match="choose a larger --max-length"):
+            encode(tokenizer, [Sample(turns)], EncodingOptions(most))
         return
+    found = encode(tokenizer, [Sample(turns)], EncodingOptions(most))
     ids, room = found.examples.input_ids[0], most - answer
     assert len(ids) == min(most, len(whole)) and found.num_cut == (len(whole) > most)
-    if room >= 1:
-        np.testing.assert_array_equal(ids[-answer:], whole[-answer:])
-        assert int((found.examples.labels[0] != IGNORED).sum()) == answer
+    np.testing.assert_array_equal(ids[-answer:], whole[-answer:])
+    assert int((found.examples.labels[0] != IGNORED).sum()) == answer
     if room >= 2 and len(whole) > most and whole[0] == tokenizer.bos_token_id:
         assert ids[0] == whole[0]
     if room > 30 and name in ("llama3", "chatml", "none"):

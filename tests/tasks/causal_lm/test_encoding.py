@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_a2.data.written import Sample, Samples, Turn
-from lora_a2.errors import ModelError
+from lora_a2.errors import DataError, ModelError
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import IGNORED, LAST_ALONE, encode, encode_prompt
 
@@ -150,15 +150,14 @@ def test_what_is_cut_is_the_beginning_of_the_prompt(most: int, adds_bos: bool) -
     sample = pair("Can I pay later? Yes, within 17 days: write to us.", "four")
     whole = encode(tokenizer, [sample], OPTIONS).examples
     answer = int((whole.labels[0] != IGNORED).sum())
+    if answer >= most:
+        with pytest.raises(DataError, match=f"Example 1: its last answer has {answer} tokens, and max-length = {most}"):
+            encode(tokenizer, [sample], EncodingOptions(most))
+        return
     found = encode(tokenizer, [sample], EncodingOptions(most))
     ids, labels = found.examples.input_ids[0], found.examples.labels[0]
     assert len(ids) == min(most, len(whole.input_ids[0]))
     assert found.num_cut == (len(whole.input_ids[0]) > most)
-    if answer >= most:  # the beginning of the answer, behind one token of the prompt
-        first = len(whole.input_ids[0]) - answer
-        np.testing.assert_array_equal(ids, whole.input_ids[0][first - 1 : first - 1 + most])
-        np.testing.assert_array_equal(labels[1:], ids[1:])
-        return
     assert learnt(tokenizer, ids, labels) == "four</s>"
     if adds_bos and most > answer + 1:
         assert ids[0] == tokenizer.bos_token_id

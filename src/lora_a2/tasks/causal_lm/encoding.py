@@ -32,11 +32,10 @@ def encode(
     Chats are rendered by the chat template, or, where there is none, joined by line breaks with the end of text behind each answer.
     An answer is learnt with what ends its turn; where the template ends none, the end of text is put behind the last. A chat that is
     longer than `max_length` loses the beginning of its prompt: what stays of that are a token that opens every text and a system turn
-    that takes at most half of it, and the tokens before the answer. Of an answer that is too long alone, the beginning is kept, behind
-    one token of the prompt. Plain text loses its end. The first token is never learnt.
+    that takes at most half of it, and the tokens before the answer. Plain text loses its end. The first token is never learnt.
 
     Raises:
-        DataError: a chat has no answer, or the template takes no such chat; the message says which.
+        DataError: a chat has no answer, or a last one that is longer than `max_length`, or the template takes no such chat; the message says which.
         ModelError: the tokenizer is of the slow kind, has no token for the end, or does not know the texts; or its chat template
             fails with the first chat.
     """
@@ -154,8 +153,10 @@ class _Encoder:
             return _Tokens(ids, learnt)
         room = most - (len(ids) - last)
         if room < 1:
-            whole = slice(max(last - 1, 0), max(last - 1, 0) + most)
-            return _Tokens(ids[whole], learnt[whole], True)
+            raise DataError(
+                f"its last answer has {len(ids) - last} tokens, and max-length = {most} leaves room for {most - 1} behind one of the "
+                "prompt: choose a larger --max-length, or shorten it."
+            )
         opening = self._pieces.count_opening(list(ids))
         kept = next((size for size in (system, opening) if 2 * size <= room), 0)
         rows = np.concatenate([np.arange(kept), np.arange(len(ids) - most + kept, len(ids))])
