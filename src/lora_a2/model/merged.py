@@ -80,7 +80,8 @@ def _moved_classifier(
     whole.config.id2label = dict(enumerate(model.label_names))
     whole.config.label2id = {name: i for i, name in enumerate(model.label_names)}
     whole.config.problem_type = "single_label_classification"
-    whole.config.pad_token_id = tokenizer.pad_token_id
+    if native.strips_padding:  # elsewhere the head does not look at it, and positions may be counted from it
+        whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = model.max_length  # for pipeline(…, truncation=True)
     whole.base_model.config = whole.config  # type: ignore[assignment] # what a reader finds
     saved = replace(classifier, new=frozenset(), known=model.label_names)

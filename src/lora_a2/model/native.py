@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from lora_a2.core.randomness import generator
@@ -185,7 +185,7 @@ def take_head(
     whole.requires_grad_(False)
     whole.train(False)
     whole.config = copy.deepcopy(base.config)
-    _text_config(whole.config).pad_token_id = pad_token_id
+    whole.config.get_text_config().pad_token_id = pad_token_id
     name, last = _last_layer(whole, prefix, len(start.labels))
     if start.values is None:
         kept = known is not None and not any(n.startswith(f"{name}.") for n in new)
@@ -278,11 +278,6 @@ def _draw(whole: PreTrainedModel, last: str, new: frozenset[str], rows: list[int
 def _gaussian(seed: int, purpose: str, like: Tensor, deviation: float) -> Tensor:
     values = generator(seed, purpose).standard_normal(tuple(like.shape), np.float32)
     return torch.from_numpy(values * np.float32(deviation))
-
-
-def _text_config(config: PretrainedConfig) -> PretrainedConfig:
-    found: PretrainedConfig = config.get_text_config()
-    return found
 
 
 def _logits(whole: PreTrainedModel, ids: Tensor) -> Tensor:
