@@ -20,17 +20,22 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import lora_a2
 from families import FAMILIES
-from federation import LABELS, save_model, texts
+from federation import LABELS, save_model, study_options, texts
 from lora_a2.config.run import RunConfig
+from lora_a2.config.setup import open_model
 from lora_a2.core.types import Adapter, FloatArray, ServerState
 from lora_a2.engine.work import TokenizedExamples
 from lora_a2.errors import ConfigError, ModelError, RunError
+from lora_a2.federation.loop import Observer
 from lora_a2.federation.population import Client
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.classifier import require_head
 from lora_a2.model.native import Start, fill, prefix_of, take_head
 from lora_a2.model.options import ModelOptions
+from lora_a2.model.peft_io import read_adapter
 from lora_a2.model.pretrained import Model, load_model
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.jobs import config_of, launch
 from lora_a2.runs.predict import load_predictor
 from lora_a2.simulation import make_plan, simulate
 from lora_a2.system.files import SUMS, write_all
@@ -256,6 +261,25 @@ def load_base(folder: Path) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_and_what_is_read_from_its_directory(trained: bool, tmp_path: Path) -> None:
+    """Its configuration, with all defaults filled in, gives the same model again."""
+    options = study_options(tmp_path) | {"model": str(save_model(tmp_path / "roberta", "roberta"))}
+    launch(RunConfig(**options, head="native", train_head=trained, output_dir=str(tmp_path / "run")), Observer())
+    run = RunDirectory.open(tmp_path / "run")
+    config = config_of(run)
+    assert (config.head, config.train_head, config.pooling) == ("native", trained, "cls")
+    again = open_model(config, tuple(sorted(LABELS)))
+    saved = read_adapter(run.adapter)
+    assert again.native is not None
+    drawn = again.native.tensors(again.native.values)
+    moved = {name for name, value in saved.head.items() if not np.array_equal(value, drawn[name])}
+    assert moved == ({"classifier.out_proj.weight", "classifier.out_proj.bias"} if trained else set())
+    head = {n: saved.head[f"{again.native.last}.{n}"] for n, _ in again.layout.head}
+    ours = again.network.predict(replace(saved.adapter, head=head), again.tokenize(TEXTS))
+    np.testing.assert_allclose(load_predictor(tmp_path / "run").logits(TEXTS), ours, atol=1e-5)
+
+
 def test_the_seed_gives_the_head(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "roberta")
     one, same, other = (load_model(folder, labels=LABELS, head="native", seed=seed).native for seed in (1, 1, 2))
@@ -319,6 +343,7 @@ def test_the_former_values_of_head() -> None:
     for value, trained in (("frozen", False), ("trained", True)):
         config, options = RunConfig(head=value), ModelOptions(head=value)  # type: ignore[arg-type]
         assert (config.head, config.train_head) == (options.head, options.train_head) == ("linear", trained)
-    with pytest.raises(ConfigError, match="do not agree"):
+    assert RunConfig(head="trained", train_head=False).train_head  # type: ignore[arg-type] # as in a Flower app's configuration
+    with pytest.raises(ConfigError, match="head frozen is not trained"):
         RunConfig(head="frozen", train_head=True)  # type: ignore[arg-type]
     assert RunConfig(head="native", train_head=True).train_head

@@ -82,8 +82,8 @@ class ModelConfig(Options):
         if not isinstance(values, Mapping) or values.get("head") not in FORMER_HEADS:
             return values
         trained = FORMER_HEADS[values["head"]]
-        for key in ("train_head", "train-head"):
-            if values.get(key) not in (None, trained):
-                raise ValueError(f"{key} and head {values['head']!r} do not agree; give head linear or native.")
-        rest = {key: value for key, value in values.items() if key not in ("train_head", "train-head")}
+        keys = ("train_head", "train-head")
+        if not trained and any(values.get(key) for key in keys):  # Flower apps always have the key, false as a rule
+            raise ValueError("head frozen is not trained; give head linear with train-head.")
+        rest = {key: value for key, value in values.items() if key not in keys}
         return {**rest, "head": "linear", "train_head": trained}

@@ -130,7 +130,7 @@ class Given:
         if found is None or not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"The head of {type(self.model).__name__} is not one linear layer on "
-                f"{'the pooling ' + pooling if pooling else 'the mean, the first or the last token vector'}: give the backbone, "
+                f"{'the pooling ' + pooling if pooling else 'the mean, the first or the last token vector'}: give head='native', or the backbone, "
                 "load_model(model.base_model, …), which gets a new head."
             )
         weight, bias = linear.weight.detach().float().cpu(), linear.bias

@@ -103,7 +103,7 @@ class _StandIn(nn.Module):
         self._pool = pooler
         self.vectors: Tensor | None = None
         if where is not None:
-            self.pooler = base.get_submodule(where)
+            self.pooler = copy.deepcopy(base.get_submodule(where))
         if hasattr(base, "pooler_activation"):
             self.pooler_activation = base.pooler_activation
 
