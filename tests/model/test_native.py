@@ -30,7 +30,7 @@ from lora_a2.federation.loop import Observer
 from lora_a2.federation.population import Client
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.classifier import require_head
-from lora_a2.model.native import Start, fill, prefix_of, take_head
+from lora_a2.model.native import Start, fill, head_weights, prefix_of, take_head
 from lora_a2.model.options import ModelOptions
 from lora_a2.model.peft_io import read_adapter
 from lora_a2.model.pretrained import Model, load_model
@@ -94,6 +94,16 @@ def test_the_head_of_every_family_gives_its_own_logits(family: str) -> None:
     fill(intact, {name: value + 1 for name, value in tensors.items()})
     again = take_head(intact, frozenset(), None, 0, start(tensors))
     assert all(np.array_equal(again.tensors(again.values)[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "roberta"])
+def test_weights_of_zeros_do_not_mislead(family: str) -> None:
+    """They give the same logits whatever the head reads."""
+    whole = whole_of(family)
+    zeros = {name: np.zeros(tuple(p.shape), np.float32) for name, p in head_weights(whole).items()}
+    head = take_head(whole, frozenset(), LABELS, 0, start(zeros))
+    assert head.pooling == ("last" if family == "llama" else "cls")
+    assert not any(value.any() for value in head.tensors(head.values).values())
 
 
 def test_the_families_are_all_spoken_for() -> None:

@@ -180,7 +180,7 @@ def take_head(
     Raises:
         ModelError: the head is not understood, or `start.values` are not for it.
     """
-    base, prefix, kind = whole.base_model, prefix_of(whole), type(whole).__name__
+    base, prefix = whole.base_model, prefix_of(whole)
     assert isinstance(base, PreTrainedModel)
     whole.requires_grad_(False)
     whole.train(False)
@@ -192,7 +192,35 @@ def take_head(
         _draw(whole, name, new, label_rows(known or (), start.labels) if kept else None, start)
     else:
         fill(whole, start.values)
-    sentences = _sentences(base)
+    weights = {n: p.clone() for n, p in head_weights(whole).items()}
+    for n, p in head_weights(whole).items():
+        if p.ndim > 1:  # of zeros every pooling would give the same
+            p.copy_(_gaussian(0, f"trial {n}", p, 1 / np.sqrt(p.shape[1])))
+    where, pooling, strips, features = _try(whole, base, last, pad_token_id)
+    if has_optional_pooling(base.config):
+        setattr(base, "pooler", None)  # noqa: B010 (no tensor)
+    held = {n: p for n, p in whole.named_parameters() if n in weights}
+    for n, p in held.items():
+        p.copy_(weights[n])
+    tensors = {n: p.numpy().copy() for n, p in held.items()}
+    if start.values is not None and (lacking := tensors.keys() - start.values.keys()):
+        raise ModelError(f"The head's weights lack {some(lacking)}, which a {type(whole).__name__} has.")
+    values = {n: tensors.pop(f"{name}.{n}") for n in ("weight", "bias") if f"{name}.{n}" in tensors}
+    parts = [n for n, m in whole.named_children() if n != prefix and any(True for _ in m.parameters())]
+    parts += [f"{prefix}.{where}"] if where is not None else []
+    return NativeHead(prefix, pooling, strips, features, name, values, tensors, tuple(parts))
+
+
+def _try(
+    whole: PreTrainedModel, base: PreTrainedModel, last: nn.Linear, pad_token_id: int
+) -> tuple[str | None, Pooling, bool, Features]:
+    """Where the backbone's pooling layer is, if the head has it; what the head reads; whether it passes over padding at the end of a
+    sentence; its features. A stand-in is in the backbone's place afterwards.
+
+    Raises:
+        ModelError: no way that is known here gives the model's own logits.
+    """
+    kind, prefix, sentences = type(whole).__name__, prefix_of(whole), _sentences(base)
     try:
         expected = [_logits(whole, ids) for ids in sentences]
         hidden = [
@@ -210,20 +238,7 @@ def take_head(
         features = Features(whole, stand_in, last, int(sentences[0][0, 0]))
         for pooling in get_args(Pooling):
             if all(_gives(features, last, _pooled(h, pooling), e) for h, e in zip(hidden, expected, strict=True)):
-                tensors = {n: v.numpy().copy() for n, v in whole.named_parameters()}
-                if has_optional_pooling(base.config):
-                    setattr(base, "pooler", None)  # noqa: B010 (no tensor)
-                values = {n: tensors.pop(f"{name}.{n}") for n in ("weight", "bias") if f"{name}.{n}" in tensors}
-                modules = tuple(
-                    n for n, m in whole.named_children() if n != prefix and any(True for _ in m.parameters())
-                )
-                modules += (f"{prefix}.{where}",) if where is not None else ()
-                found = NativeHead(
-                    prefix, pooling, strips and pooling == "last", features, name, values, tensors, modules
-                )
-                if start.values is not None and (lacking := found.tensors(values).keys() - start.values.keys()):
-                    raise ModelError(f"The head's weights lack {some(lacking)}, which a {kind} has.")
-                return found
+                return where, pooling, strips and pooling == "last", features
         setattr(whole, prefix, base)
     raise ModelError(
         f"The head of {kind} does not make its logits of the mean, the first or the last token vector alone: {_INSTEAD}."
