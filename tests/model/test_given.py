@@ -180,7 +180,12 @@ def test_heads_that_do_not_fit(folder: Path) -> None:
     model, (_, tokenizer) = classifying(), loaded(folder)
     refused("has the labels broken, late, lost, and labels are late, lost", model, tokenizer, labels=("late", "lost"))
     refused("head_values and head_scale are for a new head", model, tokenizer, head_scale=1.0)
-    refused("not one linear layer on the pooling mean: give the backbone", model, tokenizer, pooling="mean")
+    refused(
+        "not one linear layer on the pooling mean: give head='native', or the backbone",
+        model,
+        tokenizer,
+        pooling="mean",
+    )
     for family in ("bert", "roberta", "distilbert", "modernbert", "mpnet"):
         other = classifying(family)
         refused(rf"The head of {type(other).__name__} is not one linear layer", other, tokenizer)

@@ -23,6 +23,8 @@ PREFIX = "base_model.model."
 LARGEST_RANK = 65535
 LARGEST_LENGTH = 1 << 20
 
+NATIVE_TASK = "SEQ_CLS"
+"""The task type of an adapter for a whole classifier, whose head lies beside the factors."""
 _HONOURED = frozenset(
     {"base_model_name_or_path", "r", "lora_alpha", "target_modules", "fan_in_fan_out", "peft_type", "task_type"}
 )
@@ -32,24 +34,26 @@ _HARMLESS = frozenset({"auto_mapping", "inference_mode", "lora_dropout", "peft_v
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says: the base model's name, the rank, lora_alpha, the names of the adapted layers, and whether
-    these keep their weights as (d_in, d_out)."""
+    """What `adapter_config.json` says: the base model's name, the rank, lora_alpha, the names of the adapted layers, whether
+    these keep their weights as (d_in, d_out), and, of a whole classifier, the names of the parts that make up its head."""
 
     model: str
     rank: int
     lora_alpha: float
     modules: frozenset[str]
     fan_in_fan_out: bool
+    head: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """What `classifier.json` says."""
+    """What `classifier.json` says; `native`: the head is that of the model's architecture, and lies among its weights."""
 
     label_names: tuple[str, ...]
     pooling: str
     max_length: int
     fingerprint: str
+    native: bool = False
 
 
 def adapter_config(values: object) -> AdapterConfig:
@@ -62,7 +66,8 @@ def adapter_config(values: object) -> AdapterConfig:
     from peft import LoraConfig
 
     usual = asdict(LoraConfig())
-    for key in sorted(found.keys() - _HONOURED - _HARMLESS):
+    native = found.get("task_type") == NATIVE_TASK
+    for key in sorted(found.keys() - _HONOURED - _HARMLESS - ({"modules_to_save"} if native else set())):
         if key not in usual:
             raise ValueError(f"adapter_config.json has {key}, which this release does not know")
         if not _alike(found[key], usual[key]):
@@ -71,15 +76,14 @@ def adapter_config(values: object) -> AdapterConfig:
             )
     if found.get("peft_type") != "LORA":
         raise ValueError(f"adapter_config.json has peft_type = {str(found.get('peft_type'))[:60]}; expected LORA")
-    modules = found.get("target_modules")
-    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
-        raise ValueError("adapter_config.json needs target_modules, a list of names")
+    modules = _names(found, "target_modules")
     return AdapterConfig(
         model=_text(found, "base_model_name_or_path"),
         rank=_whole(found, "r", 1, LARGEST_RANK),
         lora_alpha=_positive(found, "lora_alpha"),
         modules=frozenset(modules),
         fan_in_fan_out=_flag(found, "fan_in_fan_out"),
+        head=tuple(_names(found, "modules_to_save")) if native else (),
     )
 
 
@@ -90,7 +94,7 @@ def classifier_config(values: object) -> ClassifierConfig:
         ValueError: a value is missing, unknown, of another type, or out of bounds.
     """
     found = _object(values, "classifier.json")
-    known = {"label_names", "pooling", "max_length", "model_fingerprint"}
+    known = {"label_names", "pooling", "max_length", "model_fingerprint", "head"}
     if strange := sorted(found.keys() - known):
         raise ValueError(f"classifier.json has {strange[0]}, which this release does not know")
     labels = found.get("label_names")
@@ -100,11 +104,14 @@ def classifier_config(values: object) -> ClassifierConfig:
         raise ValueError("classifier.json needs label_names that differ")
     if found.get("pooling") not in get_args(Pooling):
         raise ValueError(f"classifier.json needs a pooling of {', '.join(get_args(Pooling))}")
+    if found.get("head", "native") != "native":
+        raise ValueError(f"classifier.json has head = {str(found['head'])[:60]}; only native is known")
     return ClassifierConfig(
         tuple(labels),
         found["pooling"],
         _whole(found, "max_length", 1, LARGEST_LENGTH),
         _digest(found, "model_fingerprint"),
+        "head" in found,
     )
 
 
@@ -144,6 +151,23 @@ def factors_of(tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> dict
     return {name: factors[name] for name in _in_order(tensors)}
 
 
+def native_parts(
+    tensors: Mapping[str, np.ndarray], config: AdapterConfig
+) -> tuple[dict[str, Factors], dict[str, FloatArray]]:
+    """The factors of an adapter for a whole classifier, by the names that their modules have in the backbone, and the head's weights.
+
+    Raises:
+        ValueError: there are weights that the configuration does not name, or modules outside of one backbone.
+    """
+    inside = tuple(f"{PREFIX}{name}." for name in config.head)
+    head = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(inside)}
+    factors = factors_of({key: value for key, value in tensors.items() if not key.startswith(inside)}, config)
+    backbones = {name.partition(".")[0] for name in factors}
+    if len(backbones) != 1 or not head or not all("." in name for name in factors):
+        raise ValueError("adapter_config.json needs target_modules in one backbone, and a head")
+    return {name.partition(".")[2]: value for name, value in factors.items()}, head
+
+
 def head_of(tensors: Mapping[str, np.ndarray], labels: int) -> dict[str, FloatArray]:
     """`weight` (C, H) and `bias` (C,) of `head.safetensors`.
 
@@ -181,6 +205,13 @@ def _text(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:60]}; expected a text")
     return value
+
+
+def _names(values: Mapping[str, Any], key: str) -> list[str]:
+    found = values.get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"adapter_config.json needs {key}, a list of names")
+    return found
 
 
 def _digest(values: Mapping[str, Any], key: str) -> str:

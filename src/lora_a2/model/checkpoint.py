@@ -15,7 +15,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from lora_a2.engine.calling import vocabulary_size
@@ -38,6 +44,43 @@ def load_weights(
         ModelError: the weights cannot be read, some are missing, have other shapes, or belong to no layer of the model; or an
             adapter lies beside them, since Transformers would load that, on the base model that it names, in their place.
     """
+    module, report = _read(name, where, trust_remote_code, auto, options)
+    _check_report(name, module, report)
+    return module
+
+
+def load_headed(
+    name: str, where: str, num_labels: int, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """As `load_weights`, with a head for sequence classification, which the checkpoint may lack.
+
+    Returns:
+        The model, and the names of the weights, of head and pooling layer, that the checkpoint lacks or has for other classes: they
+        are random.
+    """
+    auto = AutoModelForSequenceClassification
+    whole, report = _read(name, where, trust_remote_code, auto, {"num_labels": num_labels})
+    _check_report(name, whole.base_model, of_base(whole, report))  # type: ignore[arg-type]
+    return whole, new_weights(report)
+
+
+def new_weights(report: dict[str, Any]) -> frozenset[str]:
+    """The names of the weights that Transformers says it has made up."""
+    return frozenset({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+
+
+def of_base(whole: PreTrainedModel, report: dict[str, Any]) -> dict[str, Any]:
+    """A report on the backbone of `whole`, in its own names."""
+    prefix = f"{whole.base_model_prefix}."
+    missing = {key.removeprefix(prefix) for key in report["missing_keys"] if key.startswith(prefix)}
+    shapes = [(key.removeprefix(prefix), *rest) for key, *rest in report["mismatched_keys"] if key.startswith(prefix)]
+    return {**report, "missing_keys": missing, "mismatched_keys": shapes}
+
+
+def _read(
+    name: str, where: str, trust_remote_code: bool, auto: Any, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model in float32, and what Transformers says of its weights."""
     if find_file(where, _ADAPTER) is not None:
         raise ModelError(
             f"Model {name!r} has an {_ADAPTER} beside it, so that Transformers would load the base model named there: give "
@@ -50,15 +93,13 @@ def load_weights(
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # they are refused by name
                 output_loading_info=True,
                 **options,
             )
         except Exception as error:  # whatever its readers of damaged files come upon
             raise ModelError(f"Model {name!r} cannot be loaded: {_reason(error)}") from error
-    _check_report(name, module, report)
-    loaded: PreTrainedModel = module
-    return loaded
+    return module, report
 
 
 def _check_report(name: str, module: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from lora_a2.model.options import FORMER_HEADS
 from lora_a2.settings.options import MOST, Float, Int, Options, option, split_names
 from lora_a2.settings.task import LABELLING, by_task
 
@@ -15,7 +17,10 @@ def _full_dtype(value: Any) -> Any:
 
 
 class ModelConfig(Options):
-    """Which model, and what is made of it. Which one it is, where it is computed and what code it runs is each machine's own."""
+    """Which model, and what is made of it. Which one it is, where it is computed and what code it runs is each machine's own.
+
+    "frozen" and "trained", the former values of `head`, mean a linear one, without and with `train_head`.
+    """
 
     model: str = option(
         by_task("all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"),
@@ -45,8 +50,15 @@ class ModelConfig(Options):
         reach="nobody",
         app=False,  # each machine's owner decides
     )
-    head: Literal["frozen", "trained"] = option(
-        "frozen", "Model", "Whether the classification head is trained.", reach="nodes", effect=LABELLING
+    head: Literal["linear", "native"] = option(
+        "linear",
+        "Model",
+        "The classification head: one layer on pooled token vectors, or that of the model's own architecture.",
+        reach="nodes",
+        effect=LABELLING,
+    )
+    train_head: bool = option(
+        False, "Model", "Train the last layer of the classification head too.", reach="nodes", effect=LABELLING
     )
     head_scale: Float | None = option(
         None,
@@ -63,3 +75,15 @@ class ModelConfig(Options):
         "auto", "Model", "Number type of the model's computation (fp32 and bf16 mean the same).", reach="nodes"
     )
     device: str = option("auto", "Model", "auto, cpu, cuda, cuda:1 and so on.", reach="nobody")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_heads(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("head") not in FORMER_HEADS:
+            return values
+        trained = FORMER_HEADS[values["head"]]
+        keys = ("train_head", "train-head")
+        if not trained and any(values.get(key) for key in keys):  # Flower apps always have the key, false as a rule
+            raise ValueError("head frozen is not trained; give head linear with train-head.")
+        rest = {key: value for key, value in values.items() if key not in keys}
+        return {**rest, "head": "linear", "train_head": trained}

@@ -17,14 +17,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.types import FloatArray
 from lora_a2.engine.calling import first_line, hidden_width, vocabulary_size
 from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone
-from lora_a2.model.checkpoint import fit_tokenizer, of_backbone, quiet, some
+from lora_a2.model.checkpoint import fit_tokenizer, new_weights, of_backbone, of_base, quiet, some
 from lora_a2.model.fingerprint import fingerprint, unused
 from lora_a2.model.pooling import kind_pooling, usual_pooling
 
@@ -104,13 +104,21 @@ class Given:
             revision=getattr(module.config, "_commit_hash", None),
         )
 
+    def rows(self, labels: Sequence[str]) -> list[int]:
+        """The row of the classifier's own head for each label.
+
+        Raises:
+            ModelError: it has other labels.
+        """
+        return _rows(self.model, labels)
+
     def head(self, labels: Sequence[str], pooling: Pooling | None) -> tuple[dict[str, FloatArray], Pooling]:
         """The classifier's own head, its rows in the order of `labels`, and the pooling that it was trained with.
 
         Raises:
             ModelError: it has other labels, or is no linear layer on a pooling that is known here.
         """
-        rows = _rows(self.model, labels)
+        rows = self.rows(labels)
         own = [m for m in self.model.children() if m is not self.base and any(True for _ in m.parameters())]
         linear = own[0] if len(own) == 1 else None
         found = None
@@ -122,7 +130,7 @@ class Given:
         if found is None or not isinstance(linear, nn.Linear):
             raise ModelError(
                 f"The head of {type(self.model).__name__} is not one linear layer on "
-                f"{'the pooling ' + pooling if pooling else 'the mean, the first or the last token vector'}: give the backbone, "
+                f"{'the pooling ' + pooling if pooling else 'the mean, the first or the last token vector'}: give head='native', or the backbone, "
                 "load_model(model.base_model, …), which gets a new head."
             )
         weight, bias = linear.weight.detach().float().cpu(), linear.bias
@@ -145,13 +153,48 @@ def _has_adapters(model: nn.Module) -> bool:
 def _copied(base: PreTrainedModel) -> PreTrainedModel:
     """Built anew from the configuration, with the weights of `base`, without its pooling layer where that is optional."""
     kind: Any = type(base)
-    config = copy.deepcopy(base.config)
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    module, report = _built(kind, base, base.config, options)
+    _require_whole(kind, module, report)
+    return module
+
+
+def copied_classifier(given: Given, num_labels: int) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A copy in float32 of a loaded model with a head, or of one without in the class that has its architecture's head.
+
+    Returns:
+        The copy, and the names of the weights, of head and pooling layer, that the original lacks: they are random.
+
+    Raises:
+        ModelError: the model is not what its configuration says.
+    """
+    kind: Any = type(given.model)
+    config = copy.deepcopy(given.model.config)
+    if not given.is_classifier:
+        kind = AutoModelForSequenceClassification._model_mapping[type(config)]
+        config.num_labels = num_labels
+    whole, report = _built(kind, given.model, config, {})
+    _require_whole(kind, whole.base_model, of_base(whole, report))  # type: ignore[arg-type]
+    new = new_weights(report)
+    if given.is_classifier and (lost := {key for key in new if not unused(key.partition(".")[2])}):
+        raise ModelError(f"{kind.__name__} has another head than its configuration says ({some(lost)}).")
+    with _evaluating(given.model):
+        _require_same_vectors(given.base, whole.base_model)  # type: ignore[arg-type]
+        if given.is_classifier:
+            _require_same_logits(given.model, whole)
+    return whole, new
+
+
+def _built(
+    kind: Any, model: PreTrainedModel, stated: PretrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A `kind` with the weights of `model`, in float32 on the CPU, and what Transformers says of them."""
+    config = copy.deepcopy(stated)
     config._attn_implementation = None  # the usual one: others may want another number type or device
     values = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-        for name, value in base.state_dict().items()
+        for name, value in model.state_dict().items()
     }
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     with quiet():
         try:
             module, report = kind.from_pretrained(
@@ -165,6 +208,17 @@ def _copied(base: PreTrainedModel) -> PreTrainedModel:
             )
         except Exception as error:  # each model has reasons of its own
             raise ModelError(f"{kind.__name__} cannot be copied: {first_line(error)}") from error
+    base = module.base_model
+    base.config._name_or_path = stated.name_or_path
+    return module, report
+
+
+def _require_whole(kind: Any, module: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuses a copy that has other layers than the original.
+
+    Raises:
+        ModelError: it has.
+    """
     lacking = {key for key in report["missing_keys"] if not unused(key)}
     other = lacking | {key for key, *_ in report["mismatched_keys"] if not unused(key)}
     other |= {key for key in report["unexpected_keys"] if of_backbone(module, key)}
@@ -173,9 +227,6 @@ def _copied(base: PreTrainedModel) -> PreTrainedModel:
             f"{kind.__name__} has other layers than its configuration says ({some(other)}): change model.config too, so that a model "
             "built from it has the same."
         )
-    module.config._name_or_path = base.config.name_or_path
-    copied: PreTrainedModel = module
-    return copied
 
 
 @contextmanager
@@ -229,6 +280,18 @@ def _require_same_vectors(base: PreTrainedModel, module: PreTrainedModel) -> Non
             )
 
 
+def _require_same_logits(model: PreTrainedModel, whole: PreTrainedModel) -> None:
+    for sentence in _sentences(whole):
+        with _evaluating(whole):
+            expected = whole(input_ids=sentence, attention_mask=torch.ones_like(sentence)).logits
+        ids = sentence.to(next(model.parameters()).device)
+        if not _alike(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu(), expected, model):
+            raise ModelError(
+                f"{type(model).__name__} computes other logits than its configuration and weights say, as if parts of its head had "
+                "been exchanged: give the backbone, load_model(model.base_model, …)."
+            )
+
+
 def _usual_pooling(name: str, config: PretrainedConfig) -> Pooling:
     if name == UNNAMED:
         return kind_pooling(config)
@@ -238,19 +301,40 @@ def _usual_pooling(name: str, config: PretrainedConfig) -> Pooling:
         raise ModelError(f"{error} Or give pooling, one of {', '.join(get_args(Pooling))}.") from error
 
 
+def stated_labels(config: PretrainedConfig) -> tuple[str, ...]:
+    """The class names of a classifier's configuration, in their order."""
+    stated = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    return tuple(stated[i] for i in sorted(stated))
+
+
+def _unnamed(stated: Sequence[str]) -> bool:
+    return all(name == f"LABEL_{i}" for i, name in enumerate(stated))
+
+
+def label_rows(stated: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """For each label its place among the class names of a head, or its number if these are none; None: they are others."""
+    numbers = [str(i) for i in range(len(stated))]
+    for names in (list(stated), *([numbers] if _unnamed(stated) else [])):
+        if sorted(names) == sorted(labels):
+            return [names.index(label) for label in labels]
+    return None
+
+
 def _rows(model: PreTrainedModel, labels: Sequence[str]) -> list[int]:
     """The row of the head for each label."""
-    stated = {int(i): str(name) for i, name in (model.config.id2label or {}).items()}
-    names = [stated[i] for i in sorted(stated)]
-    unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(names))
-    known = [str(i) for i in range(len(names))] if unnamed else names
-    if sorted(known) != sorted(labels):
+    names = stated_labels(model.config)
+    rows = label_rows(names, labels)
+    if rows is None:
         raise ModelError(
             f"The head of {type(model).__name__} has the labels {some(names)}, and labels are {some(labels)}: "
-            + ("set model.config.id2label to what they mean, or " if unnamed and len(names) == len(labels) else "")
+            + (
+                "set model.config.id2label to what they mean, or "
+                if _unnamed(names) and len(names) == len(labels)
+                else ""
+            )
             + "give the backbone, load_model(model.base_model, …), which gets a new head."
         )
-    return [known.index(label) for label in labels]
+    return rows
 
 
 def _pooling_before(

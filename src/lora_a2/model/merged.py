@@ -1,24 +1,36 @@
 """Fine-tuned models as plain Transformers folders, for methods that move the base weights: no adapter would be enough.
 
-config.json, model.safetensors, tokenizer files   as `AutoModel` and `AutoTokenizer` read them, everything merged
+config.json, model.safetensors, tokenizer files   as `AutoModel` and `AutoTokenizer` read them, everything merged; with a native
+                                                  head as `AutoModelForSequenceClassification` and `pipeline` read them
 head.safetensors, classifier.json, SHA256SUMS     as in an adapter folder (`model.peft_io`)
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
 from lora_a2.errors import RunError
 from lora_a2.model.adapter_schema import ClassifierConfig
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.fingerprint import fingerprint, require_same
-from lora_a2.model.peft_io import CLASSIFIER, HEAD, checked, classifier_files, one_line, read_classifier
+from lora_a2.model.native import NativeHead, fill
+from lora_a2.model.peft_io import (
+    CLASSIFIER,
+    checked,
+    classifier_files,
+    last_layer,
+    one_line,
+    read_head,
+    read_labels,
+)
 from lora_a2.model.pretrained import Model
 from lora_a2.system.files import seal, write_atomic
 
@@ -33,19 +45,47 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDe
         RunError: it is another one by now.
     """
     folder = Path(folder)
-    backbone = model.pretrained()
-    require_same(model.name, backbone.fingerprint, model.fingerprint, "the run")
-    _move(dict(backbone.module.named_parameters()), model, adapter, base)
+    whole, tokenizer, found = _moved(model, adapter, base)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with quiet():
-        backbone.module.save_pretrained(partial)
-        backbone.tokenizer.save_pretrained(partial)
-    for name, data in classifier_files(model, adapter, fingerprint(backbone.module, backbone.tokenizer)).items():
+        whole.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    for name, data in classifier_files(model, adapter, found).items():
         write_atomic(partial / name, data)
     seal(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _moved(model: Model, adapter: Adapter, base: BaseDelta) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The whole model with everything merged, its tokenizer, and its fingerprint."""
+    if model.native is not None:
+        return _moved_classifier(model, model.native, adapter, base)
+    backbone = model.pretrained()
+    require_same(model.name, backbone.fingerprint, model.fingerprint, "the run")
+    _move(dict(backbone.module.named_parameters()), model, adapter, base)
+    return backbone.module, backbone.tokenizer, fingerprint(backbone.module, backbone.tokenizer)
+
+
+def _moved_classifier(
+    model: Model, native: NativeHead, adapter: Adapter, base: BaseDelta
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """As `_moved`, with the head, the names of the labels, and what `pipeline` has to know."""
+    classifier = model.classifier()
+    require_same(model.name, classifier.fingerprint(native, model.label_names), model.fingerprint, "the run")
+    whole, tokenizer = classifier.whole, classifier.tokenizer
+    fill(whole, native.tensors(last_layer(model, adapter)))
+    _move(dict(whole.base_model.named_parameters()), model, adapter, base)
+    whole.config.id2label = dict(enumerate(model.label_names))
+    whole.config.label2id = {name: i for i, name in enumerate(model.label_names)}
+    whole.config.problem_type = "single_label_classification"
+    if native.strips_padding:  # elsewhere the head does not look at it, and positions may be counted from it
+        whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = model.max_length  # for pipeline(…, truncation=True)
+    whole.base_model.config = whole.config  # type: ignore[assignment] # what a reader finds
+    saved = replace(classifier, new=frozenset(), known=model.label_names)
+    return whole, tokenizer, saved.fingerprint(native, model.label_names)
 
 
 @torch.no_grad()
@@ -61,14 +101,16 @@ def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter
         weights[name].add_(moved.to(weights[name].device))
 
 
-def read_merged(folder: Path) -> tuple[dict[str, FloatArray], ClassifierConfig]:
-    """Head and labels of a folder that `save_merged` wrote, whose files are compared with their digests.
+def read_merged(folder: Path) -> tuple[dict[str, FloatArray] | None, ClassifierConfig]:
+    """A linear head (None: the model has its own), and labels, of a folder that `save_merged` wrote, whose files are compared with
+    their digests.
 
     Raises:
         RunError: it is missing or damaged.
     """
-    checked(folder, "model", {"config.json", HEAD, CLASSIFIER})
+    checked(folder, "model", {"config.json", CLASSIFIER})
     try:
-        return read_classifier(folder)
+        classifier = read_labels(folder)
+        return None if classifier.native else read_head(folder, classifier), classifier
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise RunError(f"{folder} is not a complete model folder: {one_line(error)}.") from error

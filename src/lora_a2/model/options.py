@@ -10,7 +10,9 @@ from lora_a2.core.types import FloatArray
 from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
 
-HEADS = ("frozen", "trained")
+HEADS = ("linear", "native")
+FORMER_HEADS = {"frozen": False, "trained": True}
+"""What --head once said of a linear head: whether it is trained."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,12 @@ class ModelOptions:
 
     Attributes:
         target_modules: as in PEFT; None: all linear layers of the transformer blocks.
-        head: "frozen" keeps the head for ever (as the paper does), "trained" lets clients train it too.
-        head_scale: standard deviation of the seeded head's weights times √H; None: the model's default.
-        head_values: a head to use instead of the seeded one: `weight` (C, H) and `bias` (C,), float32.
+        head: "linear", one layer on the pooled token vectors; or "native", that of the model's own architecture, as
+            `AutoModelForSequenceClassification` has it. "frozen" and "trained" mean a linear one, without and with `train_head`.
+        train_head: whether clients train the head's last layer too; else it stays what it is for ever, as in the paper.
+        head_scale: standard deviation of the seeded last layer's weights times the root of its width; None: the model's default.
+        head_values: a head to use instead of the seeded one: `weight` (C, H) and `bias` (C,), float32; of a native head all its
+            weights by their names in the whole model.
         pooling: "mean", "cls", "last", or "auto": the model's usual one.
         dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
         device: "cpu", "cuda", "cuda:1", … or "auto".
@@ -35,7 +40,8 @@ class ModelOptions:
     """
 
     target_modules: str | Sequence[str] | None = None
-    head: str = "frozen"
+    head: str = "linear"
+    train_head: bool = False
     head_scale: float | None = None
     head_values: dict[str, FloatArray] | None = None
     pooling: str = "auto"
@@ -49,6 +55,11 @@ class ModelOptions:
     train_on: Literal["completion", "all"] = "completion"
 
     def __post_init__(self) -> None:
+        if self.head in FORMER_HEADS:
+            if self.train_head and not FORMER_HEADS[self.head]:
+                raise ModelError("head 'frozen' is not trained: give head='linear' with train_head.")
+            object.__setattr__(self, "train_head", FORMER_HEADS[self.head])
+            object.__setattr__(self, "head", "linear")
         if self.head not in HEADS:
             raise ModelError(f"Unknown head {self.head!r}: choose one of {', '.join(HEADS)}.")
         if self.pooling not in ("auto", *get_args(Pooling)):
@@ -69,6 +80,7 @@ class ModelKeywords(TypedDict, total=False):
 
     target_modules: str | Sequence[str] | None
     head: str
+    train_head: bool
     head_scale: float | None
     head_values: dict[str, FloatArray] | None
     pooling: str

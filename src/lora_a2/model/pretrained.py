@@ -24,8 +24,10 @@ from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, load_backbone
 from lora_a2.model.catalog import full_parameters
 from lora_a2.model.causal import LanguageModel, load_language_model
+from lora_a2.model.classifier import Classifier, copy_classifier, load_classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.given import Given
+from lora_a2.model.native import NativeHead, Start
 from lora_a2.model.options import ModelKeywords, ModelOptions
 from lora_a2.tasks.base import Encoded, EncodingOptions, Task
 from lora_a2.tasks.causal_lm import TASK as CAUSAL_LM
@@ -56,6 +58,7 @@ class Model:
         given: what the backbone is a copy of, where the user had loaded it; None: it was loaded by its name.
         whole: the model with its causal head, of which the network's backbone is a part; None for other tasks.
         encoding: how examples become tokens.
+        native: the head of the model's own architecture, which is in the network too; None: a linear one, or another task.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Model:
     task: Task = CLASSIFICATION
     whole: PreTrainedModel | None = None
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
+    native: NativeHead | None = None
 
     def pretrained(self) -> Backbone:
         """The backbone as it was before any training, in float32, loaded or copied again.
@@ -91,9 +95,19 @@ class Model:
         """
         return load_language_model(self.name, self.trust_remote_code)
 
+    def classifier(self) -> Classifier:
+        """The whole model with its native head as it was before any training, loaded or copied again.
+
+        Raises:
+            ModelError: it cannot be any more.
+        """
+        if self.given is not None:
+            return copy_classifier(self.given, self.label_names)
+        return load_classifier(self.name, len(self.label_names), self.trust_remote_code)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`."""
-        return tokenized(self.tokenizer, texts, self.max_length)
+        return tokenized(self.tokenizer, texts, self.max_length, self.encoding.strips_padding)
 
     def encode(self, examples: Examples | Samples) -> Encoded:
         """The examples as token ids and labels.
@@ -150,14 +164,55 @@ def load_model(
         raise ModelError("labels are missing: give the class names, or task='causal-lm' for a model that writes.")
     if len(set(labels)) < len(labels):
         raise ModelError("labels has one of its names twice: give each class once.")
+    if o.head == "native":
+        return _native(model, tokenizer, labels, o)
     backbone, own, source = _opened(model, tokenizer, labels, o)
     width = hidden_width(backbone.module)
     scale = model_defaults(backbone.name).head_scale if o.head_scale is None else o.head_scale
     values = own or o.head_values or random_head(len(labels), width, scale, o.seed)
     if values["weight"].shape != (len(labels), width):
         raise ModelError(f"The head is {values['weight'].shape}; expected {(len(labels), width)} for this model.")
-    trained = tuple((n, v.shape) for n, v in values.items()) if o.head == "trained" else ()
-    return _prepared(backbone, Classification(values, backbone.pooling), o, trained, labels=tuple(labels), given=source)
+    objective = Classification(values, backbone.pooling)
+    return _prepared(backbone, objective, o, _trained(values, o), labels=tuple(labels), given=source)
+
+
+def _trained(values: dict[str, FloatArray], o: ModelOptions) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of the head's tensors that clients train."""
+    return tuple((n, v.shape) for n, v in values.items()) if o.train_head else ()
+
+
+def _native(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    labels: Sequence[str],
+    o: ModelOptions,
+) -> Model:
+    """A classifier with the head of its own architecture."""
+    if len(labels) < 2:
+        raise ModelError("A native head needs two labels at least: Transformers takes one label for a regression.")
+    source = None
+    if isinstance(model, str | os.PathLike):
+        whole = load_classifier(_name(model, tokenizer), len(labels), o.trust_remote_code)
+    else:
+        source = Given(model, tokenizer)
+        whole = copy_classifier(source, labels)
+    scale = model_defaults(whole.name).head_scale if o.head_scale is None else o.head_scale
+    backbone, head = whole.taken_apart(Start(tuple(labels), o.seed, scale, o.head_values))
+    if o.chosen_pooling not in (None, head.pooling):
+        raise ModelError(
+            f"The native head of {whole.name} reads the pooling {head.pooling}, and {o.pooling} was given: leave pooling out, or "
+            "choose --head linear."
+        )
+    objective = Classification(head.values, head.pooling, head.features)
+    found = _prepared(backbone, objective, o, _trained(head.values, o), labels=tuple(labels), given=source)
+    return replace(found, native=head, encoding=replace(found.encoding, strips_padding=head.strips_padding))
+
+
+def _name(model: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """A model's name; a folder's is absolute, but for one that is given as a text."""
+    if tokenizer is not None:
+        raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
+    return model if isinstance(model, str) else str(Path(model).expanduser().absolute())
 
 
 def _writer(
@@ -171,10 +226,7 @@ def _writer(
         raise ModelError("labels are for classification: leave them out for a model that writes.")
     if not isinstance(model, str | os.PathLike):
         raise ModelError("A loaded model is for classification; give a model that writes by its name or folder.")
-    if tokenizer is not None:
-        raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
-    name = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
-    writer = load_language_model(name, o.trust_remote_code)
+    writer = load_language_model(_name(model, tokenizer), o.trust_remote_code)
     where = pick_device(o.device)
     whole = writer.whole.to(where)  # type: ignore[arg-type]
     found = _prepared(writer.backbone, CausalLM(writer.head), o, (), labels=())
@@ -230,10 +282,7 @@ def _opened(
 ) -> tuple[Backbone, dict[str, FloatArray] | None, Given | None]:
     """The backbone; of a loaded model also its own head, if it has one, and what it is a copy of."""
     if isinstance(model, str | os.PathLike):
-        if tokenizer is not None:
-            raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
-        name = model if isinstance(model, str) else str(Path(model).expanduser().absolute())
-        return load_backbone(name, o.chosen_pooling, o.trust_remote_code), None, None
+        return load_backbone(_name(model, tokenizer), o.chosen_pooling, o.trust_remote_code), None, None
     source = Given(model, tokenizer)
     if not source.is_classifier:
         return source.backbone(o.chosen_pooling), None, source

@@ -39,13 +39,17 @@ class Predictor:
             raise RunError(f"{folder} holds the whole model: leave model and tokenizer out.")
         options = ModelOptions(
             target_modules=list(saved.adapter.factors) if saved else None,
+            head="native" if classifier.native else "linear",
             head_values=head,
             pooling=classifier.pooling,
             dtype="float32",
             max_length=classifier.max_length,
             trust_remote_code=trust_remote_code,
         )
-        base = str(folder) if saved is None else saved.model if model is None else Given(model, tokenizer).base
+        base: str | PreTrainedModel = str(folder) if saved is None else saved.model
+        if model is not None:
+            given = Given(model, tokenizer)
+            base = given.model if classifier.native else given.base
         with _offering_to_give(saved is not None and model is None):
             if base == UNNAMED:
                 raise RunError(f"{folder} was trained on a model that was given loaded and has no name to load it by.")

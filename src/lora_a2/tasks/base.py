@@ -25,12 +25,14 @@ class EncodingOptions:
         system_prompt: what stands before every chat that has no system turn of its own; None: nothing.
         chat_template: the text of a Jinja template that takes the place of the tokenizer's own; None: its own, if it has one.
         train_on: what is learnt of a chat: the assistant's turns ("completion"), or all of it.
+        strips_padding: of texts to be labelled, padding tokens at the end are cut off.
     """
 
     max_length: int = 128
     system_prompt: str | None = None
     chat_template: str | None = None
     train_on: Literal["completion", "all"] = "completion"
+    strips_padding: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,25 @@ LARGEST_UNKNOWN_SHARE = 0.5
 """Of a data set's tokens, special ones apart."""
 
 
-def tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, ...]:
-    """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`; padding for an empty text."""
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, strips_padding: bool = False
+) -> tuple[np.ndarray, ...]:
+    """Token ids (length,) int64 of each text, with the model's special tokens, cut at `max_length`; padding for an empty text.
+
+    `strips_padding`: without padding tokens at the end, which some tokenizers end a text with.
+    """
     if not texts:
         return ()
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
     padding = int(tokenizer.pad_token_id or 0)
-    return tuple(np.asarray(ids or [padding], np.int64) for ids in encoded["input_ids"])
+    found = [np.asarray(ids or [padding], np.int64) for ids in encoded["input_ids"]]
+    return tuple(_stripped(ids, padding) if strips_padding else ids for ids in found)
+
+
+def _stripped(ids: np.ndarray, padding: int) -> np.ndarray:
+    """Without the padding at its end; of nothing else, the first is left."""
+    other = np.flatnonzero(ids != padding)
+    return ids[: other[-1] + 1 if len(other) else 1]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, options: EncodingOptions) -> Encoded:
@@ -36,7 +48,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, options: Enco
     Raises:
         ModelError: most of their tokens are unknown to it.
     """
-    tokens = tokenized(tokenizer, examples.texts, options.max_length)
+    tokens = tokenized(tokenizer, examples.texts, options.max_length, options.strips_padding)
     require_known(tokenizer, tokens)
     return Encoded(TokenizedExamples(tokens, examples.labels), np.arange(len(tokens)))
 
