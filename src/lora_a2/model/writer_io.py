@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,9 @@ def read_merged_writer(folder: Path) -> WriterConfig:
 
 
 def _writer_file(model: Model, fingerprint: str) -> bytes:
-    encoding = asdict(model.encoding) | {"max_length": model.max_length}
-    return json_bytes({**encoding, "model_fingerprint": fingerprint, "backbone": _backbone_name(model)})
+    encoding = {name: getattr(model.encoding, name) for name in ("system_prompt", "chat_template", "train_on")}
+    values = {"max_length": model.max_length, **encoding, "model_fingerprint": fingerprint}
+    return json_bytes({**values, "backbone": _backbone_name(model)})
 
 
 def _backbone_name(model: Model) -> str:
