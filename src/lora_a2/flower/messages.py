@@ -19,7 +19,7 @@ SMALL = 2**20
 """A payload of at most this many bytes travels among the fields: an array needs three more objects, each a request with 1 KB
 of headers. Larger payloads are arrays, which travel in chunks, so that no message becomes too large."""
 
-MOST_METRICS = 32
+MOST_METRICS = 128
 """The most metrics that an answer may have."""
 
 _BYTES = "lora-a2.frame"
