@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install run run-lm test test-slow bench certificates clean
+.PHONY: install run run-lm test test-slow bench device-check certificates clean
 
 install: .venv/.installed
 
@@ -55,6 +55,10 @@ test-slow: .venv/.installed-dev
 DATA ?= ../shared/data/banking77
 bench: .venv/.installed-dev .venv-peers/.installed
 	$(BIN)/python benchmarks/run.py --data $(DATA) $(BENCH)
+
+# On a machine with a GPU: the device tests, a round of a model that writes, the speed beside a PEFT loop.
+device-check: .venv/.installed-dev .venv/.installed-smollm2
+	$(BIN)/python benchmarks/device_check.py $(if $(wildcard $(DATA)),--data $(DATA))
 
 # A test authority, certificates of a server on this machine, and a key for each of NODES nodes.
 DIR ?= certificates

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +100,15 @@ def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
     return load_model(name, labels=label_names, **given)
 
 
-def open_clients(config: RunConfig, data: DataSet, model: Model) -> tuple[Client, ...]:
-    """The data set split over the clients.
+def open_clients(
+    config: RunConfig, data: DataSet, model: Model, note: Callable[[str], None] | None = None
+) -> tuple[Client, ...]:
+    """The data set split over the clients; `note` is told what a user should know of how the examples became tokens.
 
     Raises:
         ConfigError: a split that the data do not allow.
     """
-    return make_clients(data, model, **config.split_options())
+    return make_clients(data, model, note=note, **config.split_options())
 
 
 def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:

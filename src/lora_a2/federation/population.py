@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lora_a2.core.types import ClientProfile
@@ -18,6 +18,7 @@ from lora_a2.errors import ConfigError, DataError
 from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.settings.task import CAUSAL_LM
+from lora_a2.tasks.base import Encoded
 
 DEFAULT_NUM_CLIENTS = 10
 
@@ -47,6 +48,7 @@ def make_clients(
     min_client_examples: int = 1,
     seed: int = 0,
     options: DataOptions | WrittenOptions | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Client, ...]:
     """Splits training and test set alike over the clients and tokenises them.
 
@@ -57,6 +59,7 @@ def make_clients(
         alpha: concentration of the Dirichlet and the quantity split.
         min_client_examples: natural clients with fewer training examples are left out.
         seed: of the split, and, if there are no `options`, of what `load_data` draws.
+        note: is told what a user should know of how the examples became tokens.
         options: how `load_data` reads data that it is yet to read; their classes are the model's.
 
     Raises:
@@ -89,6 +92,9 @@ def make_clients(
         seed=seed,
     )
     train, test = model.encode(data.train), model.encode(data.test)
+    if note is not None:
+        for text in _notes(train, test):
+            note(text)
     clients = []
     for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True)):
         own = train.of(rows)
@@ -99,6 +105,17 @@ def make_clients(
             )
         clients.append(Client(i, name, own, test.of(test_rows)))
     return tuple(clients)
+
+
+def _notes(train: Encoded, test: Encoded) -> Iterator[str]:
+    """What was cut and dropped, and what else is to be told once."""
+    for name, part in (("training", train), ("test", test)):
+        total = len(part.rows) + part.num_dropped
+        if part.num_cut:
+            yield f"{part.num_cut} of {total} {name} examples are cut to max-length."
+        if part.num_dropped:
+            yield f"{part.num_dropped} of {total} {name} examples are left out, as there is nothing to learn from them."
+    yield from dict.fromkeys((*train.notes, *test.notes))
 
 
 def _some(names: Sequence[str]) -> str:

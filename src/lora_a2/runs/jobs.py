@@ -17,7 +17,7 @@ from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
-from lora_a2.data.finding import find_tables
+from lora_a2.data.finding import BUILT_IN, find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
 from lora_a2.data.writing import WrittenOptions, load_samples
@@ -100,6 +100,7 @@ class _Setup:
     model: Model
     clients: tuple[Client, ...]
     plan: Plan
+    notes: tuple[str, ...] = ()
 
 
 def launch(config: RunConfig, observer: Observer) -> RunSummary:
@@ -116,7 +117,9 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     facts = environment(setup.model, setup.data)
     described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
     run = RunDirectory.create(path, dump_config(resolved), facts, described)
-    for note in setup.data.notes:
+    if config.task is None and config.data not in BUILT_IN:
+        observer.note(f"The task is {setup.model.task.name}, by the columns of the data; --task would say otherwise.")
+    for note in (*setup.data.notes, *setup.notes):
         observer.note(note)
     return _simulated(run, setup, observer)
 
@@ -409,11 +412,12 @@ def _set_up(config: RunConfig) -> _Setup:
     config = with_task(config)
     data = open_data(config)
     model = open_model(config, data.label_names)
-    clients = open_clients(config, data, model)
+    notes: list[str] = []
+    clients = open_clients(config, data, model, notes.append)
     if config.num_clients not in (None, len(clients)):
         raise ConfigError(
             f"num-clients is {config.num_clients}, but the column of the clients has {len(clients)}: leave it out."
         )
     config = resolved(config, model, len(clients))
     profiles = [(client.id, len(client.train)) for client in clients]
-    return _Setup(config, data, model, clients, plan_of(config, model, profiles))
+    return _Setup(config, data, model, clients, plan_of(config, model, profiles), tuple(notes))
