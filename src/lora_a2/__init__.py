@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lora_a2.core.types import Adapter, Factors, ServerState
     from lora_a2.data.options import DataOptions
     from lora_a2.data.sources import load_data
+    from lora_a2.data.writing import WrittenOptions, load_written
     from lora_a2.errors import (
         CodecError,
         ConfigError,
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from lora_a2.runs.history import history
     from lora_a2.runs.jobs import RunSummary, evaluate_run, launch, resume, save_result
     from lora_a2.runs.predict import Predictor, load_predictor
+    from lora_a2.runs.writer import load_writer
     from lora_a2.simulation import make_plan, simulate
 
 _HOMES = {
     "lora_a2.data.options": ("DataOptions",),
     "lora_a2.data.sources": ("load_data",),
+    "lora_a2.data.writing": ("WrittenOptions", "load_written"),
     "lora_a2.errors": (
         "CodecError",
         "ConfigError",
@@ -55,6 +58,7 @@ _HOMES = {
     "lora_a2.model.options": ("ModelOptions",),
     "lora_a2.runs.history": ("history",),
     "lora_a2.runs.predict": ("Predictor", "load_predictor"),
+    "lora_a2.runs.writer": ("load_writer",),
     "lora_a2.federation.records": ("RoundRecord",),
     "lora_a2.federation.population": ("Client", "make_clients"),
     "lora_a2.federation.loop": ("Observer", "Plan"),
@@ -86,6 +90,7 @@ __all__ = [
     "RunError",
     "RunSummary",
     "ServerState",
+    "WrittenOptions",
     "evaluate_run",
     "get_method",
     "history",
@@ -93,6 +98,8 @@ __all__ = [
     "load_data",
     "load_model",
     "load_predictor",
+    "load_writer",
+    "load_written",
     "make_clients",
     "make_plan",
     "resume",

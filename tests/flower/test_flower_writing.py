@@ -94,3 +94,22 @@ def test_nodes_with_their_own_files_need_no_data_on_the_server(options: dict[str
     ).path
     last = ledger(run)[-1]["metrics"]
     assert np.isfinite(last["perplexity"]) and last["num_examples"] > 0
+
+
+def test_a_new_app_for_a_model_that_writes(tmp_path: Path) -> None:
+    import importlib.util
+    import tomllib
+
+    from lora_a2.flower.new_app import write_app
+    from lora_a2.flower.options import read_options
+
+    write_app(tmp_path / "assistant", "causal-lm")
+    given = tomllib.loads((tmp_path / "assistant" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config, _ = read_options(given)
+    assert (config.task, config.data, config.partitioner) == ("causal-lm", "shopdesk", "iid")
+    spec = importlib.util.spec_from_file_location("assistant_data", tmp_path / "assistant" / "assistant" / "data.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = module.load_data(config)
+    assert (len(data.train), len(data.test)) == (202, 60)

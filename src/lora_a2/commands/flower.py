@@ -8,6 +8,7 @@ import click
 
 from lora_a2.commands import certificates, local_deployment
 from lora_a2.commands.common import examples
+from lora_a2.settings.task import TASKS
 
 
 @click.group(
@@ -25,16 +26,25 @@ def command() -> None:
     """
 
 
-@command.command("new", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new apps/reviews"))
+@command.command(
+    "new", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new apps/assistant --task causal-lm")
+)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def new(folder: Path) -> None:
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="What its model is fine-tuned for: to label texts, or to write.",
+)
+def new(folder: Path, task: str) -> None:
     """Write a small Flower app for your own data into DIR.
 
     Its data.py says where the examples come from; its README.md says how to run it.
     """
     from lora_a2.flower.new_app import write_app
 
-    for path in write_app(folder):
+    for path in write_app(folder, task):
         click.echo(path)
     click.echo(f"Next: put your data into {folder / folder.name / 'data.py'}, then follow {folder / 'README.md'}")
 

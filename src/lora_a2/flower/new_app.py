@@ -13,6 +13,7 @@ from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError
 from lora_a2.flower.options import ServerOptions, app_fields
 from lora_a2.settings.errors import kebab
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.system.files import write_atomic
 
 
@@ -31,7 +32,14 @@ def config_block(values: Mapping[str, Any]) -> str:
     return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
-def write_app(folder: Path) -> list[Path]:
+_DATA = {
+    CLASSIFICATION: ("load_data", "A labelled data set", "for the class names and its own test examples"),
+    CAUSAL_LM: ("load_written", "Prompts and answers, chats or texts", "for its own test examples"),
+}
+"""Task → how an app's data are loaded, what they are, and what a server wants of them."""
+
+
+def write_app(folder: Path, task: str = CLASSIFICATION) -> list[Path]:
     """Writes a new app to `folder`, which is created and gives the app its name; returns its files.
 
     Raises:
@@ -44,13 +52,17 @@ def write_app(folder: Path) -> list[Path]:
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose a new folder.")
-    settings = config_block(default_config())
+    values = default_config() | ({} if task == CLASSIFICATION else {"task": task})
+    loader, what, why = _DATA[task]
+    filled = {"@NAME@": name, "@CONFIG@": config_block(values), "@LOADER@": loader, "@WHAT@": what, "@WHY@": why}
     written = []
     for template in sorted(files("lora_a2.flower").joinpath("template").iterdir(), key=lambda t: t.name):
         target = template.name.removesuffix(".txt")
         path = folder / (name if target.endswith(".py") else "") / target
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = template.read_text(encoding="utf-8").replace("@NAME@", name).replace("@CONFIG@", settings)
+        text = template.read_text(encoding="utf-8")
+        for mark, value in filled.items():
+            text = text.replace(mark, value)
         write_atomic(path, text.encode())
         written.append(path)
     return written
