@@ -88,7 +88,11 @@ def test_training_is_that_of_the_larger_batch(kind: str, counts: list[int], batc
     large = replace(small, batch_size=batch * times, gradient_accumulation_steps=1)
     found, expected = (train_cohort(network, tasks, frozenset({"A", "B"}), s) for s in (small, large))
     for task, one, other in zip(tasks, found, expected, strict=True):
-        assert _relative(one.adapter, other.adapter, task.start) < 1e-3
+        # In the norm: where a gradient is nearly zero, AdamW makes a step of its rounding.
+        for name, f in other.adapter.factors.items():
+            for factor in ("A", "B"):
+                moved = np.linalg.norm(f.get(factor) - task.start.factors[name].get(factor))
+                assert np.linalg.norm(one.adapter.factors[name].get(factor) - f.get(factor)) <= 0.05 * moved
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
 
 

@@ -111,7 +111,7 @@ def test_a_run_of_nodes_is_analysed_without_their_labels(options: dict[str, Any]
     found, other = analyze(load_run(run)), analyze(load_run(twin))
     for key in ("selected_ranks", "gradient_similarity", "discordance", "accuracy"):
         assert found[key] is not None and found[key] == other[key]
-    assert (found["updates"], found["masks"]) == (None, None)
+    assert (found["updates"]["test"], found["masks"]["test"]) == (None, None)
     assert other["updates"] and other["masks"]
     assert main(["analyze", str(run)]) == 0
     off = flower({**options, "record-analysis": False}, tmp_path / "off")

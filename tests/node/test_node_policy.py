@@ -248,7 +248,7 @@ def test_a_node_takes_from_a_server_what_training_needs_and_nothing_else() -> No
     """A new option is the node's own unless its declaration says otherwise."""
     taken = set(taken_fields())
     assert {"method", "r", "local_epochs", "seed", "max_length", *own_options()} < taken < set(RunConfig.model_fields)
-    assert {marks_of(RunConfig.model_fields[name]).group for name in taken} <= {"Model", "Method", "Training"}
+    assert {marks_of(RunConfig.model_fields[name]).group for name in taken} <= {"Model", "Method", "Training", "Task"}
     assert not taken & {"model", "device", "trust_remote_code", "data", "output_dir", "report_to", "num_workers"}
     assert marks_of(option(0, "Method", "New.")).reach != "nodes"
 

@@ -264,7 +264,7 @@ class ExecutionOptions(Options):
     eval_every: Int = option(1, "Run", "Evaluate after every this many rounds, and after the last.", ge=1)
     generate: Int = option(
         0,
-        "Run",
+        "Task",
         "Test examples that a model which writes answers at an evaluation, for exact match, ROUGE-L, BLEU and chrF.",
         reach="nodes",
         ge=0,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from lora_a2.model.options import FORMER_HEADS
+from lora_a2.model.heads import FORMER_HEADS
 from lora_a2.settings.options import MOST, Float, Int, Options, option, split_names
 from lora_a2.settings.task import LABELLING, by_task
 

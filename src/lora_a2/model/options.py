@@ -9,10 +9,7 @@ from typing import Literal, TypedDict, get_args
 from lora_a2.core.types import FloatArray
 from lora_a2.engine.packing import Pooling
 from lora_a2.errors import ModelError
-
-HEADS = ("linear", "native")
-FORMER_HEADS = {"frozen": False, "trained": True}
-"""What --head once said of a linear head: whether it is trained."""
+from lora_a2.model.heads import FORMER_HEADS, HEADS
 
 
 @dataclass(frozen=True)

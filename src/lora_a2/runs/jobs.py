@@ -17,7 +17,7 @@ from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
-from lora_a2.data.finding import BUILT_IN, find_tables
+from lora_a2.data.finding import find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
 from lora_a2.data.writing import WrittenOptions, load_samples
@@ -117,8 +117,8 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     facts = environment(setup.model, setup.data)
     described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
     run = RunDirectory.create(path, dump_config(resolved), facts, described)
-    if config.task is None and config.data not in BUILT_IN:
-        observer.note(f"The task is {setup.model.task.name}, by the columns of the data; --task would say otherwise.")
+    if config.task is None and setup.model.task.name == CAUSAL_LM:  # the one that nobody has to expect
+        observer.note(f"The task is {CAUSAL_LM}, by the columns of the data; --task would say otherwise.")
     for note in (*setup.data.notes, *setup.notes):
         observer.note(note)
     return _simulated(run, setup, observer)
