@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lora_a2.engine.precision import dtype_name
 from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
 from lora_a2.federation.exchange import RoundRules
 from lora_a2.federation.loop import Plan, make_schedule
-from lora_a2.federation.population import Client, make_clients, make_profile
+from lora_a2.federation.population import Client, SplitChoice, encoded_clients, make_profile
 from lora_a2.federation.probes import resolved_probe
 from lora_a2.model.config import ModelConfig
 from lora_a2.model.defaults import ModelDefaults, model_defaults
@@ -100,15 +100,13 @@ def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
     return load_model(name, labels=label_names, **given)
 
 
-def open_clients(
-    config: RunConfig, data: DataSet, model: Model, note: Callable[[str], None] | None = None
-) -> tuple[Client, ...]:
-    """The data set split over the clients; `note` is told what a user should know of how the examples became tokens.
+def open_clients(config: RunConfig, data: DataSet, model: Model) -> tuple[tuple[Client, ...], tuple[str, ...]]:
+    """The data set split over the clients, and what a user should know of how the examples became tokens.
 
     Raises:
         ConfigError: a split that the data do not allow.
     """
-    return make_clients(data, model, note=note, **config.split_options())
+    return encoded_clients(data, model, SplitChoice(**config.split_options()))
 
 
 def resolved(config: RunConfig, model: Model, num_clients: int) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lora_a2.core.types import ClientProfile
@@ -48,7 +48,6 @@ def make_clients(
     min_client_examples: int = 1,
     seed: int = 0,
     options: DataOptions | WrittenOptions | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> tuple[Client, ...]:
     """Splits training and test set alike over the clients and tokenises them.
 
@@ -59,7 +58,6 @@ def make_clients(
         alpha: concentration of the Dirichlet and the quantity split.
         min_client_examples: natural clients with fewer training examples are left out.
         seed: of the split, and, if there are no `options`, of what `load_data` draws.
-        note: is told what a user should know of how the examples became tokens.
         options: how `load_data` reads data that it is yet to read; their classes are the model's.
 
     Raises:
@@ -79,24 +77,44 @@ def make_clients(
             f"{data.name} has the labels {_some(data.label_names)}, and the model {_some(model.label_names)}: give "
             "load_model labels=data.label_names."
         )
+    split = SplitChoice(partitioner, num_clients, alpha, min_client_examples, seed)
+    return encoded_clients(data, model, split)[0]
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """How a data set is split over clients; see `make_clients`."""
+
+    partitioner: str | None = None
+    num_clients: int | None = None
+    alpha: float = 0.5
+    min_client_examples: int = 1
+    seed: int = 0
+
+
+def encoded_clients(data: DataSet, model: Model, split: SplitChoice) -> tuple[tuple[Client, ...], tuple[str, ...]]:
+    """The clients of a data set, and what a user should know of how the examples became tokens.
+
+    Raises:
+        ConfigError: a split that the data do not allow.
+        DataError: an example that cannot be used, or a client with nothing to learn from.
+    """
+    partitioner, num_clients = split.partitioner, split.num_clients
     if partitioner is None:
         partitioner = "natural" if data.train.clients is not None else "iid" if not data.label_names else "dirichlet"
     if num_clients is None and partitioner != "natural":
         num_clients = DEFAULT_NUM_CLIENTS
-    split = split_data(
+    found = split_data(
         data,
         partitioner=partitioner,
         num_clients=num_clients,
-        alpha=alpha,
-        min_client_examples=min_client_examples,
-        seed=seed,
+        alpha=split.alpha,
+        min_client_examples=split.min_client_examples,
+        seed=split.seed,
     )
     train, test = model.encode(data.train), model.encode(data.test)
-    if note is not None:
-        for text in _notes(train, test):
-            note(text)
     clients = []
-    for i, (name, rows, test_rows) in enumerate(zip(split.names, split.train, split.test, strict=True)):
+    for i, (name, rows, test_rows) in enumerate(zip(found.names, found.train, found.test, strict=True)):
         own = train.of(rows)
         if not len(own):
             raise DataError(
@@ -104,7 +122,7 @@ def make_clients(
                 f"max-length = {model.max_length}; choose a larger one, or leave the client out."
             )
         clients.append(Client(i, name, own, test.of(test_rows)))
-    return tuple(clients)
+    return tuple(clients), tuple(_notes(train, test))
 
 
 def _notes(train: Encoded, test: Encoded) -> Iterator[str]:

@@ -42,5 +42,5 @@ class _Split:
 
     def __call__(self, config: RunConfig, request: Request, model: Model) -> Client:
         if self._last is None or self._last[0][0] != config or self._last[0][1] is not model:
-            self._last = (config, model), open_clients(config, self._load_data(config), model)
+            self._last = (config, model), open_clients(config, self._load_data(config), model)[0]
         return self._last[1][request.partition]

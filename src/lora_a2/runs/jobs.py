@@ -412,12 +412,11 @@ def _set_up(config: RunConfig) -> _Setup:
     config = with_task(config)
     data = open_data(config)
     model = open_model(config, data.label_names)
-    notes: list[str] = []
-    clients = open_clients(config, data, model, notes.append)
+    clients, notes = open_clients(config, data, model)
     if config.num_clients not in (None, len(clients)):
         raise ConfigError(
             f"num-clients is {config.num_clients}, but the column of the clients has {len(clients)}: leave it out."
         )
     config = resolved(config, model, len(clients))
     profiles = [(client.id, len(client.train)) for client in clients]
-    return _Setup(config, data, model, clients, plan_of(config, model, profiles), tuple(notes))
+    return _Setup(config, data, model, clients, plan_of(config, model, profiles), notes)
