@@ -19,7 +19,7 @@ from lora_a2.data.written import Turn
 from lora_a2.model.causal import load_language_model
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import config_of
-from lora_a2.runs.writer import TrainedWriter, load_writer
+from lora_a2.runs.writer import Writer, load_writer
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.generation import generate_texts
 from lora_a2.tasks.causal_lm.sampling import SamplingOptions
@@ -38,17 +38,17 @@ def is_right(answer: str, key: str) -> bool:
     return "".join(key.lower().split()) in "".join(answer.lower().split())
 
 
-def answers(writer: TrainedWriter) -> list[str]:
+def answers(writer: Writer) -> list[str]:
     """To every question."""
     prompts = [writer.encode_prompt([Turn("user", row["prompt"])]) for row in questions()]
     return generate_texts(writer.model, writer.tokenizer, prompts, SamplingOptions(max_new_tokens=60))
 
 
-def base_writer(config: RunConfig) -> TrainedWriter:
+def base_writer(config: RunConfig) -> Writer:
     """The model of a run as it was before."""
     found = load_language_model(config.model)
     encoding = EncodingOptions(config.max_length, config.system_prompt, config.chat_template, config.train_on)
-    return TrainedWriter(found.whole, found.backbone.tokenizer, encoding)
+    return Writer(found.whole, found.backbone.tokenizer, encoding)
 
 
 def share(texts: Sequence[str]) -> float:

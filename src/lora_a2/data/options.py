@@ -1,4 +1,4 @@
-"""How a data set is read: the options of `load_data`, in one value."""
+"""How a data set is read: the options of `load_data`, in one value, and what they share with those of `load_written`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lora_a2.errors import ConfigError
 DEFAULT_TEST_FRACTION = 0.2
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """How `load_data` reads a data set; names as on the command line.
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a data set of either task is read; names as on the command line.
 
     Attributes:
-        text_column, label_column: found by the usual names where None.
+        text_column: found by the usual names where None.
         client_column: whose example each is; None: nobody's, or, if the data are a mapping, the keys'.
         test_data: what takes the place of the test set that the data bring, if any; a file, or what `load_data` takes in memory.
         test_fraction: share of the training set to hold out if there is no test set; it is wrong to give one where
@@ -26,8 +26,6 @@ class DataOptions:
         max_examples: size of a stratified subset of the training set: as equal a number from each class as there is.
         max_test_examples: likewise of the test set.
         seed: decides which examples are held out and which make the subsets.
-        strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
-        label_names: the classes, if they are agreed on beforehand; the data then need not have all of them.
         hold_out: what `test_fraction` is if it is not given.
 
     Raises:
@@ -35,7 +33,6 @@ class DataOptions:
     """
 
     text_column: str | None = None
-    label_column: str | None = None
     client_column: str | None = None
     test_data: DataSource | None = None
     test_fraction: float | None = None
@@ -43,34 +40,38 @@ class DataOptions:
     max_examples: int | None = None
     max_test_examples: int | None = None
     seed: int = 0
-    strip_newsgroups: bool = True
-    label_names: Sequence[str] | None = None
     hold_out: float = DEFAULT_TEST_FRACTION
 
     def __post_init__(self) -> None:
-        check_fractions(self.test_fraction, self.validation_fraction, self.test_data)
-        if self.max_examples is not None and self.max_examples < 1:
-            raise ConfigError(f"max-examples is {self.max_examples}: it must be at least the number of classes.")
+        for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
+            if fraction is not None and not 0 < fraction < 1:
+                raise ConfigError(f"{name}-fraction is {fraction}: it must lie between 0 and 1, such as 0.2.")
+        if self.test_fraction is not None and self.test_data is not None:
+            raise ConfigError("test-data and test-fraction exclude each other; give one of them.")
+        for name, most in (("max-examples", self.max_examples), ("max-test-examples", self.max_test_examples)):
+            if most is not None and most < 1:
+                raise ConfigError(f"{name} is {most}: it must be at least 1, or the number of classes.")
 
 
-def check_fractions(test: float | None, validation: float | None, test_data: object) -> None:
-    """Refuses shares that are none.
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ReadingOptions):
+    """How `load_data` reads a data set.
 
-    Raises:
-        ConfigError: one is out of range, or there is a test set besides.
+    Attributes:
+        label_column: found by the usual names where None.
+        strip_newsgroups: 20 Newsgroups, known by its labels: take headers, footers and quotes off raw articles.
+        label_names: the classes, if they are agreed on beforehand; the data then need not have all of them.
     """
-    for name, fraction in (("test", test), ("validation", validation)):
-        if fraction is not None and not 0 < fraction < 1:
-            raise ConfigError(f"{name}-fraction is {fraction}: it must lie between 0 and 1, such as 0.2.")
-    if test is not None and test_data is not None:
-        raise ConfigError("test-data and test-fraction exclude each other; give one of them.")
+
+    label_column: str | None = None
+    strip_newsgroups: bool = True
+    label_names: Sequence[str] | None = None
 
 
-class DataKeywords(TypedDict, total=False):
-    """The fields of `DataOptions`, for who gives some of them as keywords."""
+class ReadingKeywords(TypedDict, total=False):
+    """The fields of `ReadingOptions`, for who gives some of them as keywords."""
 
     text_column: str | None
-    label_column: str | None
     client_column: str | None
     test_data: DataSource | None
     test_fraction: float | None
@@ -78,6 +79,12 @@ class DataKeywords(TypedDict, total=False):
     max_examples: int | None
     max_test_examples: int | None
     seed: int
+    hold_out: float
+
+
+class DataKeywords(ReadingKeywords, total=False):
+    """The fields of `DataOptions`, likewise."""
+
+    label_column: str | None
     strip_newsgroups: bool
     label_names: Sequence[str] | None
-    hold_out: float

@@ -10,8 +10,6 @@ from typing import Unpack
 
 import numpy as np
 
-from lora_a2.core.randomness import generator
-from lora_a2.data import subsets
 from lora_a2.data.columns import Columns, find_columns, opening, require
 from lora_a2.data.finding import BUILT_IN, Tables, find_tables, find_test_table
 from lora_a2.data.labelled import Examples, LabelledData
@@ -19,6 +17,7 @@ from lora_a2.data.newsgroups import is_newsgroups, is_raw, strip_article
 from lora_a2.data.objects import DataSource
 from lora_a2.data.options import DEFAULT_TEST_FRACTION, DataKeywords, DataOptions
 from lora_a2.data.partition import IntArray
+from lora_a2.data.subsets import divided
 from lora_a2.data.tables import AnyTable
 from lora_a2.errors import ConfigError, DataError
 
@@ -76,15 +75,7 @@ def load_data(
         _check_texts(parts)
     train = _numbered(parts[0], label_names)
     test = _numbered(parts[1], label_names) if len(parts) > 1 else None
-    if test is None:
-        train, test = _held_out(train, o.test_fraction or o.hold_out, o.seed)
-    if o.validation_fraction is not None:
-        train, test = _held_out(train, o.validation_fraction, o.seed)
-    if o.max_examples is not None:
-        train = train.take(subsets.at_most(train.labels, o.max_examples, generator(o.seed, "max-examples")))
-    if o.max_test_examples is not None:
-        rng = generator(o.seed, "max-test-examples")
-        test = test.take(subsets.at_most(test.labels, o.max_test_examples, rng, "max-test-examples"))
+    train, test = divided(train, test, o)
     return LabelledData(found.name, train, test, label_names, notes)
 
 
@@ -267,13 +258,3 @@ def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
         )
     labels: IntArray = np.asarray([numbers[label] for label in rows.labels], np.int64)
     return Examples(tuple(rows.texts), labels, None if rows.clients is None else tuple(rows.clients))
-
-
-def _held_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    train, test = subsets.hold_out(examples.labels, examples.clients, fraction, generator(seed, "hold-out"))
-    if len(test) == 0:
-        raise DataError(
-            f"Holding out {fraction:g} of {len(examples)} examples leaves none for testing, as each class keeps one "
-            "for training; give more data, or a test set with --test-data."
-        )
-    return examples.take(train), examples.take(test)

@@ -1,13 +1,66 @@
-"""Seeded, stratified choices of rows: a held-out test set, and a smaller training set. NumPy only."""
+"""Seeded, stratified choices of rows: a held-out test set, and a smaller training set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
+from lora_a2.core.randomness import generator
+from lora_a2.data.options import ReadingOptions
 from lora_a2.data.partition import IntArray
-from lora_a2.errors import ConfigError
+from lora_a2.errors import ConfigError, DataError
+
+
+class Rows(Protocol):
+    """Examples of either task."""
+
+    @property
+    def labels(self) -> IntArray:
+        """(n,) integers."""
+
+    @property
+    def clients(self) -> Sequence[str] | None:
+        """n client names, or None."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: IntArray) -> Self:
+        """The examples at `rows` (m,), in that order."""
+
+
+Part = TypeVar("Part", bound=Rows)
+
+
+def divided(train: Part, test: Part | None, options: ReadingOptions) -> tuple[Part, Part]:
+    """Training and test set as the options want them: held out where there is no test set, validation in its place, smaller.
+
+    Raises:
+        DataError: nothing is left to test with.
+        ConfigError: fewer examples are wanted than there are classes.
+    """
+    if test is None:
+        train, test = _parted(train, options.test_fraction or options.hold_out, options.seed)
+    if options.validation_fraction is not None:
+        train, test = _parted(train, options.validation_fraction, options.seed)
+    if options.max_examples is not None:
+        rng = generator(options.seed, "max-examples")
+        train = train.take(at_most(train.labels, options.max_examples, rng))
+    if options.max_test_examples is not None:
+        rng = generator(options.seed, "max-test-examples")
+        test = test.take(at_most(test.labels, options.max_test_examples, rng, "max-test-examples"))
+    return train, test
+
+
+def _parted(rows: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+    train, test = hold_out(rows.labels, rows.clients, fraction, generator(seed, "hold-out"))
+    if not len(test):
+        raise DataError(
+            f"Holding out {fraction:g} of {len(rows)} examples leaves none for testing, as each class keeps one "
+            "for training; give more data, or a test set with --test-data."
+        )
+    return rows.take(train), rows.take(test)
 
 
 def hold_out(

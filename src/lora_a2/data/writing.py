@@ -4,53 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from typing import Unpack
 
-from lora_a2.core.randomness import generator
-from lora_a2.data import subsets
 from lora_a2.data.chats import WrittenColumns, find_written_columns, read_samples
 from lora_a2.data.columns import opening, require
 from lora_a2.data.finding import Tables, find_tables, find_test_table
 from lora_a2.data.objects import DataSource
-from lora_a2.data.options import DEFAULT_TEST_FRACTION, check_fractions
+from lora_a2.data.options import ReadingKeywords, ReadingOptions
 from lora_a2.data.sources import check_owners, clients_of
+from lora_a2.data.subsets import divided
 from lora_a2.data.tables import AnyTable
 from lora_a2.data.written import Samples, WrittenData
 from lora_a2.errors import ConfigError, DataError
 
 
-@dataclass(frozen=True)
-class WrittenOptions:
-    """How `load_written` reads a data set; as `DataOptions`, with other columns.
+@dataclass(frozen=True, kw_only=True)
+class WrittenOptions(ReadingOptions):
+    """How `load_written` reads a data set.
 
     Attributes:
         messages_column: of chats; prompt_column, completion_column: of prompts and answers; text_column: of plain texts. One of
             these ways, found by the usual names where all are None.
         references_column: of lists of further right answers.
-
-    Raises:
-        ConfigError: one is out of range, or two exclude each other.
     """
 
     messages_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
     references_column: str | None = None
-    text_column: str | None = None
-    client_column: str | None = None
-    test_data: DataSource | None = None
-    test_fraction: float | None = None
-    validation_fraction: float | None = None
-    max_examples: int | None = None
-    max_test_examples: int | None = None
-    seed: int = 0
-    hold_out: float = DEFAULT_TEST_FRACTION
-
-    def __post_init__(self) -> None:
-        check_fractions(self.test_fraction, self.validation_fraction, self.test_data)
-        for name, most in (("max-examples", self.max_examples), ("max-test-examples", self.max_test_examples)):
-            if most is not None and most < 1:
-                raise ConfigError(f"{name} is {most}: it must be at least 1.")
 
     def columns(self, table: AnyTable) -> WrittenColumns:
         """The columns of a table.
@@ -70,22 +51,13 @@ class WrittenOptions:
         )
 
 
-class WrittenKeywords(TypedDict, total=False):
+class WrittenKeywords(ReadingKeywords, total=False):
     """The fields of `WrittenOptions`, for who gives some of them as keywords."""
 
     messages_column: str | None
     prompt_column: str | None
     completion_column: str | None
     references_column: str | None
-    text_column: str | None
-    client_column: str | None
-    test_data: DataSource | None
-    test_fraction: float | None
-    validation_fraction: float | None
-    max_examples: int | None
-    max_test_examples: int | None
-    seed: int
-    hold_out: float
 
 
 def load_written(
@@ -121,15 +93,7 @@ def load_written(
         for table, part in zip(tables, (train, test), strict=False)
         if part is not None and (note := _unanswered(part, table.source))
     ]
-    if test is None:
-        train, test = _held_out(train, o.test_fraction or o.hold_out, o.seed)
-    if o.validation_fraction is not None:
-        train, test = _held_out(train, o.validation_fraction, o.seed)
-    if o.max_examples is not None:
-        train = train.take(subsets.at_most(train.labels, o.max_examples, generator(o.seed, "max-examples")))
-    if o.max_test_examples is not None:
-        rng = generator(o.seed, "max-test-examples")
-        test = test.take(subsets.at_most(test.labels, o.max_test_examples, rng, "max-test-examples"))
+    train, test = divided(train, test, o)
     return WrittenData(found.name, train, test, tuple(notes))
 
 
@@ -161,13 +125,3 @@ def _unanswered(samples: Samples, source: str) -> str:
     count = sum(bool(sample.turns) and sample.turns[-1].role != "assistant" for sample in samples.samples)
     what = "chat ends" if count == 1 else "chats end"
     return f"{count} {what} with a turn that nobody answers in {source}: it is left out." if count else ""
-
-
-def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    train, test = subsets.hold_out(samples.labels, samples.clients, fraction, generator(seed, "hold-out"))
-    if not len(test):
-        raise DataError(
-            f"Holding out {fraction:g} of {len(samples)} examples leaves none for testing; give more data, or a test set with "
-            "--test-data."
-        )
-    return samples.take(train), samples.take(test)

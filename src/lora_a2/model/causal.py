@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lora_a2.engine.calling import first_line, hidden_width, vocabulary_size
 from lora_a2.errors import ModelError
-from lora_a2.model.backbone import Backbone, Source, find_source
+from lora_a2.model.backbone import Backbone, find_source
 from lora_a2.model.checkpoint import load_tokenizer, load_weights, read_tokenizer
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.tasks.causal_lm.objective import Head
@@ -31,13 +31,18 @@ class LanguageModel:
         backbone: the model without its head, in float32.
         head: how its hidden states become logits.
         whole: both together, as `AutoModelForCausalLM` gives it.
-        source: where it was loaded from.
     """
 
-    source: Source
     backbone: Backbone
     head: Head
     whole: PreTrainedModel
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights as they are now, those of a head that is not the embeddings' among them."""
+        own = [] if self.head.tied is not None else [self.head.weight]
+        values = [*own, *([] if self.head.bias is None else [self.head.bias])]
+        return fingerprint(self.backbone.module, self.backbone.tokenizer, values)
 
 
 def load_language_model(name: str, trust_remote_code: bool = False) -> LanguageModel:
@@ -51,7 +56,15 @@ def load_language_model(name: str, trust_remote_code: bool = False) -> LanguageM
     _require_causal(name, source.config)
     whole = load_weights(name, source.where, trust_remote_code, auto=AutoModelForCausalLM)
     tokenizer = load_tokenizer(name, source.where, whole, trust_remote_code)
-    return taken_apart(source, whole, tokenizer)
+    module = whole.base_model
+    assert isinstance(module, PreTrainedModel)
+    whole.train(False)
+    hidden_width(module)  # says why a model cannot be called at all
+    revision = getattr(whole.config, "_commit_hash", None)
+    found = LanguageModel(
+        Backbone(source.name, module, tokenizer, "last", "", revision), find_head(whole, module), whole
+    )
+    return replace(found, backbone=replace(found.backbone, fingerprint=found.fingerprint))
 
 
 def load_writer_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -63,30 +76,6 @@ def load_writer_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrai
     source = find_source(name, trust_remote_code)
     _require_causal(name, source.config)
     return read_tokenizer(name, source.where, trust_remote_code)
-
-
-def taken_apart(source: Source, whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
-    """A loaded model and its tokenizer as a `LanguageModel`.
-
-    Raises:
-        ModelError: its logits are not understood, or it looks at later tokens.
-    """
-    module = whole.base_model
-    assert isinstance(module, PreTrainedModel)
-    whole.train(False)
-    hidden_width(module)
-    head = find_head(whole, module)
-    values = [head.weight] if head.tied is None else []
-    values += [] if head.bias is None else [head.bias]
-    backbone = Backbone(
-        name=source.name,
-        module=module,
-        tokenizer=tokenizer,
-        pooling="last",
-        fingerprint=fingerprint(module, tokenizer, values),
-        revision=getattr(whole.config, "_commit_hash", None),
-    )
-    return LanguageModel(source, backbone, head, whole)
 
 
 def _require_causal(name: str, config: PretrainedConfig) -> None:
@@ -134,17 +123,11 @@ def find_head(whole: PreTrainedModel, module: PreTrainedModel) -> Head:
     for cap in reversed(caps):
         for scale in reversed(scales):
             head = replace(plain, softcap=cap, scale=scale)
-            if all(_alike(logits_of(head, h), e) for h, e in zip(hidden, expected, strict=True)):
+            if all(_alike(head.logits(h), e) for h, e in zip(hidden, expected, strict=True)):
                 return head
     raise ModelError(
         f"{kind} makes its logits in a way that is not known here (neither scaled nor capped): choose another model."
     )
-
-
-def logits_of(head: Head, hidden: Tensor) -> Tensor:
-    """(…, V) of hidden states (…, H)."""
-    scores = nn.functional.linear(hidden, head.weight, head.bias) * head.scale
-    return scores if head.softcap is None else head.softcap * torch.tanh(scores / head.softcap)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -7,20 +7,17 @@ head.safetensors, classifier.json, SHA256SUMS     as in an adapter folder (`mode
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_a2.core.types import Adapter, BaseDelta, FloatArray, weight_name
+from lora_a2.core.types import Adapter, BaseDelta, FloatArray
 from lora_a2.errors import RunError
 from lora_a2.model.adapter_schema import ClassifierConfig
-from lora_a2.model.checkpoint import quiet
 from lora_a2.model.fingerprint import fingerprint, require_same
+from lora_a2.model.merging import merge, write_folder
 from lora_a2.model.native import NativeHead, fill
 from lora_a2.model.peft_io import (
     CLASSIFIER,
@@ -32,7 +29,6 @@ from lora_a2.model.peft_io import (
     read_labels,
 )
 from lora_a2.model.pretrained import Model
-from lora_a2.system.files import seal, write_atomic
 
 
 def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDelta) -> None:
@@ -44,18 +40,8 @@ def save_merged(folder: str | Path, model: Model, adapter: Adapter, base: BaseDe
         ModelError: the model cannot be loaded, or copied, any more.
         RunError: it is another one by now.
     """
-    folder = Path(folder)
     whole, tokenizer, found = _moved(model, adapter, base)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with quiet():
-        whole.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    for name, data in classifier_files(model, adapter, found).items():
-        write_atomic(partial / name, data)
-    seal(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    write_folder(Path(folder), whole, tokenizer, classifier_files(model, adapter, found))
 
 
 def _moved(model: Model, adapter: Adapter, base: BaseDelta) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
@@ -64,7 +50,7 @@ def _moved(model: Model, adapter: Adapter, base: BaseDelta) -> tuple[PreTrainedM
         return _moved_classifier(model, model.native, adapter, base)
     backbone = model.pretrained()
     require_same(model.name, backbone.fingerprint, model.fingerprint, "the run")
-    _move(dict(backbone.module.named_parameters()), model, adapter, base)
+    merge(backbone.module, adapter, base)
     return backbone.module, backbone.tokenizer, fingerprint(backbone.module, backbone.tokenizer)
 
 
@@ -76,7 +62,7 @@ def _moved_classifier(
     require_same(model.name, classifier.fingerprint(native, model.label_names), model.fingerprint, "the run")
     whole, tokenizer = classifier.whole, classifier.tokenizer
     fill(whole, native.tensors(last_layer(model, adapter)))
-    _move(dict(whole.base_model.named_parameters()), model, adapter, base)
+    merge(whole.base_model, adapter, base)
     whole.config.id2label = dict(enumerate(model.label_names))
     whole.config.label2id = {name: i for i, name in enumerate(model.label_names)}
     whole.config.problem_type = "single_label_classification"
@@ -86,19 +72,6 @@ def _moved_classifier(
     whole.base_model.config = whole.config  # type: ignore[assignment] # what a reader finds
     saved = replace(classifier, new=frozenset(), known=model.label_names)
     return whole, tokenizer, saved.fingerprint(native, model.label_names)
-
-
-@torch.no_grad()
-def _move(weights: dict[str, torch.nn.Parameter], model: Model, adapter: Adapter, base: BaseDelta) -> None:
-    """Changes weights in place; those of layers that keep theirs as (d_in, d_out), as GPT-2's do, transposed."""
-    changes = {name: np.asarray(change, np.float32) for name, change in base.items()}
-    for name, f in adapter.pair.factors.items():
-        product = np.float32(adapter.scaling) * (f.B @ f.A)
-        changes[weight_name(name)] = changes[weight_name(name)] + product if weight_name(name) in changes else product
-    turned = {weight_name(name) for name, layer in model.network.layers.items() if layer.conv1d}
-    for name, change in changes.items():
-        moved = torch.from_numpy(change.T if name in turned else change)
-        weights[name].add_(moved.to(weights[name].device))
 
 
 def read_merged(folder: Path) -> tuple[dict[str, FloatArray] | None, ClassifierConfig]:

@@ -9,27 +9,23 @@ SHA256SUMS                                        the digests of all of them
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save
 from transformers import PreTrainedModel
 
-from lora_a2.core.types import Adapter, BaseDelta, weight_name
+from lora_a2.core.types import Adapter, BaseDelta
 from lora_a2.errors import RunError
 from lora_a2.model.adapter_schema import LARGEST_LENGTH, PREFIX, adapter_config, factors_of, read_tensors
-from lora_a2.model.causal import LanguageModel, taken_apart
-from lora_a2.model.checkpoint import quiet
 from lora_a2.model.fingerprint import require_same
+from lora_a2.model.merging import merge, write_folder
 from lora_a2.model.peft_io import CONFIG, TENSORS, checked, json_bytes, lora_config, one_line
 from lora_a2.model.pretrained import Model
-from lora_a2.system.files import seal, write_all, write_atomic
+from lora_a2.system.files import write_all
 from lora_a2.tasks.base import EncodingOptions
 
 WRITER = "writer.json"
@@ -79,10 +75,8 @@ def save_writer_adapter(folder: str | Path, model: Model, adapter: Adapter) -> N
     write_all(folder, files)
 
 
-def save_merged_writer(
-    folder: str | Path, model: Model, adapter: Adapter, base: BaseDelta, extra: Mapping[str, bytes] | None = None
-) -> None:
-    """Writes the pre-trained weights + `base` + scaling · B A, in float32, as a plain Transformers folder; `extra` files beside.
+def save_merged_writer(folder: str | Path, model: Model, adapter: Adapter, base: BaseDelta) -> None:
+    """Writes the pre-trained weights + `base` + scaling · B A, in float32, as a plain Transformers folder.
 
     The pre-trained weights are read again, since those in use may be in bfloat16. The folder appears once it is complete.
 
@@ -90,25 +84,14 @@ def save_merged_writer(
         ModelError: the model cannot be loaded any more.
         RunError: it is another one by now.
     """
-    folder = Path(folder)
-    language_model = model.pretrained_writer()
-    require_same(model.name, language_model.backbone.fingerprint, model.fingerprint, "the run")
-    merge(language_model, adapter, base)
-    merged = taken_apart(language_model.source, language_model.whole, language_model.backbone.tokenizer)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer = merged.backbone.tokenizer
+    found = model.pretrained_writer()
+    require_same(model.name, found.backbone.fingerprint, model.fingerprint, "the run")
+    merge(found.backbone.module, adapter, base)
+    tokenizer = found.backbone.tokenizer
     if model.encoding.chat_template is not None:
         tokenizer.chat_template = model.encoding.chat_template
-    with quiet():
-        _generation_config(merged.whole)
-        merged.whole.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    for name, data in {WRITER: _writer_file(model, merged.backbone.fingerprint), **(extra or {})}.items():
-        write_atomic(partial / name, data)
-    seal(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    _generation_config(found.whole)
+    write_folder(Path(folder), found.whole, tokenizer, {WRITER: _writer_file(model, found.fingerprint)})
 
 
 def _generation_config(whole: PreTrainedModel) -> None:
@@ -119,24 +102,6 @@ def _generation_config(whole: PreTrainedModel) -> None:
     for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
         if hasattr(found, name):
             setattr(found, name, None)
-
-
-@torch.no_grad()
-def merge(language_model: LanguageModel, adapter: Adapter, base: BaseDelta) -> None:
-    """Moves the weights of a model in place; those of layers that keep theirs as (d_in, d_out), as GPT-2's do, transposed."""
-    from transformers.pytorch_utils import Conv1D
-
-    module = language_model.backbone.module
-    changes = {name: np.asarray(change, np.float32) for name, change in base.items()}
-    for name, f in adapter.pair.factors.items():
-        if f.B.any():
-            product = np.float32(adapter.scaling) * (f.B @ f.A)
-            key = weight_name(name)
-            changes[key] = changes[key] + product if key in changes else product
-    turned = {weight_name(name) for name in adapter.factors if isinstance(module.get_submodule(name), Conv1D)}
-    for name, change in changes.items():
-        moved = torch.from_numpy(np.ascontiguousarray(change.T if name in turned else change))
-        module.get_parameter(name).add_(moved)
 
 
 def read_writer_adapter(folder: Path) -> SavedWriter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,45 +14,37 @@ from lora_a2.engine.targets import linear_layers
 from lora_a2.errors import RunError
 from lora_a2.model.causal import LanguageModel, load_language_model
 from lora_a2.model.fingerprint import require_same
+from lora_a2.model.merging import merge
 from lora_a2.model.peft_io import CONFIG
-from lora_a2.model.writer_io import WRITER, SavedWriter, merge, read_merged_writer, read_writer_adapter
+from lora_a2.model.writer_io import WRITER, SavedWriter, read_merged_writer, read_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import encode_prompt
 
 
-class Writer(Protocol):
-    """A causal language model with what was learnt merged into its weights, its tokenizer, and how prompts are put to it."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """A plain Transformers model for causal language modelling, in evaluation mode."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer, with the chat template of the run."""
-
-    def encode_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
-        """(length,) int64: the chat as the model saw chats while it was trained, up to where the answer begins.
-
-        The run's system prompt stands before it if `turns` has none.
-        """
-
-
 @dataclass(frozen=True)
-class TrainedWriter:
-    """A `Writer` read from files, in float32 on the CPU."""
+class Writer:
+    """A causal language model with what was learnt merged into its weights, in float32 on the CPU, and how prompts are put to it.
+
+    Attributes:
+        model: a plain Transformers model, in evaluation mode.
+        tokenizer: its tokenizer, with the chat template of the run.
+        encoding: how the run made tokens of examples.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoding: EncodingOptions
 
     def encode_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
-        """As `Writer.encode_prompt`."""
+        """(length,) int64: the chat as the model saw chats while it was trained, up to where the answer begins.
+
+        The run's system prompt stands before it if `turns` has none.
+        """
         return encode_prompt(self.tokenizer, turns, self.encoding)
 
 
-def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> TrainedWriter:
+def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> Writer:
     """The language model of a finished run directory, or of an adapter or model folder of a run, with all that was learnt merged.
 
     Raises:
@@ -78,11 +69,11 @@ def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> Trained
         found = load_language_model(saved.model, trust_remote_code)
         require_same(saved.model, found.backbone.fingerprint, config.fingerprint, str(folder))
         _check_shapes(folder, saved, found)
-        merge(found, saved.adapter, {})
+        merge(found.backbone.module, saved.adapter, {})
     tokenizer = found.backbone.tokenizer
     if config.encoding.chat_template is not None:
         tokenizer.chat_template = config.encoding.chat_template
-    return TrainedWriter(found.whole, tokenizer, config.encoding)
+    return Writer(found.whole, tokenizer, config.encoding)
 
 
 def _check_shapes(folder: Path, saved: SavedWriter, found: LanguageModel) -> None:

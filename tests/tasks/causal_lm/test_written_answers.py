@@ -53,11 +53,11 @@ def test_it_writes_what_the_merged_model_writes(family: str, tmp_path: Path) -> 
     examples = model.encode(samples).examples
     with Pool(model.network) as pool:
         ours = write(model, pool, adapter, {}, examples)
-    from lora_a2.model.writer_io import merge
+    from lora_a2.model.merging import merge
 
     plain = model.pretrained_writer()
     before = copy.deepcopy(plain.whole.state_dict())
-    merge(plain, adapter, {})
+    merge(plain.backbone.module, adapter, {})
     assert any(not value.equal(before[name]) for name, value in plain.whole.state_dict().items())
     prompts = [prompt_of(ids, own) for ids, own in zip(examples.input_ids, examples.labels, strict=True)]
     assert all((own[len(p) :] != IGNORED).all() for p, own in zip(prompts, examples.labels, strict=True))

@@ -46,6 +46,16 @@ class Head:
     scale: float = 1.0
     tied: str | None = None
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, V) of hidden states (…, H)."""
+        return self.finished(nn.functional.linear(hidden, self.weight, self.bias))
+
+    def finished(self, scores: Tensor) -> Tensor:
+        """Logits of the products h Wᵀ + b: scaled and capped."""
+        if self.scale != 1:
+            scores = scores * self.scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
 
 class CausalLM:
     """The objective of causal language modelling; see `engine.objective.Objective`.
@@ -113,7 +123,7 @@ class CausalLM:
     def logits(self, vectors: Tensor) -> Tensor:
         """(M, V) float32 of hidden states (M, H); no gradient passes."""
         assert self._frozen is not None, "the objective is placed before it is used"
-        return self._capped(self._frozen.product(vectors).float())
+        return self._head.finished(self._frozen.product(vectors).float())
 
     def chunks(self, count: int) -> list[slice]:
         """Learnt tokens whose logits are held at once."""
@@ -121,17 +131,11 @@ class CausalLM:
         size = max(1, _CHUNK_VALUES // len(self._frozen.weight) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def _capped(self, scores: Tensor) -> Tensor:
-        if self._head.scale != 1:
-            scores = scores * self._head.scale
-        cap = self._head.softcap
-        return scores if cap is None else cap * torch.tanh(scores / cap)
-
     def _plain(self, vectors: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy (M,) by a weight that gets a gradient itself."""
         bias = None if self._head.bias is None else self._head.bias.to(vectors.device, vectors.dtype)
         scores = nn.functional.linear(vectors, weight, bias).float()
-        return nn.functional.cross_entropy(self._capped(scores), targets, reduction="none")
+        return nn.functional.cross_entropy(self._head.finished(scores), targets, reduction="none")
 
     def cross_entropy(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy (M,) float32 and its gradient (M, H) by the vectors, one chunk of logits after the other."""
