@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from lora_a2.model.options import ModelOptions
     from lora_a2.model.pretrained import Model, load_model
     from lora_a2.runs.history import history
-    from lora_a2.runs.jobs import RunSummary, evaluate_run, launch, resume, save_result
+    from lora_a2.runs.jobs import RunSummary, launch, resume, save_result
+    from lora_a2.runs.measuring import evaluate_run
     from lora_a2.runs.predict import Predictor, load_predictor
     from lora_a2.runs.writer import load_writer
     from lora_a2.simulation import make_plan, simulate
@@ -51,7 +52,8 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.runs.jobs": ("RunSummary", "evaluate_run", "launch", "resume", "save_result"),
+    "lora_a2.runs.jobs": ("RunSummary", "launch", "resume", "save_result"),
+    "lora_a2.runs.measuring": ("evaluate_run",),
     "lora_a2.methods.base": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
     "lora_a2.model.pretrained": ("Model", "load_model"),

@@ -35,7 +35,7 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         calls.append((run_dir, options))
         return Found()
 
-    fake(monkeypatch, "lora_a2.runs.jobs", evaluate_run=evaluate_run)
+    fake(monkeypatch, "lora_a2.runs.measuring", evaluate_run=evaluate_run)
     assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
     options: dict[str, Any] = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
     options |= dict.fromkeys(("prompt_column", "completion_column", "messages_column", "references_column"))

@@ -24,7 +24,8 @@ from lora_a2.data.tables import read_table
 from lora_a2.display.live import PlainConsole, print_table
 from lora_a2.errors import ConfigError, DataError
 from lora_a2.federation.loop import Observer
-from lora_a2.runs.jobs import evaluate_run, launch, resume
+from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.predict import load_predictor
 from lora_a2.studies.experiment import parse_experiment
 from lora_a2.studies.results import harmless

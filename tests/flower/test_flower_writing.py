@@ -69,6 +69,17 @@ def test_nodes_score_what_the_model_writes_and_tell_counts(options: dict[str, An
     assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-6)
 
 
+def test_a_node_of_many_examples_weighs_no_more_than_it_may(options: dict[str, Any], tmp_path: Path) -> None:
+    """What is counted of its texts stays whole numbers."""
+    given = {"generate": 30, "num-server-rounds": 1, "max-node-test-examples": 1}
+    run = serve(
+        FakeGrid(tmp_path / "nodes", NODES).courier(),
+        {**options, "output-dir": str(tmp_path / "run"), "evaluation": "nodes", **given},
+    ).path
+    metrics = ledger(run)[-1]["metrics"]
+    assert metrics["num_examples"] == NODES and 0 <= metrics["bleu"] <= 100
+
+
 def test_no_text_is_in_what_the_server_keeps(options: dict[str, Any], tmp_path: Path) -> None:
     texts = [json.loads(line) for line in Path(options["data"]).read_text().splitlines()]
     run = serve(

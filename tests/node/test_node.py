@@ -34,6 +34,7 @@ from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, s
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
+from writers import save_writer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -375,6 +376,30 @@ def test_what_a_node_refuses(files: tuple[str, str], tmp_path: Path) -> None:
         participant.answer(request(run={**run_of(model), "laplace-epsilon": 1.0}))
     with pytest.raises(DataError, match="labels that are not among the 2 known ones"):
         participant.answer(request(run=run_of(model), labels=("late", "lost")))
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"prompt": "a b", "completion": "c"}, {}),
+        ({"ask": "a b", "say": "c"}, {"prompt_column": "ask", "completion_column": "say"}),
+        (
+            {"talk": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"messages_column": "talk"},
+        ),
+        ({"text": "a b c"}, {"text_column": "text"}),
+    ],
+)
+def test_a_node_of_a_model_that_writes(row: dict[str, Any], named: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 10)
+    own = OwnData(str(path), **named)
+    assert own.check() == 10
+    run = run_of(str(save_writer(tmp_path / "model")), task="causal-lm")
+    found = Participant(own, tmp_path).answer(request(run=run, labels=())).metrics
+    assert (found["num_examples"], found["num_test_examples"]) == (8, 2)
+    with pytest.raises(DataError, match="which has none"):
+        Participant(OwnData(str(path), label_column="text"), tmp_path).answer(request(run=run, labels=()))
 
 
 # --- the command

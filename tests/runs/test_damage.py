@@ -21,7 +21,8 @@ from lora_a2.config.run import RunConfig
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.history import history
-from lora_a2.runs.jobs import evaluate_run, launch, resume
+from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.predict import load_predictor
 from lora_a2.system.files import SUMS
 from run_files import contents

@@ -17,7 +17,8 @@ from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.history import TRAFFIC, history
-from lora_a2.runs.jobs import evaluate_run, launch, resume
+from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.measuring import evaluate_run
 from tiny import Stopping
 from writers import writing_options
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,29 @@ def test_what_cannot_be_is_one_line(
     capsys.readouterr()  # Transformers' progress bars
     assert main([{"MODEL": model, "DATA": data}.get(word, word) for word in argv]) == 2
     assert says in one_error(capsys)
+
+
+def test_options_of_the_other_task_are_refused(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(RunConfig(**{**options, "output_dir": str(tmp_path / "labels")}), Observer())
+    model, data = files(tmp_path, "llama")
+    launch(
+        RunConfig(model=model, data=data, num_clients=2, num_server_rounds=1, output_dir=str(tmp_path / "texts")),
+        Observer(),
+    )
+    for run, flag, value in (
+        ("labels", "--generate", "3"),
+        ("labels", "--prompt-column", "text"),
+        ("texts", "--label-column", "who"),
+    ):
+        for more in ([], ["--data", data]) if flag == "--generate" else (["--data", data],):
+            capsys.readouterr()
+            assert main(["evaluate", str(tmp_path / run), flag, value, *more]) == 2
+            assert f"{flag[2:]}: it has no effect on a run of the task" in one_error(capsys)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "texts"), "--generate", "2", "--json"]) == 0
+    assert "bleu" in json.loads(capsys.readouterr().out)
 
 
 def test_an_example_is_shown_as_it_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lora_a2.errors import ConfigError
 from lora_a2.tasks import causal_lm, classification
-from lora_a2.tasks.base import CLIENT_FIGURES, Task, evaluate
+from lora_a2.tasks.base import CLIENT_FIGURES, Task, evaluate, flattened
+from lora_a2.tasks.causal_lm.scores import text_statistics
 from lora_a2.tasks.registry import TASKS, measured, task_of
 
 LABELLING, WRITING = classification.TASK, causal_lm.TASK
@@ -82,3 +83,49 @@ def test_the_task_of_a_run() -> None:
     assert task_of([{}], {"task": "causal-lm"}) is WRITING
     with pytest.raises(ConfigError, match="Unknown task 'singing'"):
         task_of([], {"task": "singing"})
+
+
+FULL = {"num_correct": 3, "loss_sum": 9.5, "learnt_tokens": 12, "correct_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [
+        ("classification", "num_correct", 6),
+        ("classification", "num_correct", 2.0),
+        ("classification", "num_correct", True),
+        ("causal-lm", "learnt_tokens", 4),  # in each of 5 examples something is learnt
+        ("causal-lm", "learnt_tokens", 5 * 20 + 1),
+        ("causal-lm", "learnt_tokens", 12.0),
+        ("causal-lm", "correct_tokens", 13),
+        ("causal-lm", "correct_tokens", -1),
+        ("causal-lm", "loss_sum", -0.5),
+        ("causal-lm", "loss_sum", float("nan")),
+        ("causal-lm", "loss_sum", float("inf")),
+        ("causal-lm", "loss_sum", "much"),
+        ("causal-lm", "loss_sum", None),
+    ],
+)
+def test_what_a_node_cannot_have_measured_is_refused(task: str, name: str, value: object) -> None:
+    record = TASKS[task]
+    sound = record.received(FULL, 5, 20, False)
+    assert record.metrics(sound)[record.primary] > 0
+    with pytest.raises(ValueError, match=name):
+        record.received({**FULL, name: value}, 5, 20, False)
+
+
+def test_scores_of_texts_that_cannot_be_are_refused() -> None:
+    record = TASKS["causal-lm"]
+    written = flattened(text_statistics(["a b c d", "x"], [["a b c d"], ["y"]]))
+    assert record.metrics(record.received({**FULL, **written}, 5, 20, True))["exact_match"] == 0.5
+    for name, value in (
+        ("examples.0", 6),
+        ("exact_matches.0", 3),
+        ("rouge_l.0", 2.5),
+        ("bleu.4", 1 << 22),
+        ("chrf.0", 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"that cannot be|more n-grams|whole numbers"):
+            record.received({**FULL, **written, name: value}, 5, 20, True)
+    with pytest.raises(ValueError, match="nothing of"):
+        record.received(FULL, 5, 20, True)

@@ -76,7 +76,7 @@ def command(
         if data is None and (label_column or any(columns.values())):
             raise click.UsageError("Columns are of --data: give it too.", click.get_current_context())
 
-        from lora_a2.runs.jobs import evaluate_run
+        from lora_a2.runs.measuring import evaluate_run
 
         found = evaluate_run(
             run_dir,

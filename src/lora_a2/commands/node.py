@@ -34,6 +34,9 @@ from lora_a2.commands.common import examples, trust_option
 @click.option("--data", required=True, metavar="FILE", help="The node's own examples; they never leave this machine.")
 @click.option("--text-column", metavar="NAME", help="Column of the texts; found by itself if the name is usual.")
 @click.option("--label-column", metavar="NAME", help="Column of the labels; found by itself if the name is usual.")
+@click.option("--prompt-column", metavar="NAME", help="Column of the prompts, for a model that writes; likewise.")
+@click.option("--completion-column", metavar="NAME", help="Column of the answers; likewise.")
+@click.option("--messages-column", metavar="NAME", help="Column of whole chats; likewise.")
 @click.option("--test-data", metavar="FILE", help="The node's own test examples, for evaluation on the node.")
 @click.option(
     "--test-fraction",
@@ -75,8 +78,6 @@ from lora_a2.commands.common import examples, trust_option
 )
 def command(
     data: str,
-    text_column: str | None,
-    label_column: str | None,
     test_data: str | None,
     test_fraction: float,
     model: str,
@@ -87,6 +88,7 @@ def command(
     socket_path: Path,
     store: Path,
     policy: Path | None,
+    **columns: str | None,
 ) -> None:
     """Train for a federation with this machine's own data, until stopped.
 
@@ -106,7 +108,7 @@ def command(
 
     allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)
-    own = OwnData(data, text_column, label_column, test_data, test_fraction)
+    own = OwnData(data, **columns, test_data=test_data, test_fraction=test_fraction)
     count = own.check()
     participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype, trust_remote_code))
     with listening(socket_path) as listener:

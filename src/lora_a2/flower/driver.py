@@ -26,7 +26,7 @@ from lora_a2.flower.roster import Roster
 from lora_a2.node.protocol import PERSONAL, Kind, Request
 from lora_a2.node.refusals import Reason
 from lora_a2.system.text import plain
-from lora_a2.tasks.base import Statistics, Task, evaluate, received, summed
+from lora_a2.tasks.base import Statistics, Task, evaluate, summed
 from lora_a2.tasks.registry import measured
 
 Sent = tuple[ClientProfile, bytes]
@@ -245,11 +245,9 @@ class FlowerDriver(Observer):
         return figures, sent
 
     def _stated(self, metrics: Mapping[str, object], count: int, ending: str) -> Statistics:
+        own = {name.removesuffix(ending): value for name, value in metrics.items() if name.endswith(ending)}
         try:
-            found = received(self._task, metrics, count, self._config.max_length, ending)
-            if self._config.generate and self._task.received_texts is not None:
-                found = {**found, **self._task.received_texts(metrics, ending)}
-            return found
+            return self._task.received(own, count, self._config.max_length, bool(self._config.generate))
         except ValueError as error:
             raise ReplyError(f"The node states {plain(str(error), 120)}.") from None
 
@@ -264,8 +262,11 @@ def evaluation(task: Task, sums: Mapping[int, Statistics], most: int | None) -> 
     if not sums:
         return {}
     counts = {client: int(own["num_examples"]) for client, own in sums.items()}
+    # What is counted of written texts is of few examples, and stays whole numbers.
     weighed = [
-        own if most is None or counts[c] <= most else {name: value * most / counts[c] for name, value in own.items()}
+        own
+        if most is None or counts[c] <= most
+        else {name: value * most / counts[c] if name in task.shared else value for name, value in own.items()}
         for c, own in sums.items()
     ]
     return evaluate(task, summed(weighed), {str(client): own for client, own in sorted(sums.items())}).to_json()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,9 @@ class OwnData:
     data: str
     text_column: str | None = None
     label_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    messages_column: str | None = None
     test_data: str | None = None
     test_fraction: float = 0.2
 
@@ -42,8 +45,10 @@ class OwnData:
         train, test = (
             self._samples(config.seed) if config.task == CAUSAL_LM else self._examples(request.labels, config.seed)
         )
-        name = f"client {request.partition}"
-        return Client(request.partition, name, model.encode(train).examples, model.encode(test).examples)
+        own = model.encode(train).examples
+        if not len(own):
+            raise DataError(f"In none of the {len(train)} examples of this node is there anything to learn.")
+        return Client(request.partition, f"client {request.partition}", own, model.encode(test).examples)
 
     def check(self) -> int:
         """The number of examples in the file, read before any request.
@@ -51,18 +56,34 @@ class OwnData:
         Raises:
             DataError: they cannot be read.
         """
-        if find_task(find_tables(self.data).train.names) == CAUSAL_LM and self.label_column is None:
-            return len(load_samples(self.data, WrittenOptions(text_column=self.text_column), training=True))
+        if self._writes():
+            return len(load_samples(self.data, self._written(), training=True))
         return count_rows(self.data, text_column=self.text_column, label_column=self.label_column)
+
+    def _writes(self) -> bool:
+        """Whether the columns are for a model that writes; plain texts have to be named as such."""
+        if self.label_column is not None:
+            return False
+        if any((self.prompt_column, self.completion_column, self.messages_column)):
+            return True
+        task = find_task(find_tables(self.data).train.names)
+        return task == CAUSAL_LM or (task is None and self.text_column is not None)
+
+    def _written(self) -> WrittenOptions:
+        """Where chats or texts are in the file."""
+        return WrittenOptions(
+            text_column=self.text_column,
+            prompt_column=self.prompt_column,
+            completion_column=self.completion_column,
+            messages_column=self.messages_column,
+        )
 
     def _samples(self, seed: int) -> tuple[Samples, Samples]:
         if self.label_column is not None:
             raise DataError(
                 "This node names a column of labels, and the run is for a model that writes, which has none."
             )
-        options = WrittenOptions(
-            text_column=self.text_column, test_data=self.test_data, hold_out=self.test_fraction, seed=seed
-        )
+        options = replace(self._written(), test_data=self.test_data, hold_out=self.test_fraction, seed=seed)
         if self.test_data is None and self.test_fraction == 0:
             train = load_samples(self.data, options, training=True)
             return train, train.take(np.zeros(0, np.int64))

@@ -203,16 +203,16 @@ def _sums(seat: _Seat, adapter: Adapter, stated: int) -> dict[str, Any]:
     scale = stated / len(test)
     found = {name: total[name].item() * scale for name in task.shared}
     sums = {name: round(value) if total[name].dtype.kind == "i" else value for name, value in found.items()}
-    return sums | _texts(seat, adapter)
+    return sums | _texts(seat, adapter, stated)
 
 
-def _texts(seat: _Seat, adapter: Adapter) -> dict[str, Any]:
+def _texts(seat: _Seat, adapter: Adapter, stated: int) -> dict[str, Any]:
     """The statistics of what the model writes to some of the client's own prompts, a number each: its texts stay here."""
     if not seat.config.generate:
         return {}
     require_writing(seat.model)
     test = seat.client.test
-    rows = chosen_examples(test, seat.config.generate, seat.config.seed)
+    rows = chosen_examples(test, min(seat.config.generate, stated), seat.config.seed)
     part = test.take(rows)
     assert isinstance(part.labels, tuple), "the model writes"
     prompts = [prompt_of(ids, labels) for ids, labels in zip(part.input_ids, part.labels, strict=True)]

@@ -17,10 +17,6 @@ from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
 from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
-from lora_a2.data.finding import find_tables
-from lora_a2.data.objects import DataSource
-from lora_a2.data.sources import load_examples
-from lora_a2.data.writing import WrittenOptions, load_samples
 from lora_a2.data.written import DataSet
 from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
@@ -33,15 +29,11 @@ from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
-from lora_a2.model.writer_io import WRITER, save_merged_writer, save_writer_adapter
+from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
-from lora_a2.runs.measuring import evaluate_samples
-from lora_a2.runs.predict import load_predictor
 from lora_a2.settings.task import CAUSAL_LM
-from lora_a2.simulation import ClientStates, evaluate_clients, make_pool, simulate
-from lora_a2.tasks.base import Evaluation, evaluate
-from lora_a2.tasks.classification import TASK as CLASSIFICATION
+from lora_a2.simulation import ClientStates, simulate
 from lora_a2.tasks.registry import get_task
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
@@ -92,7 +84,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class _Setup:
+class Setup:
     """All that a configuration stands for, loaded."""
 
     config: RunConfig
@@ -112,7 +104,7 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     require_trackers(config.report_to or ())
     path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
     RunDirectory.check_free(path)
-    setup = _set_up(config)
+    setup = set_up(config)
     resolved = with_absolute_paths(setup.config.model_copy(update={"output_dir": str(path)}))
     facts = environment(setup.model, setup.data)
     described = describe_clients(resolved, setup.model, setup.data.label_names, setup.clients)
@@ -137,82 +129,12 @@ def resume(
     run = RunDirectory.open(Path(run_dir))
     config = config_of(run, trust_remote_code)
     require_trackers(config.report_to or ())
-    setup = _set_up(config)
-    _require_same(run, setup)
+    setup = set_up(config)
+    require_unchanged(run, setup)
     return _simulated(run, setup, observer, from_round)
 
 
-def evaluate_run(
-    run_dir: str | Path,
-    data: DataSource | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    client_column: str | None = None,
-    trust_remote_code: bool = False,
-    generate: int = 0,
-    **columns: str | None,
-) -> Evaluation:
-    """A finished run's model on its own clients' test shares, or on other data with the same labels, as `load_data` takes them.
-
-    Raises:
-        RunError: the run is not finished or damaged, or the model is no longer what it was.
-        DataError: the data cannot be read, or have labels that the model does not know.
-    """
-    run = RunDirectory.open(Path(run_dir))
-    run.require_finished()
-    if data is None:
-        setup = _set_up(config_of(run, trust_remote_code))
-        _require_same(run, setup)
-        state = run.load_state(setup.model.layout)
-        if state is None:
-            raise RunError(f"{run_dir} is damaged: it has an adapter but no checkpoint/state.json.")
-        with make_pool(setup.model, setup.plan) as pool:
-            return evaluate_clients(setup.model, pool, state, setup.clients, generate, setup.config.seed)
-    if (run.result() / WRITER).is_file():
-        if label_column is not None:
-            raise ConfigError("label-column: a model that writes knows no labels; leave it out.")
-        given = {"text_column": text_column, "client_column": client_column, **columns}
-        return _evaluate_writer(run, data, given, trust_remote_code, generate)
-    config, predictor = config_of(run), load_predictor(run_dir, trust_remote_code=trust_remote_code)
-    examples = load_examples(
-        data,
-        predictor.label_names,
-        text_column=text_column,
-        label_column=label_column,
-        client_column=client_column,
-        usual_columns=(config.text_column, config.label_column, config.client_column),
-        strip_newsgroups=config.strip_newsgroups,
-    )
-    outputs = predictor.logits(examples.texts)
-    clients = {}
-    if examples.clients is not None:
-        names = np.array(examples.clients)
-        for name in np.unique(names):
-            rows = np.flatnonzero(names == name)
-            clients[str(name)] = CLASSIFICATION.statistics(outputs[rows], examples.labels[rows])
-    return evaluate(CLASSIFICATION, CLASSIFICATION.statistics(outputs, examples.labels), clients)
-
-
-def _evaluate_writer(
-    run: RunDirectory, data: DataSource, columns: Mapping[str, str | None], trust_remote_code: bool, generate: int
-) -> Evaluation:
-    """A finished run's language model on other data; where no column is named, by the run's own names, if the data have them."""
-    config = config_of(run, trust_remote_code)
-    model = open_model(config, ())
-    require_same(model.name, model.fingerprint, str(run.environment()["model_fingerprint"]), str(run.path))
-    state = run.load_state(model.layout)
-    if state is None:
-        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
-    if not any(columns.values()):
-        found = find_tables(data)
-        there = (found.test or found.train).names
-        columns = {name: own for name in columns if (own := getattr(config, name)) in there}
-    options: Any = dict(columns)
-    samples = load_samples(data, WrittenOptions(**options))
-    return evaluate_samples(model, state.adapter, state.base, samples, generate, config.seed)
-
-
-def _require_same(run: RunDirectory, setup: _Setup) -> None:
+def require_unchanged(run: RunDirectory, setup: Setup) -> None:
     """Refuses to go on with other data, or with another model, than the run began with.
 
     Raises:
@@ -236,7 +158,7 @@ def _differences(recorded: Mapping[str, Any], data: DataSet) -> str:
     return f"the run had {sizes} examples to train and test with, and {data.name} has {len(data.train)} and {len(data.test)}"
 
 
-def _simulated(run: RunDirectory, setup: _Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
+def _simulated(run: RunDirectory, setup: Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
     def rounds(progress: Progress, callback: ReplyCallback | None, watched: Observer) -> Rounds:
         return simulate(
             *(setup.model, setup.clients, setup.plan),
@@ -408,7 +330,12 @@ def fresh_directory(config: RunConfig) -> Path:
     return Path("runs") / f"{name}-{config.method}-{stamp}"
 
 
-def _set_up(config: RunConfig) -> _Setup:
+def set_up(config: RunConfig) -> Setup:
+    """Loads all that a configuration stands for.
+
+    Raises:
+        LoraA2Error: anything the user gave is wrong.
+    """
     config = with_task(config)
     data = open_data(config)
     model = open_model(config, data.label_names)
@@ -419,4 +346,4 @@ def _set_up(config: RunConfig) -> _Setup:
         )
     config = resolved(config, model, len(clients))
     profiles = [(client.id, len(client.train)) for client in clients]
-    return _Setup(config, data, model, clients, plan_of(config, model, profiles), notes)
+    return Setup(config, data, model, clients, plan_of(config, model, profiles), notes)

@@ -1,22 +1,140 @@
-"""How good a language model that writes is on given examples, with or without a run."""
+"""How good a finished run is on test data, and a language model without one."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_model
-from lora_a2.core.types import Adapter, BaseDelta
-from lora_a2.data.writing import load_samples
+from lora_a2.core.types import Adapter, BaseDelta, ServerState
+from lora_a2.data.finding import find_tables
+from lora_a2.data.objects import DataSource
+from lora_a2.data.sources import load_examples
+from lora_a2.data.writing import WrittenOptions, load_samples
 from lora_a2.data.written import Samples
 from lora_a2.engine.evaluate import measure
-from lora_a2.errors import ConfigError, DataError
+from lora_a2.errors import ConfigError, DataError, RunError
+from lora_a2.model.fingerprint import require_same
 from lora_a2.model.pretrained import Model
-from lora_a2.settings.task import CAUSAL_LM
-from lora_a2.simulation import make_workers
-from lora_a2.tasks.base import Evaluation, Statistics, evaluate
+from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.jobs import config_of, require_unchanged, set_up
+from lora_a2.runs.predict import load_predictor
+from lora_a2.settings.errors import kebab
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
+from lora_a2.simulation import evaluate_clients, make_pool, make_workers
+from lora_a2.tasks.base import Evaluation, evaluate
 from lora_a2.tasks.causal_lm.scores import text_statistics
 from lora_a2.tasks.causal_lm.writing import chosen_examples, require_writing, write
+from lora_a2.tasks.classification import TASK as LABELS
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    data: DataSource | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    client_column: str | None = None,
+    trust_remote_code: bool = False,
+    generate: int = 0,
+    **columns: str | None,
+) -> Evaluation:
+    """A finished run's model on its own clients' test shares, or on other data of the same task, as `load_data` takes them.
+
+    `generate`: test examples that a model which writes answers. `columns` are those of its data: prompt_column, completion_column,
+    messages_column, references_column.
+
+    Raises:
+        RunError: the run is not finished or damaged, or the model is no longer what it was.
+        DataError: the data cannot be read, or have labels that the model does not know.
+        ConfigError: an option that is of the other task.
+    """
+    run = RunDirectory.open(Path(run_dir))
+    run.require_finished()
+    config = config_of(run, trust_remote_code)
+    if config.task == CAUSAL_LM:
+        _refuse(config.task, {"label_column": label_column})
+    else:
+        _refuse(config.task, {**columns, "generate": generate})
+    if data is None:
+        return _on_its_own(run, config, generate)
+    given = {"text_column": text_column, "client_column": client_column, **columns}
+    if config.task == CAUSAL_LM:
+        return _writer_on(run, config, data, given, generate)
+    return _classifier_on(run, config, data, given, label_column)
+
+
+def _refuse(task: str | None, given: Mapping[str, object]) -> None:
+    """Refuses options of another task.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    for name, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{kebab(name)}: it has no effect on a run of the task {task or CLASSIFICATION}; leave it out."
+            )
+
+
+def _on_its_own(run: RunDirectory, config: RunConfig, generate: int) -> Evaluation:
+    setup = set_up(config)
+    require_unchanged(run, setup)
+    if generate:
+        require_writing(setup.model)
+    with make_pool(setup.model, setup.plan) as pool:
+        return evaluate_clients(setup.model, pool, _state(run, setup.model), setup.clients, generate, config.seed)
+
+
+def _state(run: RunDirectory, model: Model) -> ServerState:
+    state = run.load_state(model.layout)
+    if state is None:
+        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
+    return state
+
+
+def _classifier_on(
+    run: RunDirectory, config: RunConfig, data: DataSource, given: Mapping[str, str | None], label_column: str | None
+) -> Evaluation:
+    predictor = load_predictor(run.path, trust_remote_code=config.trust_remote_code)
+    examples = load_examples(
+        data,
+        predictor.label_names,
+        text_column=given["text_column"],
+        label_column=label_column,
+        client_column=given["client_column"],
+        usual_columns=(config.text_column, config.label_column, config.client_column),
+        strip_newsgroups=config.strip_newsgroups,
+    )
+    outputs, labels = predictor.logits(examples.texts), examples.labels
+    parts = by_client(examples.clients)
+    clients = {name: LABELS.statistics(outputs[rows], labels[rows]) for name, rows in parts.items()}
+    return evaluate(LABELS, LABELS.statistics(outputs, labels), clients)
+
+
+def _writer_on(
+    run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], generate: int
+) -> Evaluation:
+    """Where no column is named, by the run's own names, if the data have them."""
+    model = open_model(config, ())
+    require_same(model.name, model.fingerprint, str(run.environment()["model_fingerprint"]), str(run.path))
+    state = _state(run, model)
+    if not any(columns.values()):
+        found = find_tables(data)
+        there = (found.test or found.train).names
+        columns = {name: own for name in columns if (own := getattr(config, name)) in there}
+    options: Any = dict(columns)
+    samples = load_samples(data, WrittenOptions(**options))
+    return evaluate_samples(model, state.adapter, state.base, samples, generate, config.seed)
+
+
+def by_client(names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Client → its rows, in the order of the names; empty where the examples are nobody's."""
+    known = np.array(names if names is not None else [])
+    return {str(name): np.flatnonzero(known == name) for name in np.unique(known)}
 
 
 def evaluate_model(config: RunConfig) -> Evaluation:
@@ -55,12 +173,11 @@ def evaluate_samples(
         if generate:
             part = encoded.examples.take(chosen_examples(encoded.examples, generate, seed))
             total |= text_statistics(write(model, pool, adapter, base, part), part.references)
-    clients: dict[str, Statistics] = {}
-    if samples.clients is not None:
-        names = np.array(samples.clients)[encoded.rows]
-        for name in np.unique(names):
-            rows = np.flatnonzero(names == name)
-            clients[str(name)] = task.statistics(outputs[rows], encoded.examples.labels_at(rows))
+    owners = None if samples.clients is None else [samples.clients[row] for row in encoded.rows]
+    clients = {
+        name: task.statistics(outputs[rows], encoded.examples.labels_at(rows))
+        for name, rows in by_client(owners).items()
+    }
     extra = {
         "loss_sum": float(total["loss_sum"]),
         "learnt_tokens": int(total["learnt_tokens"]),

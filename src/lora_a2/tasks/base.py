@@ -81,13 +81,13 @@ class Task:
         plural: what several values of it are called.
         higher_is_better: which way.
         shared: the statistics that a node tells a server; the others say more of its data.
-        limits: the most that each of these can be, and the least is 0, for this many examples of at most this many tokens.
+        received: the shared statistics in what a node states, for this many examples of at most this many tokens; with those of
+            written texts if it was asked for some. ValueError for what cannot be.
         statistics: sums over examples, from what the objective measured of them (n, W) and their labels.
         metrics: what the sums come to.
         show: a value of the primary metric as text.
         absolute: metrics that are no fractions of 1.
         optional: metrics that only some evaluations have.
-        received_texts: the statistics of written texts in what a node states, `ending` behind their names; ValueError for what is none.
         command: what a finished run's model is tried with.
     """
 
@@ -98,14 +98,13 @@ class Task:
     plural: str
     higher_is_better: bool
     shared: tuple[str, ...]
-    limits: Callable[[int, int], Mapping[str, int | float]]
+    received: Callable[[Mapping[str, object], int, int, bool], Statistics]
     statistics: Callable[[FloatArray, Labels], Statistics]
     metrics: Callable[[Statistics], dict[str, float]]
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    received_texts: Callable[[Mapping[str, object], str], Statistics] | None = None
 
     @property
     def shown(self) -> str:
@@ -201,27 +200,17 @@ def flattened(statistics: Statistics) -> dict[str, int | float]:
     return {f"{name}.{k}": value.item() for name, own in statistics.items() for k, value in enumerate(np.ravel(own))}
 
 
-def received(
-    task: Task, values: Mapping[str, object], num_examples: int, max_length: int, ending: str = ""
-) -> Statistics:
-    """The shared statistics that a node states, `ending` behind their names, for its number of examples.
+def stated(values: Mapping[str, object], name: str, least: float, most: float, *, whole: bool = True) -> np.ndarray:
+    """A number that a node states.
 
     Raises:
-        ValueError: one is missing, of another type, or out of bounds.
+        ValueError: it is missing, of another type, or out of bounds.
     """
-    limits = task.limits(num_examples, max_length)
-    found = {"num_examples": np.array(num_examples)}
-    for name in task.shared:
-        if name in found:
-            continue
-        value, most = values.get(f"{name}{ending}"), limits[name]
-        whole = isinstance(most, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 <= value <= most:
-            raise ValueError(
-                f"{name}{ending} = {str(value)[:40]}; expected a {'whole ' if whole else ''}number from 0 to {most:g}"
-            )
-        found[name] = np.array(value)
-    return found
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value <= most:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{name} = {str(value)[:40]}; expected a {kind} from {least:g} to {most:g}")
+    return np.array(value)
 
 
 def evaluate(

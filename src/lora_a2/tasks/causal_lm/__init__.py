@@ -11,7 +11,7 @@ from lora_a2.core.types import FloatArray
 from lora_a2.engine.work import Labels
 from lora_a2.errors import DataError
 from lora_a2.settings.task import CAUSAL_LM
-from lora_a2.tasks.base import Statistics, Task
+from lora_a2.tasks.base import Statistics, Task, stated
 from lora_a2.tasks.causal_lm.encoding import encode
 from lora_a2.tasks.causal_lm.scores import METRICS as TEXT_METRICS
 from lora_a2.tasks.causal_lm.scores import STATISTICS as TEXTS
@@ -23,6 +23,8 @@ _LONGEST = 1e6
 """A perplexity from here on is that of a broken model, and is shown in short."""
 _LARGEST_TOKEN_LOSS = 1e4
 """Of any model that is not broken: logits are in the tens."""
+_LARGEST_COUNT = 1 << 20
+"""n-grams of one text and its references."""
 
 
 def statistics(outputs: FloatArray, labels: Labels) -> Statistics:
@@ -51,27 +53,32 @@ def metrics(found: Statistics) -> dict[str, float]:
     return figures
 
 
-def received_texts(values: Mapping[str, object], ending: str) -> Statistics:
-    """The statistics of texts that a node states, as `flattened` and with `ending` behind their names.
+def received(values: Mapping[str, object], num_examples: int, max_length: int, texts: bool) -> Statistics:
+    """The sums of a node's examples, in each of which something is learnt; and, with `texts`, of what its model wrote."""
+    learnt = stated(values, "learnt_tokens", num_examples, num_examples * max_length)
+    found = {
+        "num_examples": np.array(num_examples),
+        "loss_sum": stated(values, "loss_sum", 0, float(learnt) * _LARGEST_TOKEN_LOSS, whole=False),
+        "learnt_tokens": learnt,
+        "correct_tokens": stated(values, "correct_tokens", 0, int(learnt)),
+    }
+    return {**found, **_received_texts(values, num_examples)} if texts else found
 
-    Raises:
-        ValueError: one is missing, or is none.
-    """
-    lists = {}
-    for name, (shape, _) in TEXTS.items():
-        lists[name] = [values.get(f"{name}.{k}{ending}") for k in range(math.prod(shape))]
-        if any(value is None for value in lists[name]):
-            raise ValueError(f"no {name}{ending}")
+
+def _received_texts(values: Mapping[str, object], num_examples: int) -> Statistics:
+    lists = {name: [values.get(f"{name}.{k}") for k in range(math.prod(shape))] for name, (shape, _) in TEXTS.items()}
+    if absent := [name for name, own in lists.items() if None in own]:
+        raise ValueError(f"nothing of {absent[0]}")
     try:
-        return checked_statistics(lists)
+        found = checked_statistics(lists)
     except DataError as error:
         raise ValueError(str(error)) from None
-
-
-def limits(num_examples: int, max_length: int) -> dict[str, int | float]:
-    """The most that a node's sums can be; a float32 logit lets a token's loss be no larger than this."""
-    tokens = num_examples * max_length
-    return {"loss_sum": tokens * _LARGEST_TOKEN_LOSS, "learnt_tokens": tokens, "correct_tokens": tokens}
+    written = int(found["examples"][0])
+    if written > num_examples or found["exact_matches"][0] > written or found["rouge_l"][0] > written:
+        raise ValueError(f"scores of {written} texts of {num_examples} examples that cannot be")
+    if max(found["bleu"].max(), found["chrf"].max()) > written * _LARGEST_COUNT:
+        raise ValueError(f"more n-grams than {written} texts have")
+    return found
 
 
 TASK = Task(
@@ -90,8 +97,7 @@ TASK = Task(
     plural="perplexities",
     higher_is_better=False,
     shared=("num_examples", "loss_sum", "learnt_tokens", "correct_tokens"),
-    limits=limits,
-    received_texts=received_texts,
+    received=received,
     statistics=statistics,
     metrics=metrics,
     show=lambda value: f"{value:.2f}" if value < _LONGEST else f"{value:.3g}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from lora_a2.data.labelled import Examples
 from lora_a2.engine.work import Labels, TokenizedExamples
 from lora_a2.errors import ModelError
 from lora_a2.settings.task import CLASSIFICATION
-from lora_a2.tasks.base import Encoded, EncodingOptions, Statistics, Task
+from lora_a2.tasks.base import Encoded, EncodingOptions, Statistics, Task, stated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +95,11 @@ def metrics(found: Statistics) -> dict[str, float]:
     return figures
 
 
+def received(values: Mapping[str, object], num_examples: int, max_length: int, texts: bool) -> Statistics:
+    """How many of a node's examples are right."""
+    return {"num_examples": np.array(num_examples), "num_correct": stated(values, "num_correct", 0, num_examples)}
+
+
 TASK = Task(
     name=CLASSIFICATION,
     encode=encode,
@@ -103,7 +108,7 @@ TASK = Task(
     plural="accuracies",
     higher_is_better=True,
     shared=("num_examples", "num_correct"),
-    limits=lambda num_examples, max_length: {"num_correct": num_examples},
+    received=received,
     statistics=statistics,
     metrics=metrics,
     show=lambda value: f"{100 * value:.1f} %",
