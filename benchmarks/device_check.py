@@ -49,7 +49,19 @@ def main() -> int:
             *("--num-server-rounds", "1", "--local-epochs", "1", "--output-dir", str(Path(folder) / "run")),
         )
     if given.data is not None:
-        figure = ("--only", "S_gpu", "--device", "cuda", "--pairs", "1", "--clients", "8")
+        figure = (
+            "--only",
+            "S_gpu",
+            "--device",
+            "cuda",
+            "--pairs",
+            "1",
+            "--clients",
+            "8",
+            "--clients-per-pass",
+            "8",
+            "--scratch",
+        )
         good &= ran("speed beside a PEFT loop", python, "benchmarks/run.py", "--data", given.data, *figure)
     return 0 if good else 1
 

@@ -40,7 +40,7 @@ class Bench:
     examples: int | None
     pairs: int
     device: str
-    cohort_size: int
+    clients_per_pass: int
 
     @cached_property
     def data(self) -> object:

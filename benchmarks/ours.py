@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import lora_a2
 from exchange import Arrays
@@ -37,7 +38,7 @@ def rounds(model: lora_a2.Model, clients: Sequence[Client], plan: Plan, count: i
 def bare_round(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> float:
     """Seconds of round 1's training alone, without messages, screening and aggregation. For methods that train all ranks."""
     federation = plan.federation
-    trainable = federation.method.trainable(1)
+    trainable = federation.method.schedule(1)
     by_id = {client.id: client for client in clients}
     tasks = []
     for profile in choose_cohort(plan.profiles, plan.fraction_train, federation.seed, 1):
@@ -65,10 +66,10 @@ def results(model: lora_a2.Model, clients: Sequence[Client], plan: Plan) -> tupl
             seen[reply.profile.id] = arrays_of(trained_adapter(reply))
             yield reply
 
-    def aggregate(state: ServerState, replies: Iterable[Reply]) -> ServerState:
-        return method.aggregate(state, watched(replies))
+    def reduce(state: ServerState, replies: Iterable[Reply]) -> Any:
+        return method.reduce(state, watched(replies))
 
-    watching = replace(plan.federation, method=replace(method, aggregate=aggregate))
+    watching = replace(plan.federation, method=replace(method, reduce=reduce))
     with closing(simulate(model, clients, replace(plan, federation=watching))) as run:
         state, _ = next(run)
     return arrays_of(state.adapter), [seen[client.id] for client in clients]

@@ -144,7 +144,7 @@ def main() -> None:
 
     def train() -> float:
         began = time.perf_counter()
-        train_cohort(model.network, [task], federation.method.trainable(options.round), settings)
+        train_cohort(model.network, [task], federation.method.schedule(options.round), settings)
         return time.perf_counter() - began
 
     train()

@@ -20,6 +20,8 @@ from workload import load_clients, plan_of, random_roberta, workload_of
 
 GATE = 1e-3
 """The largest relative difference in any factor's norm, in float32, between ours and a peer after a round."""
+GPU_GATE = 5e-3
+"""The same where a GPU computes, which adds up in another order from kernel to kernel: 1.1e-3 was seen on an H200."""
 
 
 class GateError(RuntimeError):
@@ -37,6 +39,7 @@ class Setup:
     plan: Plan
     folder: str
     gates: dict[str, float] = field(default_factory=dict)
+    gate: float = GATE
 
     @cached_property
     def place(self) -> Path:
@@ -62,7 +65,7 @@ class Setup:
         """Compares a peer's float32 round with ours: all clients' adapters if it returns them, otherwise the aggregate.
 
         Raises:
-            GateError: they differ by more than `GATE`.
+            GateError: they differ by more than `gate`.
         """
         together, each = self.exact
         if f"0/{next(iter(together))}" in theirs:
@@ -70,9 +73,9 @@ class Setup:
         else:
             pairs = [(together[n], theirs[n]) for n in together]
         self.gates[name] = worst = max(difference(a, b) for a, b in pairs)
-        if not worst <= GATE:
+        if not worst <= self.gate:
             raise GateError(
-                f"ours and {name} differ by {worst:.1e} after a round (limit {GATE:.0e}): nothing is timed."
+                f"ours and {name} differ by {worst:.1e} after a round (limit {self.gate:.0e}): nothing is timed."
             )
 
 
@@ -88,7 +91,7 @@ class Size:
     clients: int
     examples: int | None
     device: str
-    cohort_size: int = 1
+    clients_per_pass: int = 1
 
 
 def minilm(data: Any, size: Size) -> Setup:
@@ -106,4 +109,5 @@ def roberta(data: Any, tokenizer: Path, folder: Path, size: Size) -> Setup:
 def _setup(data: Any, source: str, folder: str, size: Size) -> Setup:
     model = lora_a2.load_model(source, labels=data.label_names, device=size.device)
     clients = load_clients(data, model, size.clients, size.examples)
-    return Setup(data, model, source, clients, plan_of(model, clients, clients_per_pass=size.cohort_size), folder)
+    plan = plan_of(model, clients, clients_per_pass=size.clients_per_pass)
+    return Setup(data, model, source, clients, plan, folder, gate=GATE if size.device == "cpu" else GPU_GATE)

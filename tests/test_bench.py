@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from exchange import ClientData, Settings, Workload, padded, read_workload, write_workload
 from figures import FIGURES, Floors, fallen, floor, line, missing_line, reached
 from gemm import floor_seconds
+from lora_a2.simulation import make_plan
 from memory import small_client
+from ours import bare_round, results, rounds
 from pairs import Measured, alternating
 from peers.process import OWN_PLACE, SIDE_BY_SIDE, PeerError, started
 from profile_step import GROUPS, kind
 from records import command, merge, origin, origins, processor, table
 from setups import GATE, GateError, Setup, difference
 from table import BEGIN, END, PAGE, fill
+from tiny import backbone, clients, model_of
 
 S_CPU, R = FIGURES["S_cpu"], FIGURES["R"]
 
@@ -239,3 +242,18 @@ def test_every_figure_has_a_measure() -> None:
 def test_the_machine_is_named() -> None:
     assert re.search(r"family \d+ model \d+", processor())
     assert SimpleNamespace(**origin({}, "a GPU")).accelerator == "a GPU"
+
+
+@pytest.mark.parametrize("method", ["fl-lora", "lora-a2"])
+def test_our_side_of_the_timings(method: str) -> None:
+    """Rounds, bare training, and what the server sees of each client, of a tiny model."""
+    model = model_of(backbone("bert"), "bert")
+    members = clients([5, 3])
+    plan = make_plan(model, members, method, num_server_rounds=3, local_epochs=1, r=2, rank_budget=2, num_workers=1)
+    assert rounds(model, members, plan, count=2) > 0
+    assert bare_round(model, members, plan) > 0
+    together, each = results(model, members, plan)
+    assert len(each) == 2
+    weights = np.array([5, 3]) / 8
+    for name, value in together.items():
+        np.testing.assert_allclose(value, sum(w * own[name] for w, own in zip(weights, each, strict=True)), atol=1e-5)

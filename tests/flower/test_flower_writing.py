@@ -123,4 +123,4 @@ def test_a_new_app_for_a_model_that_writes(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     data = module.load_data(config)
-    assert (len(data.train), len(data.test)) == (202, 60)
+    assert (len(data.train), len(data.test)) == (200, 60)

@@ -19,6 +19,7 @@ import pytest
 from cli_helpers import one_error
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
+from lora_a2.data.written import Turn
 from lora_a2.display.progress import human_bytes, percent
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
@@ -29,6 +30,7 @@ from writers import writing_options
 pytest.importorskip("altair", reason="the report is an extra")
 vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
+from lora_a2.report.answers import answer_sections  # noqa: E402
 from lora_a2.report.batches import batch_sections  # noqa: E402
 from lora_a2.report.charts import PERCENT, PLAIN, histogram  # noqa: E402
 from lora_a2.report.detail import detail  # noqa: E402
@@ -494,3 +496,36 @@ def test_a_table_opens_by_keyboard(opened: Any) -> None:
     summary.focus()
     opened.keyboard.press("Enter")
     assert opened.locator("details.numbers").first.locator("tbody tr").first.is_visible()
+
+
+def test_answers_stand_side_by_side(tmp_path: Path) -> None:
+    """As the model wrote them before and writes them now, with what the data say; and only where they are asked for."""
+    from lora_a2.runs.writer import load_writer
+    from lora_a2.tasks.causal_lm.generation import generate_texts
+    from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+
+    options = writing_options(tmp_path) | {"output_dir": str(tmp_path / "run")}
+    launch(RunConfig(**options), Observer())
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "--output", str(page)]) == 0
+    assert "Answers" not in page.read_text()
+    assert main(["report", str(tmp_path / "run"), "--output", str(page), "--examples", "3"]) == 0
+    text = page.read_text()
+    assert text.count("<h2>Answers</h2>") == 1
+    (found,) = answer_sections(find_runs([tmp_path / "run"])[0], 3)
+    ((_, shown),) = found.tables
+    rows = {row["prompt"]: row["completion"] for row in map(json.loads, Path(options["data"]).read_text().splitlines())}
+    writer = load_writer(tmp_path / "run")
+    assert len(shown.rows) == 3
+    for prompt, _, after, reference in shown.rows:
+        asked = next(own for own in rows if own.strip() in str(prompt))
+        assert reference == rows[asked]
+        ids = writer.encode_prompt([Turn("user", asked)])
+        assert [after] == generate_texts(writer.model, writer.tokenizer, [ids], SamplingOptions(max_new_tokens=128))
+
+
+def test_a_classifier_has_no_answers(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = sorted(file.parent for file in folder.rglob("config.toml"))[0]
+    assert main(["report", str(run), "--examples", "1", "--output", str(tmp_path / "page.html")]) == 2
+    assert "classifier, which writes no answers" in one_error(capsys)
+    assert not (tmp_path / "page.html").exists()

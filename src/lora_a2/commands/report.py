@@ -16,6 +16,7 @@ from lora_a2.commands.common import examples
         "lora-a2 report runs/helpdesk-lora-a2-20260101-120000",
         "lora-a2 report runs/compare-20260101-120000 --output compare.html",
         "lora-a2 report runs/one runs/two",
+        "lora-a2 report runs/shopdesk --examples 10",
     ),
 )
 @click.argument(
@@ -33,7 +34,16 @@ from lora_a2.commands.common import examples
     show_default=True,
     help="The page; one that is there is replaced.",
 )
-def command(paths: tuple[Path, ...], output: Path) -> None:
+@click.option(
+    "--examples",
+    "number",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    show_default=True,
+    help="Test prompts that models which write answer anew, before and after fine-tuning: the page then holds texts of the data.",
+)
+def command(paths: tuple[Path, ...], output: Path, number: int) -> None:
     """Write one HTML page with pictures and tables of runs, which works offline.
 
     A folder may be a run, finished or not, or hold several: a comparison, a sweep. Several runs are compared; of a
@@ -44,10 +54,13 @@ def command(paths: tuple[Path, ...], output: Path) -> None:
     if any(find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
         raise ConfigError("report: what draws the pictures is not installed; run: pip install 'lora-a2[report]'")
 
+    from lora_a2.report.answers import answer_sections
     from lora_a2.report.batches import batch_sections
     from lora_a2.report.inputs import find_runs
     from lora_a2.report.render import render
     from lora_a2.system.files import write_atomic
 
-    write_atomic(output, render(*find_runs(paths), batch_sections(paths)).encode())
+    runs, not_begun = find_runs(paths)
+    more = [*batch_sections(paths), *(answer_sections(runs, number) if number else ())]
+    write_atomic(output, render(runs, not_begun, more).encode())
     click.echo(f"{output}: open it in a browser")
