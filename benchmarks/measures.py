@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -10,19 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import lora_a2
 from gemm import floor_seconds, rate
+from lora_a2.errors import LoraA2Error
+from lora_a2.model.packages import packaged_folder
 from ours import bare_round, rounds
 from pairs import Measured, alternating
 from peers.process import BENCHMARKS, PeerError, PeerProcess, started
-from setups import Setup, Size, minilm, roberta
+from setups import GateError, Setup, Size, minilm, roberta
 from workload import BATCH, plan_of
 
 FEW, MANY = 10, 1000
 """Clients of the two processes whose peak memory is compared."""
+
+
+WRITER = "SmolLM2-135M-Instruct"
+LOSS_GATE = 0.05
+"""The largest relative difference of the losses of a round, in float32, between ours and the loop, whose batches and A differ."""
 
 
 class NotMeasured(Exception):
@@ -41,6 +50,7 @@ class Bench:
     pairs: int
     device: str
     clients_per_pass: int
+    e2e: Path
 
     @cached_property
     def data(self) -> object:
@@ -64,6 +74,17 @@ class Bench:
             raise NotMeasured("needs --device cuda")
         size = Size(self.clients, self.examples, self.device, self.clients_per_pass)
         return roberta(self.data, self.tokenizer, self._folder, size)
+
+    @cached_property
+    def writer(self) -> Writing:
+        """SmolLM2 on E2E."""
+        try:
+            folder = packaged_folder(WRITER)
+        except LoraA2Error as error:
+            raise NotMeasured(str(error)) from error
+        if folder is None or not self.e2e.is_dir():
+            raise NotMeasured(f"needs {WRITER} out of its package, and E2E at {self.e2e}: give its folder with --e2e")
+        return Writing(str(folder), str(self.e2e))
 
     @cached_property
     def _folder(self) -> Path:
@@ -155,6 +176,67 @@ def memory(bench: Bench) -> Measured:
     return Measured(ratios, {f"MiB, {count} clients": found for count, found in peaks.items()})
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A model that writes, and E2E's folder: what `writing.py` measures."""
+
+    model: str
+    data: str
+
+    def measure(self, *argv: str) -> dict[str, Any]:
+        """One measurement, in a process of its own."""
+        command = [sys.executable, str(BENCHMARKS / "writing.py"), *argv, "--model", self.model, "--data", self.data]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise PeerError(f"writing.py {' '.join(argv)} ended with {done.returncode}: {done.stderr[-500:]}")
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def timed(self, *argv: str) -> Callable[[], float]:
+        """Its seconds, each time anew."""
+        return lambda: float(self.measure(*argv)["seconds"])
+
+    def speed(self, dtype: str, pairs: int) -> Measured:
+        """Seconds of the loop ÷ ours, in the number type that pays here; they come to the same loss."""
+        mine, other = self.measure("ours", "float32"), self.measure("peer", "float32")
+        if abs(mine["loss"] - other["loss"]) > LOSS_GATE * other["loss"]:
+            raise GateError(
+                f"ours has a loss of {mine['loss']:.4f} after a round, the loop {other['loss']:.4f}: nothing is timed."
+            )
+        found = alternating(("loop", "ours"), self.timed("peer", dtype), self.timed("ours", "auto"), pairs)
+        per_second = mine["tokens"] / statistics.median(found.seconds["ours"])
+        return replace(found, facts={"tokens": mine["tokens"], "tokens a second": per_second})
+
+    def share(self, pairs: int) -> Measured:
+        """Time of the products of blocks and head at the bfloat16 rate measured next to it ÷ the training's."""
+        seconds: dict[str, list[float]] = {"floor": [], "training": []}
+        for _ in range(pairs):
+            own = self.measure("ours", "bfloat16")
+            parts = [(own["shapes"], own["tokens"]), (own["head"], own["learnt"])]
+            rows = [8 * count // own["examples"] for _, count in parts]
+            floors = [
+                floor_seconds(shapes, count, rate(shapes, n, torch.device("cpu")))
+                for (shapes, count), n in zip(parts, rows, strict=True)
+            ]
+            seconds["floor"].append(sum(floors))
+            seconds["training"].append(own["seconds"])
+        values = [a / b for a, b in zip(seconds["floor"], seconds["training"], strict=True)]
+        return Measured(values, seconds)
+
+    def memory(self, pairs: int) -> Measured:
+        """Peak memory of a round, one worker ÷ the loop's."""
+        found: dict[str, list[float]] = {"ours": [], "loop": []}
+        for _ in range(pairs):
+            found["ours"].append(self.measure("ours", "float32", "--workers", "1")["memory"])
+            found["loop"].append(self.measure("peer", "float32")["memory"])
+        values = [a / b for a, b in zip(found["ours"], found["loop"], strict=True)]
+        return Measured(values, {f"MiB, {name}": [v / 2**20 for v in sizes] for name, sizes in found.items()})
+
+    def generation(self, pairs: int) -> Measured:
+        """Seconds of 100 tokens, ours ÷ plain `generate()`."""
+        return alternating(("ours", "plain"), self.timed("generate", "ours"), self.timed("generate", "plain"), pairs)
+
+
 MEASURES: dict[str, Callable[[Bench], Measured]] = {
     "S_cpu": lambda b: beside(b.minilm, "peft_loop", "float32", b.pairs),
     "S_cpu_bf16": lambda b: beside(b.minilm, "peft_loop", "bfloat16", b.pairs),
@@ -165,6 +247,11 @@ MEASURES: dict[str, Callable[[Bench], Measured]] = {
     "overhead": overhead,
     "S_gpu": lambda b: beside(b.roberta_on_device, "peft_loop", "bfloat16", b.pairs),
     "memory": memory,
+    "S_lm": lambda b: b.writer.speed("float32", b.pairs),
+    "S_lm_bf16": lambda b: b.writer.speed("bfloat16", b.pairs),
+    "U_lm": lambda b: b.writer.share(b.pairs),
+    "memory_lm": lambda b: b.writer.memory(b.pairs),
+    "generate": lambda b: b.writer.generation(b.pairs),
     "S_roberta": lambda b: beside(b.roberta, "peft_loop", "float32", b.pairs),
     "S_p1_bf16": lambda b: beside(b.minilm, "pfl_research", "bfloat16", b.pairs),
     "S_p2_bf16": lambda b: beside(b.minilm, "flower_simulation", "bfloat16", b.pairs),

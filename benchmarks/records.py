@@ -49,7 +49,7 @@ def origin(options: Mapping[str, Any], accelerator: str | None) -> dict[str, Any
 
 def command(arguments: list[str]) -> str:
     """The command line as others can type it: folders are named by their content."""
-    folders = {"--data": "BANKING77_FOLDER", "--tokenizer": "TOKENIZER_FOLDER"}
+    folders = {"--data": "BANKING77_FOLDER", "--tokenizer": "TOKENIZER_FOLDER", "--e2e": "E2E_FOLDER"}
     shown = [folders.get(before, given) for before, given in pairwise(arguments)]
     return f"python benchmarks/run.py {shlex.join(shown)}".strip()
 

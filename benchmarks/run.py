@@ -42,6 +42,7 @@ def main() -> int:
         options.pairs,
         options.device,
         options.clients_per_pass,
+        options.e2e,
     )
     measured: dict[str, Measured] = {}
     missing: dict[str, str] = {}
@@ -87,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of BANKING77")
     parser.add_argument("--tokenizer", type=Path, help="folder of RoBERTa-base's tokenizer; default: beside the data")
     parser.add_argument("--only", type=_names, default=USUAL, help=f"figures, comma-separated, of {', '.join(FIGURES)}")
+    parser.add_argument("--e2e", type=Path, help="folder of E2E, for models that write; default: beside the data")
     parser.add_argument(
         "--clients", type=int, default=4, help="how many of the 30 clients take part in the timed rounds"
     )
@@ -103,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scratch", action="store_true", help="record nothing")
     options = parser.parse_args()
     options.tokenizer = options.tokenizer or options.data / ".." / ".." / "tokenizers" / "roberta-base"
+    options.e2e = options.e2e or options.data / ".." / "e2e_nlg"
     for name in ("clients", "roberta_clients", "pairs", "clients_per_pass"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1.")

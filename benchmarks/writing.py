@@ -1,21 +1,16 @@
-"""Fine-tuning a model that writes, beside a Transformers + PEFT loop with dynamic padding: speed, memory, share of the bound, generation.
+"""Fine-tuning a model that writes, beside a Transformers + PEFT loop with dynamic padding: one measurement, printed as JSON.
 
-    python benchmarks/writing.py --model FOLDER --data E2E_FOLDER [--pairs 3] [--only speed,memory,generate]
+    python benchmarks/writing.py ours bfloat16 --model FOLDER --data E2E_FOLDER
 
 `--data` holds E2E's train.jsonl.gz (columns input, references). Completions are learnt; batch 8, rank 8, all linear layers, one epoch,
-four clients of ours one after the other for the peer. Runs alternate; medians and their range are printed, as JSON. Each measurement
-is a process of its own.
+four clients of ours one after the other for the peer. `run.py` starts it, each measurement in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +18,6 @@ import numpy as np
 import torch
 
 import lora_a2
-from gemm import floor_seconds, rate
 from lora_a2.data.writing import load_samples
 from lora_a2.engine.pool import peak_memory
 from lora_a2.federation.population import Client
@@ -61,7 +55,8 @@ def ours(model: str, data: str, dtype: str, examples: int, workers: int) -> dict
         "seconds": records[1].seconds["train"],
         "tokens": tokens,
         "learnt": learnt,
-        "loss": records[1].train_loss,
+        "examples": examples,
+        "loss": records[0].train_loss,
         "memory": peak_memory(),
         "shapes": shapes,
         "head": [tuple(words)],
@@ -79,11 +74,13 @@ def peer(model: str, data: str, dtype: str, examples: int) -> dict[str, Any]:
     del loaded
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     network = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config).train()
+    start = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
     began, loss_sum, learnt = 0.0, 0.0, 0
     for turn in range(2):  # the first warms up
         began = time.perf_counter()
         loss_sum, learnt = 0.0, 0
         for client in members:
+            network.load_state_dict(start, strict=False)
             optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=RATE)
             order = np.random.default_rng(turn).permutation(len(client.train))
             for start in range(0, len(order), BATCH):
@@ -138,72 +135,23 @@ def generation(model: str, who: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began}
 
 
-def measured(*argv: str) -> dict[str, Any]:
-    """One measurement, in a process of its own."""
-    split = argv.index("--model")
-    command = [sys.executable, __file__, *argv[split:], "--one", *argv[:split]]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(ran.stderr)
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
-
-
-def ratios(pairs: int, one: list[str], other: list[str], of: str) -> Iterator[tuple[float, dict[str, Any]]]:
-    """`of` of the second over that of the first, pair by pair, and the first's figures."""
-    for _ in range(pairs):
-        first, second = measured(*one), measured(*other)
-        yield second[of] / first[of], first
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def main() -> None:
-    """Measures, or, with --one, is one measurement."""
+    """Prints one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ours", "peer", "generate"))
+    parser.add_argument("how", help="a number type, or for generate: ours or plain")
+    parser.add_argument("--workers", type=int, default=2, help="processes of ours")
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=128)
-    parser.add_argument("--only", default="speed,memory,generate")
-    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=64)
     given = parser.parse_args()
-    base = ["--model", given.model, "--data", given.data, "--examples", str(given.examples)]
-    if given.one:
-        kind, dtype = given.one[0], given.one[1]
-        if kind == "generate":
-            found = generation(given.model, dtype)
-        elif kind == "ours":
-            found = ours(given.model, given.data, dtype, given.examples, int(given.one[2]))
-        else:
-            found = peer(given.model, given.data, dtype, given.examples)
-        print(json.dumps(found))
-        return
-    result: dict[str, Any] = {}
-    wanted = given.only.split(",")
-    if "speed" in wanted:
-        for dtype in ("float32", "bfloat16"):
-            found = list(ratios(given.pairs, ["ours", dtype, "2", *base], ["peer", dtype, *base], "seconds"))
-            result[f"speed over the loop, {dtype}"] = spread([ratio for ratio, _ in found])
-            result[f"tokens a second, {dtype}"] = spread([own["tokens"] / own["seconds"] for _, own in found])
-        bounds = []
-        for _, own in found:
-            rows = BATCH * own["tokens"] // given.examples
-            blocks = floor_seconds(own["shapes"], own["tokens"], rate(own["shapes"], rows, torch.device("cpu")))
-            few = BATCH * own["learnt"] // given.examples
-            head = floor_seconds(own["head"], own["learnt"], rate(own["head"], few, torch.device("cpu")))
-            bounds.append((blocks + head) / own["seconds"])
-        result["share of the bfloat16 bound"] = spread(bounds)
-    if "memory" in wanted:
-        found = list(ratios(given.pairs, ["peer", "float32", *base], ["ours", "float32", "1", *base], "memory"))
-        result["memory over the loop's"] = spread([ratio for ratio, _ in found])
-    if "generate" in wanted:
-        found = list(ratios(given.pairs, ["generate", "plain", *base], ["generate", "ours", *base], "seconds"))
-        result["generation, ours over plain"] = spread([ratio for ratio, _ in found])
-    print(json.dumps(result, indent=2))
+    if given.what == "generate":
+        found = generation(given.model, given.how)
+    elif given.what == "ours":
+        found = ours(given.model, given.data, given.how, given.examples, given.workers)
+    else:
+        found = peer(given.model, given.data, given.how, given.examples)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ def test_the_figures_are_those_of_the_goals() -> None:
         "overhead": (0.03, False),
         "S_gpu": (30, True),
         "memory": (1.1, False),
+        "S_lm": (4, True),
+        "S_lm_bf16": (2.5, True),
+        "U_lm": (0.6, True),
+        "memory_lm": (0.5, False),
+        "generate": (1.05, False),
     }
 
 

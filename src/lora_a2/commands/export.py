@@ -27,8 +27,8 @@ from lora_a2.commands.common import examples, run_dir_argument, trust_option
 def command(run_dir: Path, folder: Path, merged: bool, push_to_hub: str | None, trust_remote_code: bool) -> None:
     """Write a finished run's model to DIR, with a model card: an adapter in PEFT's format, or a whole model.
 
-    Methods that move base weights have no adapter that is the whole result: they need --merged. For llama.cpp, give a merged folder
-    to its convert_hf_to_gguf.py.
+    Of methods that move base weights, what all rounds taught is one adapter of a higher rank, where that is exact and small;
+    otherwise they need --merged. For llama.cpp, give a merged folder to its convert_hf_to_gguf.py.
     """
     from lora_a2.runs.export import export
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lora_a2.config.setup import open_model
 from lora_a2.core.types import ServerState
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.records import RoundRecord
+from lora_a2.model.concatenated import concatenated
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.pretrained import Model
@@ -38,7 +40,8 @@ def export(
     A model card with data, method, metrics and bytes is in it. `push_to_hub`: the repository there that the folder is uploaded to.
 
     Raises:
-        ConfigError: something is in the folder already, or an adapter is wanted of a method that moves base weights.
+        ConfigError: something is in the folder already, or an adapter is wanted of a method that moves base weights, and no small
+            one is the whole result.
         RunError: the run is not finished or damaged, or the model is another one by now; or the hub does not take the folder.
     """
     target = Path(folder)
@@ -53,15 +56,27 @@ def export(
     if state is None:
         raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
     if state.base and not merged:
-        raise ConfigError(
-            f"merged: {config.method} moves base weights, so that no adapter is the whole result; give --merged."
-        )
+        state = _as_adapter(state, config.method)
     _save(target, model, state, merged)
     write_atomic(target / CARD, model_card(config, model, run.load_records(), merged).encode())
     seal(target)
     if push_to_hub is not None:
         _push(target, push_to_hub)
     return target
+
+
+def _as_adapter(state: ServerState, method: str) -> ServerState:
+    """The same with all that was learnt in the adapter, and the base weights where they were.
+
+    Raises:
+        ConfigError: no small adapter is the whole result.
+    """
+    found = concatenated(state.adapter, state.base)
+    if found is None:
+        raise ConfigError(
+            f"merged: {method} moves base weights, and no small adapter is the whole result; give --merged."
+        )
+    return replace(state, adapter=found, base_delta={}, base_update={})
 
 
 def _save(target: Path, model: Model, state: ServerState, merged: bool) -> None:
