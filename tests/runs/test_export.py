@@ -76,7 +76,9 @@ def test_a_model_that_writes(method: str, tmp_path: Path, capsys: pytest.Capture
             found = kind.from_pretrained(tmp_path / name).eval()(input_ids=ids).logits.numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
         card = (tmp_path / name / "README.md").read_text()
-        assert f"| Method | {method}, rank " in card and "2 server rounds, seed 0 |" in card and "| Perplexity |" in card
+        assert (
+            f"| Method | {method}, rank " in card and "2 server rounds, seed 0 |" in card and "| Perplexity |" in card
+        )
         assert card.startswith("---\nbase_model: ") and "text-generation" in card
         again = load_writer(tmp_path / name)
         with torch.no_grad():
