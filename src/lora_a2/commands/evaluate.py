@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, trust_option
+from lora_a2.commands.common import examples, json_option, print_json, say_standing, trust_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.settings.errors import kebab
 
@@ -59,7 +59,9 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure a finished run, or a language model without one, on test data.
+    """Measure a run, or a language model without one, on test data.
+
+    A run that is not finished is measured with the model of its last finished round.
 
     A classifier: accuracy, macro-F1, and accuracy client by client. A model that writes: loss, perplexity, token accuracy; its sums
     (loss_sum, learnt_tokens) and the numbers of examples used, cut and dropped stand beside them in --json.
@@ -78,6 +80,7 @@ def command(
 
         from lora_a2.runs.measuring import evaluate_run
 
+        say_standing(run_dir)
         found = evaluate_run(
             run_dir,
             data=data,

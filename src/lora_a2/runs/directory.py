@@ -118,17 +118,40 @@ class RunDirectory:
         """
         self.result()
 
+    def finished_round(self) -> int:
+        """The last finished round.
+
+        Raises:
+            RunError: there is none yet, or the checkpoint is damaged.
+        """
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+        if summary is None:
+            raise RunError(f"{self.path} has no finished round yet: continue it with 'lora-a2 resume {self.path}'.")
+        return int(summary["server_round"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has a result."""
+        return self._result() is not None
+
     def result(self) -> Path:
         """The folder of what came of the run: an adapter, or a whole model if the method moves base weights.
 
         Raises:
             RunError: it is not finished.
         """
+        found = self._result()
+        if found is None:
+            raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+        return found
+
+    def _result(self) -> Path | None:
         if (self.adapter / "adapter_config.json").is_file():
             return self.adapter
         if any((self.model / name).is_file() for name in RESULTS):
             return self.model
-        raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+        return None
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; `data_sha256` is among it.

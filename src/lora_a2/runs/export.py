@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_model
 from lora_a2.core.types import ServerState
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.records import RoundRecord
-from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import config_of, save_result
+from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.system.files import seal, write_atomic
 from lora_a2.tasks.registry import measured
@@ -46,12 +45,9 @@ def export(
         raise ConfigError(f"{target} is there already and not empty: choose a new folder.")
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
-    config, environment = config_of(run, trust_remote_code), run.environment()
-    model = open_model(config, tuple(environment["data"]["label_names"]))
-    require_same(model.name, model.fingerprint, str(environment["model_fingerprint"]), str(run.path))
-    state = run.load_state(model.layout)
-    if state is None:
-        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
+    config = config_of(run, trust_remote_code)
+    model = model_of(run, config)
+    state = state_of(run, model)
     if state.base and not merged:
         raise ConfigError(
             f"merged: {config.method} moves base weights, so that no adapter is the whole result; give --merged."
