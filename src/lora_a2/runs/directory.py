@@ -30,7 +30,7 @@ from lora_a2.core.types import ClientState, Layout, ServerState
 from lora_a2.errors import RunError
 from lora_a2.federation.records import LEDGER_FILE, RoundRecord, read_ledger
 from lora_a2.runs.checkpoints import Checkpoints, clients_of
-from lora_a2.system.files import SUMS, check, read_json_object, write_all
+from lora_a2.system.files import SUMS, check, read_json_object, replace_one, write_all
 from lora_a2.system.journal import Journal
 from lora_a2.system.locks import LOCK, Lock, claimed
 
@@ -124,11 +124,19 @@ class RunDirectory:
         Raises:
             RunError: there is none yet, or the checkpoint is damaged.
         """
+        if not (done := self.rounds_done()):
+            raise RunError(f"{self.path} has no finished round yet: continue it with 'lora-a2 resume {self.path}'.")
+        return done
+
+    def rounds_done(self) -> int:
+        """How many rounds are finished.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
         with self._offering_earlier():
             summary = self._checkpoints.last()
-        if summary is None:
-            raise RunError(f"{self.path} has no finished round yet: continue it with 'lora-a2 resume {self.path}'.")
-        return int(summary["server_round"])
+        return 0 if summary is None else int(summary["server_round"])
 
     @property
     def is_finished(self) -> bool:
@@ -255,6 +263,26 @@ class RunDirectory:
             for name, journal in self._journals.items():
                 journal.cut(0 if summary is None else summary["lines"][name])
 
+    def reconfigure(self, config: str) -> None:
+        """Replaces the configuration. A kill leaves the old or the new one.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with self.writing():
+            replace_one(self.path, "config.toml", config.encode())
+
+    def discard_result(self) -> None:
+        """A finished run is so no more: its result stands for other rounds than it will have.
+
+        Raises:
+            RunError: a file cannot be removed.
+        """
+        with self.writing():
+            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
+            for name in RESULTS:
+                (self.model / name).unlink(missing_ok=True)
+
     def go_back(self, server_round: int) -> None:
         """Makes the checkpoint before the last one the last; what came after it no longer counts.
 
@@ -269,11 +297,8 @@ class RunDirectory:
             rounds = " and ".join(sorted({str(number) for number in there if number is not None})) or "none"
             raise RunError(f"{self.path} has no whole checkpoint of round {server_round}. Rounds with one: {rounds}.")
         self._check(earlier)
+        self.discard_result()
         with self.writing():
-            # A finished run is so no more: its adapter stands for rounds that are trained again.
-            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
-            for name in RESULTS:
-                (self.model / name).unlink(missing_ok=True)
             self._checkpoints.go_back()
 
     def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:

@@ -117,21 +117,55 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
 
 
 def resume(
-    run_dir: str | Path, observer: Observer, from_round: int | None = None, *, trust_remote_code: bool = False
+    run_dir: str | Path,
+    observer: Observer,
+    from_round: int | None = None,
+    *,
+    num_server_rounds: int | None = None,
+    trust_remote_code: bool = False,
 ) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
     `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
+    `num_server_rounds`: how many rounds it is to have in all, also if it is finished; those that are done stay as they are.
 
     Raises:
         RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
+        ConfigError: with so many rounds in all those that are done would have been others.
     """
     run = RunDirectory.open(Path(run_dir))
     config = config_of(run, trust_remote_code)
+    other = num_server_rounds is not None and num_server_rounds != config.num_server_rounds
+    if num_server_rounds is not None and other:
+        config = lengthened(run, config, num_server_rounds)
     require_trackers(config.report_to or ())
     setup = set_up(config)
     require_unchanged(run, setup)
+    if other:
+        with run.locked():
+            run.reconfigure(dump_config(config))
     return _simulated(run, setup, observer, from_round)
+
+
+def lengthened(run: RunDirectory, config: RunConfig, num_server_rounds: int) -> RunConfig:
+    """The configuration with another number of rounds in all.
+
+    Raises:
+        ConfigError: the rounds that are done are as many, or would have been others.
+    """
+    changed = make_config({**dict(config), "num_server_rounds": num_server_rounds}, {})
+    done = run.rounds_done()
+    if num_server_rounds <= done:
+        raise ConfigError(f"num-server-rounds: {run.path} has {done} finished rounds; give more than that, in all.")
+    before, after = config.chosen_schedule(), changed.chosen_schedule()
+    others = next((n for n in range(1, done + 1) if before.factor(n) != after.factor(n)), None)
+    if others is not None:
+        raise ConfigError(
+            f"num-server-rounds: the learning rate goes over all {config.num_server_rounds} rounds (lr-scheduler-type "
+            f"{config.lr_scheduler_type}); with {num_server_rounds} round {others}, which is done, would have been trained at "
+            "another: start a new run."
+        )
+    return changed
 
 
 def require_unchanged(run: RunDirectory, setup: Setup) -> None:
@@ -222,6 +256,8 @@ def finish(
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records()
         run.discard_uncommitted()
+        if state.server_round < plan.num_server_rounds:
+            run.discard_result()
         earlier = sum(sum(record.seconds.values()) for record in records)
         watched.started(_run_start(run, config, model, plan, state.server_round + 1))
         for record in records:
