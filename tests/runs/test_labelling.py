@@ -157,6 +157,41 @@ def test_an_unfinished_run_has_the_model_of_its_last_round(
     assert sorted(path.name for path in stopped.rglob("*")) == before
 
 
+def test_an_evaluation_tells_of_clients_and_classes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, data = str(folder / "lora-a2"), str(folder / "texts.csv")
+    assert main(["evaluate", run, "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert {row["client"]: row["accuracy"] for row in own["clients"]} == own["per_client"]
+    assert sum(row["num_examples"] for row in own["clients"]) == own["num_examples"]
+    ledger = json.loads((folder / "lora-a2" / "rounds.jsonl").read_text().splitlines()[-1])["metrics"]
+    assert own == {**ledger, **{name: own[name] for name in ("clients", "classes", "confusions")}}
+    assert main(["evaluate", run, "--data", data, "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    table = read_table(Path(data))
+    predictor = load_predictor(run)
+    predicted = [predictor.label_names[k] for k in predictor.predict(table.column("text")).argmax(1)]
+    for row in other["classes"]:
+        both = zip(table.column("label"), predicted, strict=True)
+        hits = sum(label == guess == row["label"] for label, guess in both)
+        assert row["num_examples"] == table.column("label").count(row["label"])
+        assert row["recall"] == hits / row["num_examples"]
+    assert other["majority_accuracy"] == max(map(table.column("label").count, predictor.label_names)) / len(table)
+    assert main(["evaluate", run, "--data", data]) == 0
+    printed = capsys.readouterr().out
+    assert "Classes" in printed and "Confusions" in printed and "Always the largest class" in printed
+
+
+def test_the_summary_says_what_the_accuracy_is_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(folder / "lora-a2"), "--quiet"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    ledger = json.loads((folder / "lora-a2" / "rounds.jsonl").read_text().splitlines()[-1])["metrics"]
+    assert (
+        printed[0].split("  ")[-1].strip() == f"{100 * ledger['accuracy']:.1f} % of {ledger['num_examples']} examples"
+    )
+    assert printed[1].split() == ["Macro-F1", f"{100 * ledger['macro_f1']:.1f}", "%"]
+    assert printed[2] == f"Always the largest class  {100 * ledger['majority_accuracy']:.1f} %"
+
+
 def test_a_run_without_a_finished_round_has_no_model(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,8 @@ def command(
 
     A run that is not finished is measured with the model of its last finished round.
 
-    A classifier: accuracy, macro-F1, and accuracy client by client. A model that writes: loss, perplexity, token accuracy; its sums
+    A classifier: accuracy, macro-F1, the accuracy of always guessing the largest class; accuracy client by client; precision,
+    recall and F1 class by class; and which classes it confuses. The worst are shown, all are in --json. A model that writes: loss, perplexity, token accuracy; its sums
     (loss_sum, learnt_tokens) and the numbers of examples used, cut and dropped stand beside them in --json.
     """
     columns = {"text_column": text_column, "client_column": client_column, **{n: given.pop(n) for n in _COLUMNS}}
@@ -93,17 +94,19 @@ def command(
         print_json(found.to_json())
         return
 
-    from lora_a2.display.live import print_table
+    _print(found)
+
+
+def _print(found: Evaluation) -> None:
+    from lora_a2.display.live import print_rows, print_table
     from lora_a2.tasks.registry import measured
 
     task = measured(found.metrics)
     assert task is not None, "an evaluation has the primary metric of its task"
     rows = [
         ("Examples", f"{found.num_examples:,}"),
-        *(
-            (name.replace("_", " ").capitalize(), task.show_metric(name, value))
-            for name, value in found.metrics.items()
-        ),
+        (task.headline, task.show(found.metrics[task.primary])),
+        *task.lines({**found.metrics, **found.extra}),
     ]
     per_client = (
         ("Mean of the clients", found.client_mean),
@@ -111,6 +114,9 @@ def command(
         ("Standard deviation", found.client_std),
     )
     print_table([*rows, *((name, task.show(value)) for name, value in per_client if value is not None)])
+    for name, table in found.tables.items():
+        if table:
+            print_rows(name.capitalize(), table, task.show_metric)
 
 
 def _without_a_run(

@@ -26,7 +26,7 @@ from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.simulation import evaluate_clients, make_pool, make_workers
-from lora_a2.tasks.base import Evaluation, evaluate
+from lora_a2.tasks.base import Evaluation, evaluate, with_tables
 from lora_a2.tasks.causal_lm.scores import text_statistics
 from lora_a2.tasks.causal_lm.writing import chosen_examples, require_writing, write
 from lora_a2.tasks.classification import TASK as LABELS
@@ -44,7 +44,7 @@ def evaluate_run(
 ) -> Evaluation:
     """A run's model on its own clients' test shares, or on other data of the same task, as `load_data` takes them.
 
-    Of a run that is not finished it is the model of the last finished round.
+    Tables of clients, and of classes, are in it. Of a run that is not finished it is the model of the last finished round.
     `generate`: test examples that a model which writes answers. `columns` are those of its data: prompt_column, completion_column,
     messages_column, references_column.
 
@@ -88,7 +88,10 @@ def _on_its_own(run: RunDirectory, config: RunConfig, generate: int) -> Evaluati
     if generate:
         require_writing(setup.model)
     with make_pool(setup.model, setup.plan) as pool:
-        return evaluate_clients(setup.model, pool, state_of(run, setup.model), setup.clients, generate, config.seed)
+        state = state_of(run, setup.model)
+        return evaluate_clients(
+            setup.model, pool, state, setup.clients, generate, config.seed, label_names=setup.data.label_names
+        )
 
 
 def _classifier_on(
@@ -107,7 +110,8 @@ def _classifier_on(
     outputs, labels = predictor.logits(examples.texts), examples.labels
     parts = by_client(examples.clients)
     clients = {name: LABELS.statistics(outputs[rows], labels[rows]) for name, rows in parts.items()}
-    return evaluate(LABELS, LABELS.statistics(outputs, labels), clients)
+    found = evaluate(LABELS, LABELS.statistics(outputs, labels), clients)
+    return with_tables(LABELS, found, clients, LABELS.tables(outputs, labels, predictor.label_names))
 
 
 def _writer_on(
@@ -179,4 +183,4 @@ def evaluate_samples(
         "examples_cut": encoded.num_cut,
         "examples_dropped": encoded.num_dropped,
     }
-    return evaluate(task, total, clients, extra)
+    return with_tables(task, evaluate(task, total, clients, extra), clients, task.tables(outputs, labels, ()))
