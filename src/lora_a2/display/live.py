@@ -230,7 +230,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         ("Aggregation", "exact" if summary.exact_aggregation else "not exact"),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
         ("Saved (uploads)", saving(summary.reduction_percent)),
-        ("Server rounds", f"{summary.server_rounds}"),
+        ("Server rounds", f"{summary.server_rounds}{', ended early' if summary.ended_early else ''}"),
         ("Time", human_time(summary.seconds)),
         ("Peak memory", human_bytes(summary.peak_memory_bytes)),
         ("Run directory", summary.output_dir),

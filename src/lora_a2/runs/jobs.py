@@ -25,6 +25,7 @@ from lora_a2.federation.holdings import personal
 from lora_a2.federation.loop import Observer, Plan, RunStart
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
+from lora_a2.federation.scores import out_of_patience
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
@@ -48,7 +49,7 @@ class RunSummary:
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
     `reduction_percent` how much less the run uploaded.
     `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
-    exactly, by the method and with what the run put on top of it.
+    exactly, by the method and with what the run put on top of it. `ended_early`: by `--early-stopping-patience`.
     """
 
     task: str
@@ -68,6 +69,7 @@ class RunSummary:
     personal: Mapping[str, float | None] | None = None
     evaluation_bytes: int = 0
     exact_aggregation: bool = False
+    ended_early: bool = False
 
     @property
     def score(self) -> float:
@@ -157,6 +159,11 @@ def lengthened(run: RunDirectory, config: RunConfig, num_server_rounds: int) -> 
     done = run.rounds_done()
     if num_server_rounds <= done:
         raise ConfigError(f"num-server-rounds: {run.path} has {done} finished rounds; give more than that, in all.")
+    if out_of_patience(config.early_stopping_patience, run.load_records()):
+        raise ConfigError(
+            f"num-server-rounds: {run.path} ended early, after round {done}, by early-stopping-patience "
+            f"{config.early_stopping_patience}; to go on longer start a new run with more patience."
+        )
     before, after = config.chosen_schedule(), changed.chosen_schedule()
     others = next((n for n in range(1, done + 1) if before.factor(n) != after.factor(n)), None)
     if others is not None:
@@ -256,10 +263,10 @@ def finish(
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records()
         run.discard_uncommitted()
-        if state.server_round < plan.num_server_rounds:
+        if not over(plan, records):
             run.discard_result()
         earlier = sum(sum(record.seconds.values()) for record in records)
-        watched.started(_run_start(run, config, model, plan, state.server_round + 1))
+        watched.started(_run_start(run, config, model, plan, records))
         for record in records:
             watched.round_done(record)
         kept = run.load_clients()
@@ -280,15 +287,22 @@ def finish(
     return records, seconds
 
 
-def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, first_round: int) -> RunStart:
+def over(plan: Plan, records: Sequence[RoundRecord]) -> bool:
+    """Whether no round is to come after these."""
+    return len(records) >= plan.num_server_rounds or out_of_patience(plan.early_stopping_patience, records)
+
+
+def _run_start(
+    run: RunDirectory, config: RunConfig, model: Model, plan: Plan, records: Sequence[RoundRecord]
+) -> RunStart:
     assert config.num_clients is not None, "the configuration is resolved"
     size = cohort_size(config.num_clients, plan.fraction_train)
     return RunStart(
         output_dir=str(run.path),
         num_clients=config.num_clients,
         clients_per_round=size,
-        first_round=first_round,
-        num_server_rounds=plan.num_server_rounds,
+        first_round=len(records) + 1,
+        num_server_rounds=len(records) if over(plan, records) else plan.num_server_rounds,
         full_finetuning_bytes_per_round=4 * model.full_parameters * size,
         method=config.method,
         model=config.model,
@@ -342,6 +356,7 @@ def _summary(
         personal=_figures(metrics["personal"]) if "personal" in metrics else None,
         evaluation_bytes=sum(r.evaluation_bytes for r in records),
         exact_aggregation=plan.federation.exact,
+        ended_early=len(records) < plan.num_server_rounds,
     )
 
 
