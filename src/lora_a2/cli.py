@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "resume": "Continue a run that was interrupted.",
     "compare": "Run several methods on the same data and print one table.",
     "sweep": "Run an experiment: a grid over any options, in one table.",
+    "rounds": "List a run's rounds with their metrics.",
     "report": "Write one HTML page with pictures of runs.",
     "evaluate": "Measure a run on test data, by client and by class.",
     "predict": "Label texts, or a table of them, with a run.",

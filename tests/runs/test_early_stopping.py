@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import lora_a2.simulation
 from cli_helpers import one_error
 from federation import study_options
 from lora_a2.cli import main
@@ -18,7 +17,7 @@ from lora_a2.federation.loop import Observer, RunStart
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.studies.batch import PlannedRun, check_evaluated
-from run_files import contents
+from run_files import contents, score_rounds
 from tiny import Stopping
 
 ACCURACIES = [0.3, 0.5, 0.4, 0.5, 0.6, 0.6, 0.2, 0.6, 0.9]
@@ -45,13 +44,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round is as good as said above."""
-    real = lora_a2.simulation.evaluate_state
-
-    def evaluate(*arguments: Any) -> dict[str, Any]:
-        state = arguments[3]
-        return {**real(*arguments), "accuracy": ACCURACIES[state.server_round - 1]}
-
-    monkeypatch.setattr(lora_a2.simulation, "evaluate_state", evaluate)
+    score_rounds(monkeypatch, ACCURACIES)
 
 
 def run(options: dict[str, Any], path: Path, observer: Observer | None = None, **more: Any) -> RunSummary:

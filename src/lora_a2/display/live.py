@@ -230,7 +230,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         ("Aggregation", "exact" if summary.exact_aggregation else "not exact"),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
         ("Saved (uploads)", saving(summary.reduction_percent)),
-        ("Server rounds", f"{summary.server_rounds}{', ended early' if summary.ended_early else ''}"),
+        ("Server rounds", _rounds(summary)),
         ("Time", human_time(summary.seconds)),
         ("Peak memory", human_bytes(summary.peak_memory_bytes)),
         ("Run directory", summary.output_dir),
@@ -240,6 +240,13 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     _print_line(console, "")
     _print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
     _print_line(console, f"      lora-a2 evaluate {folder}")
+
+
+def _rounds(summary: RunSummary) -> str:
+    kept = summary.kept_round
+    early = ", ended early" if summary.ended_early else ""
+    best = f"; the result is the best, round {kept}" if kept not in (None, summary.server_rounds) else ""
+    return f"{summary.server_rounds}{early}{best}"
 
 
 def _of(metrics: Mapping[str, Any]) -> str:

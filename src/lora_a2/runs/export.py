@@ -53,7 +53,7 @@ def export(
             f"merged: {config.method} moves base weights, so that no adapter is the whole result; give --merged."
         )
     _save(target, model, state, merged)
-    write_atomic(target / CARD, model_card(config, model, run.load_records(), merged).encode())
+    write_atomic(target / CARD, model_card(config, model, run.load_records(), run.kept_round(), merged).encode())
     seal(target)
     if push_to_hub is not None:
         _push(target, push_to_hub)
@@ -69,9 +69,9 @@ def _save(target: Path, model: Model, state: ServerState, merged: bool) -> None:
         save_merged(target, model, state.adapter, state.base)
 
 
-def model_card(config: RunConfig, model: Model, records: list[RoundRecord], merged: bool) -> str:
-    """Markdown with the metadata that a hub reads."""
-    metrics: Mapping[str, Any] = records[-1].metrics
+def model_card(config: RunConfig, model: Model, records: list[RoundRecord], kept_round: int, merged: bool) -> str:
+    """Markdown with the metadata that a hub reads; the metrics are those after `kept_round`."""
+    metrics: Mapping[str, Any] = records[kept_round - 1].metrics
     task = measured(metrics)
     up, down = (sum(getattr(r, name) for r in records) for name in ("uploaded_bytes", "downloaded_bytes"))
     pipeline = "text-generation" if model.task.name == CAUSAL_LM else "text-classification"

@@ -25,7 +25,7 @@ from lora_a2.federation.holdings import personal
 from lora_a2.federation.loop import Observer, Plan, RunStart
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
-from lora_a2.federation.scores import out_of_patience
+from lora_a2.federation.scores import best_round, is_best, out_of_patience
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
@@ -44,7 +44,7 @@ from lora_a2.trackers.observer import tracking
 class RunSummary:
     """What a finished run comes to.
 
-    `metrics` are those of the last round's evaluation, of the global model, by name, with the clients' figures of the primary one;
+    `metrics` are those of the evaluation after round `kept_round`, whose model is the result, of the global model, by name, with the clients' figures of the primary one;
     `personal` those of the clients' own models on their own examples, if the method makes such.
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
     `reduction_percent` how much less the run uploaded.
@@ -70,6 +70,7 @@ class RunSummary:
     evaluation_bytes: int = 0
     exact_aggregation: bool = False
     ended_early: bool = False
+    kept_round: int | None = None
 
     @property
     def score(self) -> float:
@@ -277,12 +278,12 @@ def finish(
                 analysis = recorder.finish(state, new).to_json()
                 record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
             state = new
-            run.commit(state, record, kept, analysis)
             records.append(record)
+            run.commit(state, record, kept, analysis, is_best(records) if config.keep == "best" else None)
         with run.writing():
-            _save(run, model, state, kept)
+            _save(run, model, *((state, kept) if config.keep == "last" else run.load_kept(model.layout)))
         seconds = earlier + time.perf_counter() - began
-        if records[-1].metrics:  # nodes need not evaluate
+        if _kept_record(config, records).metrics:  # nodes need not evaluate
             watched.finished(_summary(run, config, model, plan, records, seconds).to_json())
     return records, seconds
 
@@ -336,7 +337,8 @@ def _summary(
 ) -> RunSummary:
     uploaded = sum(r.uploaded_parameters for r in records)
     full = model.full_parameters * sum(len(r.clients) for r in records)
-    metrics = records[-1].metrics
+    record = _kept_record(config, records)
+    metrics = record.metrics
     assert config.num_clients is not None, "the configuration is resolved"
     return RunSummary(
         task=model.task.name,
@@ -357,7 +359,13 @@ def _summary(
         evaluation_bytes=sum(r.evaluation_bytes for r in records),
         exact_aggregation=plan.federation.exact,
         ended_early=len(records) < plan.num_server_rounds,
+        kept_round=record.server_round,
     )
+
+
+def _kept_record(config: RunConfig, records: Sequence[RoundRecord]) -> RoundRecord:
+    """That of the round whose model is the result."""
+    return (best_round(records) if config.keep == "best" else None) or records[-1]
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:

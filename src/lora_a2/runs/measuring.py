@@ -55,7 +55,7 @@ def evaluate_run(
     """
     run = RunDirectory.open(Path(run_dir))
     if not run.is_finished:
-        run.finished_round()
+        run.kept_round()
     config = config_of(run, trust_remote_code)
     if config.task == CAUSAL_LM:
         _refuse(config.task, {"label_column": label_column})

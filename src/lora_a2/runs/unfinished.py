@@ -1,4 +1,4 @@
-"""The model of a run, finished or not: what came of it, or what its last finished round came to."""
+"""The model of a run, finished or not: what came of it, or what came of it so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_model
 from lora_a2.core.types import ServerState
-from lora_a2.errors import RunError
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.pretrained import Model
 from lora_a2.runs.directory import RunDirectory
@@ -25,23 +24,18 @@ def standing(run: RunDirectory) -> str | None:
     """
     if run.is_finished:
         return None
-    total = config_of(run).num_server_rounds
-    return f"{run.path} is not finished: this is its model after round {run.finished_round()} of {total}."
+    kept, done, total = run.kept_round(), run.rounds_done(), config_of(run).num_server_rounds
+    best = "" if kept == done else f", the best of {done}"
+    return f"{run.path} is not finished: this is its model after round {kept} of {total}{best}."
 
 
 def state_of(run: RunDirectory, model: Model) -> ServerState:
-    """The state of the last finished round.
+    """The state after the round whose model is the run's: the last finished one, or the best if that is kept.
 
     Raises:
         RunError: there is none, the checkpoint is damaged, or it is of another model.
     """
-    state = run.load_state(model.layout)
-    if state is None:
-        if run.is_finished:
-            raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
-        run.finished_round()
-    assert state is not None, "a round is finished"
-    return state
+    return run.load_kept(model.layout)[0]
 
 
 def model_of(run: RunDirectory, config: RunConfig) -> Model:
@@ -59,7 +53,7 @@ def model_of(run: RunDirectory, config: RunConfig) -> Model:
 
 @contextmanager
 def result_folder(run: RunDirectory, trust_remote_code: bool = False) -> Iterator[Path]:
-    """The folder of what came of a run; of an unfinished one a temporary folder with what its last finished round came to.
+    """The folder of what came of a run; of an unfinished one a temporary folder with what came of it so far.
 
     Raises:
         RunError: no round is finished, the run is damaged, or its model is another one by now.
@@ -68,7 +62,7 @@ def result_folder(run: RunDirectory, trust_remote_code: bool = False) -> Iterato
     if run.is_finished:
         yield run.result()
         return
-    run.finished_round()  # before the model is loaded
+    run.kept_round()  # before the model is loaded
     model = model_of(run, config_of(run, trust_remote_code))
     with tempfile.TemporaryDirectory(prefix="lora-a2-") as folder:
         save_result(folder, model, state_of(run, model))
