@@ -27,6 +27,13 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**study_options(tmp_path_factory.mktemp("study")), "num_server_rounds": 2}
 
 
+@pytest.fixture(scope="module")
+def done(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of two rounds, for tests to copy; and what one of three comes to."""
+    folder = tmp_path_factory.mktemp("done")
+    return run(options, folder / "run"), contents(run(options, folder / "whole", num_server_rounds=3))
+
+
 def run(options: dict[str, Any], path: Path, observer: Observer | None = None, **more: Any) -> Path:
     launch(make_config({}, {**options, **more, "output_dir": str(path)}), observer or Observer())
     return path
@@ -67,9 +74,9 @@ class Killed(BaseException):
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_any_write_of_the_configuration(
-    number: int, moment: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, moment: str, done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = run(options, tmp_path / "run")
+    path = Path(shutil.copytree(done[0], tmp_path / "run"))
     write, calls = lora_a2.system.files.write_atomic, []
 
     def dying(target: Path, data: bytes) -> None:
@@ -88,11 +95,11 @@ def test_killed_at_any_write_of_the_configuration(
     replaced = number == 3 or (number == 2 and moment == "after")
     assert resume(path, Observer()).server_rounds == (3 if replaced else 2)
     assert resume(path, Observer(), num_server_rounds=3).server_rounds == 3
-    assert contents(path) == contents(run(options, tmp_path / "whole", num_server_rounds=3))
+    assert contents(path) == done[1]
 
 
-def test_a_changed_configuration_is_still_noticed(options: dict[str, Any], tmp_path: Path) -> None:
-    path = run(options, tmp_path / "run")
+def test_a_changed_configuration_is_still_noticed(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(done[0], tmp_path / "run"))
     resume(path, Observer(), num_server_rounds=3)
     config = path / "config.toml"
     config.write_bytes(config.read_bytes().replace(b"num-server-rounds = 3", b"num-server-rounds = 2"))
@@ -128,8 +135,10 @@ def test_what_would_change_rounds_that_are_done_is_refused(
     assert contents(path) == before
 
 
-def test_the_command_line(options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run(options, tmp_path / "run")
+def test_the_command_line(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(done[0], tmp_path / "run"))
     before = contents(path)
     assert main(["resume", str(path), "--num-server-rounds", "2", "--quiet", "--json"]) == 0
     assert contents(path) == before
