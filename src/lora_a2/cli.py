@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "report": "Write one HTML page with pictures of runs.",
     "evaluate": "Measure a run on test data, by client and by class.",
     "predict": "Label texts, or a table of them, with a run.",
-    "generate": "Let a finished run's language model write.",
+    "generate": "Let a run's language model write.",
     "export": "Write a finished run's model for PEFT or Transformers.",
     "analyze": "Statistics of a finished run, a sweep or a comparison.",
     "partition": "Show who would hold which examples, without running anything.",
