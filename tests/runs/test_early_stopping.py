@@ -10,10 +10,12 @@ import pytest
 
 from cli_helpers import one_error
 from federation import study_options
+from lora_a2.analysis.record import load_run
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
 from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.report.inputs import Run
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.studies.batch import PlannedRun, check_evaluated
@@ -98,6 +100,7 @@ def test_what_has_ended_stays_so(options: dict[str, Any], tmp_path: Path, capsys
     path = tmp_path / "run"
     run(options, path, early_stopping_patience=2)
     before, heard = contents(path), Listening()
+    assert Run("run", load_run(path)).rounds_planned == 4, "a report takes it for finished"
     assert resume(path, heard).ended_early
     assert contents(path) == before
     assert (heard.starts[0].first_round, heard.starts[0].num_server_rounds) == (5, 4)

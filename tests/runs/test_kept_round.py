@@ -12,10 +12,12 @@ import lora_a2.runs.checkpoints
 import lora_a2.system.files
 from cli_helpers import one_error
 from federation import save_data, study_options
+from lora_a2.analysis.record import load_run
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
+from lora_a2.report.inputs import Run
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import RunSummary, launch, resume
 from lora_a2.runs.measuring import evaluate_run
@@ -55,7 +57,8 @@ def test_the_result_is_that_of_the_best_round(method: str, options: dict[str, An
     short = run(options, tmp_path / "short", method=method, keep="last", num_server_rounds=2)
     assert (best.kept_round, last.kept_round, short.kept_round) == (2, 4, 2)
     assert best.server_rounds == 4
-    assert best.score == 0.6 and best.metrics == short.metrics and best.personal == short.personal
+    assert best.score == Run("best", load_run(tmp_path / "best")).score == 0.6
+    assert best.metrics == short.metrics and best.personal == short.personal
     assert results(tmp_path / "best") == results(tmp_path / "short") != results(tmp_path / "last")
     assert results(tmp_path / "best")
     assert evaluate_run(tmp_path / "best").to_json() == evaluate_run(tmp_path / "short").to_json()
