@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+import lora_a2.simulation
 
 
 def run_options(model: Path, data: Path) -> dict[str, Any]:
@@ -22,6 +27,19 @@ def run_options(model: Path, data: Path) -> dict[str, Any]:
         "learning_rate": 5e-3,
         "r": 2,
     }
+
+
+def score_rounds(monkeypatch: pytest.MonkeyPatch, accuracies: Sequence[float]) -> None:
+    """Has every evaluation of a run find the accuracy of its round."""
+    real = lora_a2.simulation.evaluate_state
+
+    def evaluate(*arguments: Any) -> dict[str, Any]:
+        found, state = real(*arguments), arguments[3]
+        for metrics in (found, *([found["personal"]] if "personal" in found else [])):
+            metrics["accuracy"] = accuracies[state.server_round - 1]
+        return found
+
+    monkeypatch.setattr(lora_a2.simulation, "evaluate_state", evaluate)
 
 
 def contents(run: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from lora_a2.methods.base import Method
 from lora_a2.model.pretrained import Model
 from lora_a2.settings.errors import kebab
 from lora_a2.system.machine import cores
-from lora_a2.tasks.base import Evaluation, Statistics, Task, evaluate, summed
+from lora_a2.tasks.base import Evaluation, Statistics, Task, evaluate, summed, with_tables
 
 Sent = tuple[ClientProfile, bytes]
 ClientStates = dict[int, ClientState]
@@ -38,16 +38,30 @@ ClientStates = dict[int, ClientState]
 
 
 def evaluate_clients(
-    model: Model, pool: Pool, state: ServerState, clients: Sequence[Client], generate: int = 0, seed: int = 0
+    model: Model,
+    pool: Pool,
+    state: ServerState,
+    clients: Sequence[Client],
+    generate: int = 0,
+    seed: int = 0,
+    label_names: Sequence[str] | None = None,
 ) -> Evaluation:
-    """The global model on the clients' test shares; of a model that writes also what it writes to `generate` of their prompts."""
+    """The global model on the clients' test shares; of a model that writes also what it writes to `generate` of their prompts.
+
+    With `label_names` there are tables in it.
+    """
     examples = end_to_end([c.test for c in clients])
     outputs = measure(pool, state.adapter, state.base, examples)
     ends = np.cumsum([len(c.test) for c in clients])
     texts: list[Statistics] = [{} for _ in clients]
     if generate:
         texts = _written(model, pool, state, examples, ends, generate, seed)
-    return _evaluate(model.task, np.split(outputs, ends[:-1]), clients, texts)
+    found = _statistics(model.task, np.split(outputs, ends[:-1]), clients, texts)
+    evaluation = evaluate(model.task, summed(found.values()), found)
+    if label_names is None:
+        return evaluation
+    tables = model.task.tables(outputs, examples.labels, label_names)
+    return with_tables(model.task, evaluation, found, tables)
 
 
 def _written(
@@ -86,16 +100,16 @@ def evaluate_personal(
         own = personal(state.adapter, kept.get(client.id, ClientState()).private)
         return network.measure(own, client.test)
 
-    return _evaluate(task, list(pool.map(work, clients)), clients, [{} for _ in clients])
-
-
-def _evaluate(
-    task: Task, outputs: Sequence[FloatArray], clients: Sequence[Client], texts: Sequence[Statistics]
-) -> Evaluation:
-    """`outputs` are those of each client's test examples, `texts` the statistics of what was written to some of them."""
-    each = zip(clients, outputs, texts, strict=True)
-    found = {c.name: {**task.statistics(own, c.test.labels), **more} for c, own, more in each if len(c.test)}
+    found = _statistics(task, list(pool.map(work, clients)), clients, [{} for _ in clients])
     return evaluate(task, summed(found.values()), found)
+
+
+def _statistics(
+    task: Task, outputs: Sequence[FloatArray], clients: Sequence[Client], texts: Sequence[Statistics]
+) -> dict[str, Statistics]:
+    """By client. `outputs` are those of its test examples, `texts` the statistics of what was written to some of them."""
+    each = zip(clients, outputs, texts, strict=True)
+    return {c.name: {**task.statistics(own, c.test.labels), **more} for c, own, more in each if len(c.test)}
 
 
 def evaluate_state(

@@ -23,6 +23,13 @@ class Found:
     client_mean: float | None = 0.7
     client_worst_tenth: float | None = 0.25
     client_std: float | None = 0.1
+    extra: ClassVar[dict[str, float]] = {"majority_accuracy": 0.33}
+    tables: ClassVar[dict[str, Any]] = {
+        "classes": [
+            {"label": f"[b]class {k}", "num_examples": 1000 + k, "f1": None, "recall": 0.125} for k in range(30)
+        ],
+        "confusions": [],
+    }
 
     def to_json(self) -> dict[str, Any]:
         return {"accuracy": self.metrics["accuracy"]}
@@ -44,6 +51,12 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     printed = capsys.readouterr().out
     for part in ("1,200", "75.0 %", "50.0 %", "70.0 %", "25.0 %", "10.0 %"):
         assert part in printed
+    assert "Always the largest class  33.0 %" in printed
+    assert [line.split() for line in printed.splitlines() if "[b]class 19" in line] == [
+        ["[b]class", "19", "1,019", "-", "12.5", "%"]
+    ]
+    assert "[b]class 20" not in printed and "and 10 more: --json has all of them" in printed
+    assert "Confusions" not in printed
     monkeypatch.setattr(Found, "client_worst_tenth", None)
     assert main(["evaluate", str(tmp_path)]) == 0
     assert "Worst" not in capsys.readouterr().out

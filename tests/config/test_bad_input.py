@@ -192,7 +192,6 @@ RESUME, EVALUATE, PREDICT = ["resume", "run", "--quiet"], ["evaluate", "run"], [
         (delete("rounds.jsonl"), [RESUME]),
         (halve("rounds.jsonl"), [RESUME]),
         (replace("rounds.jsonl", "[]\n[]\n"), [RESUME]),
-        (delete("adapter/adapter_config.json"), [EVALUATE, PREDICT]),
         (delete("adapter/adapter_model.safetensors"), [PREDICT]),
         (halve("adapter/adapter_model.safetensors"), [PREDICT]),
         (halve("adapter/head.safetensors"), [PREDICT]),
@@ -210,6 +209,23 @@ def test_a_damaged_run_directory(
     shutil.copytree(finished, here / "run")
     damage(here / "run")
     for argv in commands:
+        refused(argv, capfd)
+
+
+def test_a_run_that_lost_its_result_is_one_that_has_none_yet(
+    finished: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoint is whole, and what is taken from there is said."""
+    shutil.copytree(finished, here / "run")
+    assert main(PREDICT) == 0
+    expected = capfd.readouterr().out
+    delete("adapter/adapter_config.json")(here / "run")
+    assert main(PREDICT) == 0
+    printed = capfd.readouterr()
+    assert printed.out == expected
+    assert "run is not finished: this is its model after round 2 of 2.\n" in printed.err
+    delete("checkpoint/state.json")(here / "run")
+    for argv in (EVALUATE, PREDICT):
         refused(argv, capfd)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import DataError, RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.writer import load_writer
 from tiny import Stopping
 from writers import writing_options
@@ -36,6 +38,22 @@ def test_an_interrupted_run_ends_in_the_same_bytes(method: str, tmp_path: Path) 
     assert files
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("method", ["lora-a2", "flora"])  # an adapter, and a whole model
+def test_an_unfinished_run_writes_as_its_last_round(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**writing_options(tmp_path), "method": method}
+    launch(RunConfig(**{**given, "num_server_rounds": 1}, output_dir=str(tmp_path / "short")), Observer())
+    with pytest.raises(KeyboardInterrupt):
+        launch(RunConfig(**{**given, "num_server_rounds": 3}, output_dir=str(tmp_path / "cut")), Stopping(after=2))
+    short, cut = (load_writer(tmp_path / name).model.state_dict() for name in ("short", "cut"))
+    assert short.keys() == cut.keys() and all(short[name].equal(cut[name]) for name in short)
+    assert evaluate_run(tmp_path / "cut").to_json() == evaluate_run(tmp_path / "short").to_json()
+    assert [row["client"] for row in evaluate_run(tmp_path / "cut").tables["clients"]]
+    assert main(["generate", str(tmp_path / "cut"), "a question", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().err.endswith("is not finished: this is its model after round 1 of 3.\n")
 
 
 def test_a_run_whose_data_changed_is_not_resumed(tmp_path: Path) -> None:

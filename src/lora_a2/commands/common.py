@@ -51,6 +51,16 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def say_standing(run_dir: Path) -> None:
+    """A line on standard error if a run is not finished, and its model is that of its last finished round."""
+    from lora_a2.runs.directory import RunDirectory
+    from lora_a2.runs.unfinished import standing
+    from lora_a2.system.text import visible
+
+    if (run_dir / "config.toml").is_file() and (line := standing(RunDirectory.open(run_dir))) is not None:
+        click.echo(visible(line), err=True)
+
+
 def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: bool) -> None:
     """Runs `launch` under a display and prints its summary.
 

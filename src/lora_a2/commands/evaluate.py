@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, trust_option
+from lora_a2.commands.common import examples, json_option, print_json, say_standing, trust_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.settings.errors import kebab
 
@@ -59,9 +59,12 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure a finished run, or a language model without one, on test data.
+    """Measure a run, or a language model without one, on test data.
 
-    A classifier: accuracy, macro-F1, and accuracy client by client. A model that writes: loss, perplexity, token accuracy; its sums
+    A run that is not finished is measured with the model of its last finished round.
+
+    A classifier: accuracy, macro-F1, the accuracy of always guessing the largest class; accuracy client by client; precision,
+    recall and F1 class by class; and which classes it confuses. The worst are shown, all are in --json. A model that writes: loss, perplexity, token accuracy; its sums
     (loss_sum, learnt_tokens) and the numbers of examples used, cut and dropped stand beside them in --json.
     """
     columns = {"text_column": text_column, "client_column": client_column, **{n: given.pop(n) for n in _COLUMNS}}
@@ -78,6 +81,7 @@ def command(
 
         from lora_a2.runs.measuring import evaluate_run
 
+        say_standing(run_dir)
         found = evaluate_run(
             run_dir,
             data=data,
@@ -90,17 +94,19 @@ def command(
         print_json(found.to_json())
         return
 
-    from lora_a2.display.live import print_table
+    _print(found)
+
+
+def _print(found: Evaluation) -> None:
+    from lora_a2.display.live import print_rows, print_table
     from lora_a2.tasks.registry import measured
 
     task = measured(found.metrics)
     assert task is not None, "an evaluation has the primary metric of its task"
     rows = [
         ("Examples", f"{found.num_examples:,}"),
-        *(
-            (name.replace("_", " ").capitalize(), task.show_metric(name, value))
-            for name, value in found.metrics.items()
-        ),
+        (task.headline, task.show(found.metrics[task.primary])),
+        *task.lines({**found.metrics, **found.extra}),
     ]
     per_client = (
         ("Mean of the clients", found.client_mean),
@@ -108,6 +114,9 @@ def command(
         ("Standard deviation", found.client_std),
     )
     print_table([*rows, *((name, task.show(value)) for name, value in per_client if value is not None)])
+    for name, table in found.tables.items():
+        if table:
+            print_rows(name.capitalize(), table, task.show_metric)
 
 
 def _without_a_run(

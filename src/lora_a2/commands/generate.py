@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
+from lora_a2.commands.common import examples, print_json, run_dir_argument, say_standing, trust_option
 from lora_a2.commands.given import check_encoding, given_or_lines, lines
 from lora_a2.system.text import visible, visible_lines
 
@@ -68,7 +68,9 @@ def command(
     as_json: bool,
     **sampling: Any,
 ) -> None:
-    """Let a finished run's language model write: an answer to each prompt.
+    """Let a run's language model write: an answer to each prompt.
+
+    A run that is not finished writes with the model of its last finished round.
 
     Without PROMPT, every line of standard input is a prompt; empty lines are skipped. The likeliest token is taken each time
     unless --do-sample or --num-beams is given; the settings that came with the base model are not used.
@@ -84,6 +86,7 @@ def command(
 
     from lora_a2.runs.writer import load_writer
 
+    say_standing(run_dir)
     writer = load_writer(run_dir, trust_remote_code=trust_remote_code)
     if chat:
         _converse(writer, _typed() if sys.stdin.isatty() else given, start, options)

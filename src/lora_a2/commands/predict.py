@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, print_json, run_dir_argument, trust_option
+from lora_a2.commands.common import examples, print_json, run_dir_argument, say_standing, trust_option
 from lora_a2.commands.given import given_or_lines
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from lora_a2.data.tables import AnyTable
+    from lora_a2.runs.predict import Predictor
 
 _BATCH = 64
 
@@ -24,32 +29,133 @@ _BATCH = 64
     epilog=examples(
         'lora-a2 predict runs/helpdesk "my parcel never came"',
         'lora-a2 predict runs/helpdesk --top 1 "where is my refund" "the box is damaged"',
+        "lora-a2 predict runs/helpdesk --data new.csv --text-column body --output labelled.csv",
         "lora-a2 predict runs/helpdesk --json < texts.txt > labels.jsonl",
     ),
 )
 @run_dir_argument
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of labels a text.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="Label the rows of this table: a file (csv, tsv, jsonl, parquet; plain or gz), or else as --data of run.",
+)
+@click.option(
+    "--text-column", metavar="TEXT", help="Column of the texts; the run's own if the data have it, or a usual name."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the table there, with the columns label and probability behind its own (predicted_label and "
+    "predicted_probability if it has these): csv, tsv, jsonl or parquet, by the name. A file that is there is replaced.",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Number of labels a text.  [default: 3]")
 @trust_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a text, one a line.")
-def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: bool, as_json: bool) -> None:
-    """Label texts with a finished run: the likeliest labels with their probabilities.
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a text, one a line; of --output one in all.")
+def command(
+    run_dir: Path,
+    texts: tuple[str, ...],
+    data: str | None,
+    text_column: str | None,
+    output: Path | None,
+    top: int | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Label texts with a run: the likeliest labels with their probabilities.
 
-    Without TEXT, every line of standard input is a text; empty lines are skipped.
+    Without TEXT and --data, every line of standard input is a text; empty lines are skipped. A run that is not finished labels
+    with the model of its last finished round.
     """
-    batches = _batches(given_or_lines(texts, "text"))
+    _check(texts, data, text_column, output, top)
+    given = iter(()) if data is not None else given_or_lines(texts, "text")
+    for text in texts:
+        if os.path.isfile(text):
+            _hint(run_dir, text)
 
     from lora_a2.runs.predict import load_predictor
 
+    say_standing(run_dir)
     predictor = load_predictor(run_dir, trust_remote_code=trust_remote_code)
-    for batch in batches:
+    if data is not None:
+        table, rows = _table(predictor, run_dir, data, text_column)
+        if output is not None:
+            _write(predictor, table, rows, output, as_json)
+            return
+        given = iter(rows)
+    while batch := list(islice(given, _BATCH)):
         for text, row in zip(batch, predictor.predict(batch), strict=True):
-            _show(text, _likeliest(predictor.label_names, row, top), as_json)
+            _show(text, _likeliest(predictor.label_names, row, top or 3), as_json)
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    while batch := list(islice(texts, _BATCH)):
-        yield batch
+def _check(
+    texts: Sequence[str], data: str | None, text_column: str | None, output: Path | None, top: int | None
+) -> None:
+    """Refuses options that have nothing to act on, and a file that cannot be written."""
+    context = click.get_current_context()
+    if data is None and (text_column or output):
+        raise click.UsageError(
+            f"{'--text-column' if text_column else '--output'} is of the table of --data: give it too.", context
+        )
+    if data is not None and texts:
+        raise click.UsageError("Give TEXT or --data, not both.", context)
+    if output is None:
+        return
+    if top is not None:
+        raise click.UsageError("--output holds the likeliest label alone: leave --top out.", context)
+
+    from lora_a2.data.output import require_writable
+
+    require_writable(output)
+    if os.path.exists(output) and os.path.exists(str(data)) and os.path.samefile(output, str(data)):
+        raise click.UsageError("--output is the file of --data: name another.", context)
+
+
+def _hint(run_dir: Path, text: str) -> None:
+    run, name = shlex.quote(str(run_dir)), shlex.quote(text)
+    line = f"{text!r} is labelled as a text, and it is a file's name; for what is in the file: lora-a2 predict {run} --data {name}"
+    click.echo(visible(line), err=True)
+
+
+def _table(predictor: Predictor, run_dir: Path, data: str, text_column: str | None) -> tuple[AnyTable, list[str]]:
+    """The table of --data, and its texts, read as the run read its own."""
+    from lora_a2.data.sources import load_texts
+    from lora_a2.runs.directory import RunDirectory
+    from lora_a2.runs.jobs import config_of
+    from lora_a2.runs.predict import is_model_folder
+
+    usual: dict[str, Any] = {}
+    if not is_model_folder(run_dir):
+        config = config_of(RunDirectory.open(run_dir))
+        usual = {"usual_column": config.text_column, "strip_newsgroups": config.strip_newsgroups}
+    return load_texts(data, predictor.label_names, text_column=text_column, **usual)
+
+
+def _write(predictor: Predictor, table: AnyTable, texts: Sequence[str], output: Path, as_json: bool) -> None:
+    from lora_a2.data.output import free_names, write_table
+
+    names = free_names(table, ("label", "probability"), ("predicted_label", "predicted_probability"))
+    labels, probabilities = [], []
+    for batch in _shown(range(0, len(texts), _BATCH)):
+        rows = predictor.predict(texts[batch : batch + _BATCH])
+        labels += [predictor.label_names[k] for k in rows.argmax(1)]
+        probabilities += [round(float(p), 6) for p in rows.max(1)]
+    write_table(output, table, dict(zip(names, (labels, probabilities), strict=True)))
+    if as_json:
+        print_json({"output": str(output), "num_examples": len(texts), "columns": list(names)})
+    else:
+        click.echo(visible(f"Written: {output}, {len(texts):,} rows of {table.source} with {' and '.join(names)}"))
+
+
+def _shown(batches: range) -> Iterator[int]:
+    """The batches, with a bar on a terminal."""
+    from rich.progress import track
+
+    from lora_a2.display.live import PlainConsole
+
+    console = PlainConsole(stderr=True)
+    yield from track(batches, "Labelling", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _likeliest(label_names: Sequence[str], row: np.ndarray, top: int) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
@@ -24,7 +24,7 @@ from lora_a2.errors import ConfigError
 from lora_a2.federation.options import PlanOptions
 from lora_a2.model.config import ModelConfig
 from lora_a2.settings.errors import kebab
-from lora_a2.settings.options import Options, marks_of, option, split_names
+from lora_a2.settings.options import Effect, Options, marks_of, option, split_names
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION, TaskChoice
 from lora_a2.tasks.options import WritingOptions
 from lora_a2.trackers import TRACKERS, known_trackers
@@ -40,6 +40,15 @@ def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 class RunOptions(Options):
     """What a run leaves, and where."""
 
+    keep: Literal["best", "last"] = option(
+        "last",
+        "Run",
+        "Which round's model is the result: that of the last one, or of the best that was evaluated.",
+        reach="nobody",
+        effect=Effect(
+            lambda c: c.validation_fraction is not None, "--validation-fraction, so that the test set does not choose"
+        ),
+    )
     record_analysis: bool = option(
         True,
         "Run",

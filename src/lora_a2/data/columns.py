@@ -51,6 +51,18 @@ def find_columns(names: Sequence[str], source: str, text: str | None, label: str
     return Columns(text, label, client)
 
 
+def find_text_column(names: Sequence[str], source: str, text: str | None) -> str:
+    """The column of the texts, of a table that need not have labels; otherwise as `find_columns`.
+
+    Raises:
+        DataError: the column named by the user is missing, or none or several of the usual ones exist.
+    """
+    if text is not None:
+        require(text, names, source)
+        return text
+    return _guess(TEXT_COLUMNS, names, names, source, "text")
+
+
 def opening(source: str) -> str:
     """The name of a table as the first words of a sentence."""
     return source.replace("the ", "The ", 1) if source.startswith("the ") else source

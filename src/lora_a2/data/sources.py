@@ -10,7 +10,7 @@ from typing import Unpack
 
 import numpy as np
 
-from lora_a2.data.columns import Columns, find_columns, opening, require
+from lora_a2.data.columns import Columns, find_columns, find_text_column, opening, require
 from lora_a2.data.finding import BUILT_IN, Tables, find_tables, find_test_table
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.newsgroups import is_newsgroups, is_raw, strip_article
@@ -148,6 +148,34 @@ def load_examples(
     else:
         _check_texts(parts)
     return _numbered(parts[0], label_names)
+
+
+def load_texts(
+    data: DataSource,
+    label_names: Sequence[str],
+    *,
+    text_column: str | None = None,
+    usual_column: str | None = None,
+    strip_newsgroups: bool = True,
+) -> tuple[AnyTable, list[str]]:
+    """A table to be labelled with `label_names`, and its texts: the test set of `data`, or all of it if it has none.
+
+    `usual_column` is taken if none is given and the table has it. Texts are treated as those of `load_examples`.
+
+    Raises:
+        DataError: the data cannot be found or read, or a row has no text.
+    """
+    found = find_tables(data)
+    table = found.test or found.train
+    if text_column is None and usual_column in table.names:
+        text_column = usual_column
+    column = find_text_column(table.names, table.source, text_column)
+    rows = _Rows(table, _texts(table, column), [], None)
+    if is_newsgroups(label_names):
+        (rows,) = _stripped([rows]) if strip_newsgroups and is_raw(rows.texts) else [rows]
+    else:
+        _check_texts([rows])
+    return table, rows.texts
 
 
 def count_rows(data: str, *, text_column: str | None = None, label_column: str | None = None) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lora_a2.runs.jobs import RunSummary
 
 _WIDE = 200
+_MOST_ROWS = 20
+"""Of a table."""
 
 
 class PlainConsole(Console):
@@ -181,13 +184,44 @@ def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None)
         _print_line(console or stdout_console(), f"{name:<{width}}  {value}")
 
 
+def print_rows(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    show: Callable[[str, float], str],
+    console: Console | None = None,
+) -> None:
+    """A table with the keys of its rows at its head, to standard output; of many rows the first ones. `show` tells of fractions."""
+    console = console or stdout_console()
+    table = Table(box=SIMPLE, title=visible(title), title_justify="left", title_style="bold", pad_edge=False)
+    for name, value in rows[0].items():
+        text = isinstance(value, str)
+        table.add_column(_head(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(*(_cell(name, value, show) for name, value in row.items()))
+    console.print(table)
+    if len(rows) > _MOST_ROWS:
+        _print_line(console, f"  and {len(rows) - _MOST_ROWS:,} more: --json has all of them")
+
+
+def _head(name: str) -> str:
+    """num_examples → Examples"""
+    return name.removeprefix("num_").replace("_", " ").capitalize()
+
+
+def _cell(name: str, value: Any, show: Callable[[str, float], str]) -> str:
+    if value is None:
+        return "-"
+    return show(name, value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     """The result of a run, where it is, and what to type next; to standard output."""
     console = console or stdout_console()
     task, worst = get_task(summary.task), summary.metrics["client_worst_tenth"]
     found = summary.metrics[task.primary]
     rows = [
-        (f"Test {task.shown}", "-" if found is None else task.show(found)),
+        (f"Test {task.shown}", "-" if found is None else f"{task.show(found)}{_of(summary.metrics)}"),
+        *task.lines(summary.metrics),
         ("Worst tenth of clients", "-" if worst is None else task.show(worst)),
         *([] if summary.personal is None else [("Personal models", task.show(summary.score))]),
         ("Uploaded", f"{human_bytes(summary.uploaded_bytes)} ({summary.uploaded_parameters:,} parameters)"),
@@ -196,7 +230,7 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         ("Aggregation", "exact" if summary.exact_aggregation else "not exact"),
         ("Full fine-tuning", f"{summary.full_finetuning_parameters:,} parameters uploaded"),
         ("Saved (uploads)", saving(summary.reduction_percent)),
-        ("Server rounds", f"{summary.server_rounds}"),
+        ("Server rounds", _rounds(summary)),
         ("Time", human_time(summary.seconds)),
         ("Peak memory", human_bytes(summary.peak_memory_bytes)),
         ("Run directory", summary.output_dir),
@@ -206,6 +240,18 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     _print_line(console, "")
     _print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
     _print_line(console, f"      lora-a2 evaluate {folder}")
+
+
+def _rounds(summary: RunSummary) -> str:
+    kept = summary.kept_round
+    early = ", ended early" if summary.ended_early else ""
+    best = f"; the result is the best, round {kept}" if kept not in (None, summary.server_rounds) else ""
+    return f"{summary.server_rounds}{early}{best}"
+
+
+def _of(metrics: Mapping[str, Any]) -> str:
+    number = metrics.get("num_examples")
+    return "" if number is None else f" of {number:,} examples"
 
 
 def choose_display(quiet: bool) -> Display:

@@ -18,7 +18,9 @@ from lora_a2.federation.bounds import WINDOW
 from lora_a2.federation.exchange import ReplyCallback, RoundRules, Train
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.records import RoundRecord
+from lora_a2.federation.scores import best_round, evaluations_since_best, out_of_patience, score
 from lora_a2.federation.server import server_round
+from lora_a2.tasks.registry import measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Plan:
 
     `clients_per_pass` clients go through one forward and backward; `num_workers` such groups are computed side by side
     (None: one a core on a CPU, one in all on an accelerator). At an evaluation a model that writes answers `generate` test prompts.
+    After `early_stopping_patience` evaluations without a better score there are no more rounds (None: there are).
     `rules` say when a round counts.
     """
 
@@ -70,6 +73,7 @@ class Plan:
     fraction_train: float = 1.0
     eval_every: int = 1
     generate: int = 0
+    early_stopping_patience: int | None = None
     clients_per_pass: int = 1
     num_workers: int | None = None
     rules: RoundRules = field(default_factory=RoundRules)
@@ -101,6 +105,7 @@ def make_schedule(
         fraction_train=options.fraction_train,
         eval_every=options.eval_every,
         generate=options.generate,
+        early_stopping_patience=options.early_stopping_patience,
         clients_per_pass=options.clients_per_pass or 1,
         num_workers=options.num_workers,
         rules=rules or RoundRules(max_update_ratio=options.max_update_ratio or None),
@@ -136,20 +141,23 @@ def run_rounds(
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Runs the rounds after `state` and yields state and record after each; `callback` is notified of every reply that counts.
 
-    `records` are those of the rounds before.
+    `records` are those of the rounds before, among them those that patience counts.
 
     Raises:
         ReplyError: as the driver's `failed` decides.
     """
-    recent = list(records[-WINDOW:])
+    done = list(records)
     while state.server_round < plan.num_server_rounds:
+        if out_of_patience(plan.early_stopping_patience, done):
+            observer.note(_ended_early(state.server_round, done))
+            return
         number = state.server_round + 1
         profiles = driver.profiles(number)
         cohort = choose_cohort(profiles, plan.fraction_train, plan.federation.seed, number)
         train = driver.train(state, cohort)
         try:
             rules = plan.rules.among(profiles)
-            state, record = server_round(plan.federation, state, cohort, train, rules, callback, recent)
+            state, record = server_round(plan.federation, state, cohort, train, rules, callback, done[-WINDOW:])
         except ReplyError as error:
             driver.failed(number, error)
             state = replace(state, held={**state.held, **dict.fromkeys(error.lost, EVERYTHING)})
@@ -164,6 +172,18 @@ def run_rounds(
                 evaluation_bytes=found.downloaded_bytes,
                 seconds={**record.seconds, "evaluate": time.perf_counter() - began},
             )
-        recent = [*recent[1 - WINDOW :], record]
+        done.append(record)
         observer.round_done(record)
         yield state, record
+
+
+def _ended_early(server_round: int, records: Sequence[RoundRecord]) -> str:
+    best = best_round(records)
+    assert best is not None, "patience counts evaluations"
+    task, value = measured(best.metrics), score(best)
+    assert task is not None and value is not None, "it was evaluated"
+    number = evaluations_since_best(records)
+    return (
+        f"Ended early, after round {server_round}: {number} evaluation{'' if number == 1 else 's'} without a better "
+        f"{task.shown} than {task.show(value)} after round {best.server_round}."
+    )

@@ -262,6 +262,16 @@ class ExecutionOptions(Options):
     """How the machine that drives a run goes about it."""
 
     eval_every: Int = option(1, "Run", "Evaluate after every this many rounds, and after the last.", ge=1)
+    early_stopping_patience: Int | None = option(
+        None,
+        "Run",
+        "End the run after this many evaluations without a better accuracy, or perplexity. They are on the test set, unless "
+        "--validation-fraction puts another in its place.",
+        shown="all rounds are trained",
+        reach="nobody",
+        ge=1,
+        le=MOST,
+    )
     generate: Int = option(
         0,
         "Task",

@@ -85,6 +85,10 @@ class FlowerDriver(Observer):
         for client, reason in sorted(record.refused.items()):
             log.warning("Round %d: client %d does not count: %s", record.server_round, client, reason)
 
+    def note(self, text: str) -> None:
+        """Logs it."""
+        log.info("%s", text)
+
     def _recall(self, record: RoundRecord) -> None:
         """Restores from a round before the resume which clients did not answer."""
         for client in record.clients:

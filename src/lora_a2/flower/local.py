@@ -149,9 +149,9 @@ def _interrupted(path: Path) -> str:
 
 
 def summary(run: RunDirectory) -> dict[str, Value]:
-    """A finished run's last metrics, the bytes sent, the duration, and where its files are."""
+    """A finished run's metrics, the bytes sent, the duration, and where its files are."""
     records = run.load_records()
-    metrics = records[-1].metrics
+    metrics = records[run.kept_round() - 1].metrics
     return {
         **{name: value for name, value in metrics.items() if isinstance(value, float)},
         "server_rounds": len(records),

@@ -210,6 +210,9 @@ def _server_evaluation(
 ) -> Callable[[ServerState], dict[str, Any]] | None:
     """The server's own evaluation, if any: in a simulation client by client, since the server has all their data."""
     chosen, test = start.options.evaluation, start.data.test
+    wanted = {"early-stopping-patience": config.early_stopping_patience is not None, "keep": config.keep == "best"}
+    for name in (name for name, given in wanted.items() if given and chosen == "none"):
+        raise ConfigError(f"{name}: it has no effect if evaluation is 'none'; choose another, or leave it out.")
     if chosen == "none" or chosen == "nodes" or (chosen == "auto" and not len(test)):
         return None
     if not len(test):

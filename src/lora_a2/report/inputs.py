@@ -16,6 +16,7 @@ from lora_a2.analysis.convergence import curve
 from lora_a2.analysis.record import RunRecord, load_run
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, RunError
+from lora_a2.federation.scores import best_round, out_of_patience
 from lora_a2.tasks.base import Task
 
 
@@ -57,12 +58,16 @@ class Run:
 
     @property
     def rounds_planned(self) -> int:
-        """As configured; fewer are there while it runs."""
+        """As configured, or as many as there are if it ended early; fewer are there while it runs."""
+        if out_of_patience(self.record.config.get("early-stopping-patience"), self.record.rounds):
+            return len(self.record.rounds)
         return int(self.record.config["num-server-rounds"])
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Those of the last evaluation; empty before the first."""
+        """Those of the round that is kept, which is that of the last evaluation unless the run says otherwise; empty before."""
+        if self.record.config.get("keep") == "best" and (best := best_round(self.record.rounds)) is not None:
+            return dict(best.metrics)
         found = [record.metrics for record in self.record.rounds if record.metrics]
         return dict(found[-1]) if found else {}
 

@@ -3,11 +3,14 @@
 round-N.safetensors   the tensors
 state.json            the last commit: it names its tensors, with their digest, and holds its own
 previous.json         the commit before, for when the last one is damaged
+
+Where the best round is kept too, a summary has that round's summary in it, as "best", and its tensors stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,11 +67,20 @@ class Checkpoints:
         self.folder = folder
         self._last, self._previous = folder / "state.json", folder / "previous.json"
 
-    def commit(self, state: ServerState, clients: Mapping[int, ClientState], beside: Mapping[str, Any]) -> None:
+    def commit(
+        self,
+        state: ServerState,
+        clients: Mapping[int, ClientState],
+        beside: Mapping[str, Any],
+        best: bool | None = None,
+    ) -> None:
         """Replaces the last commit, which becomes the one before; `beside` is kept in the summary too.
+
+        `best`: whether this is the best round so far; None: the best one is not kept.
 
         Raises:
             OSError: a file cannot be written.
+            RunError: the last commit is damaged, and says which was the best.
         """
         data = save_tensors({**server_tensors(state), **client_arrays(clients)})
         name = _tensor_file(state.server_round)
@@ -76,6 +88,8 @@ class Checkpoints:
         if self._last.exists():
             write_atomic(self._previous, self._last.read_bytes())
         summary = {**server_numbers(state), "tensors": name, "sha256": sha256(data)}
+        kept = best_of(self.last()) if best is False else None
+        beside = {**beside, **({"best": summary} if best else {} if kept is None else {"best": kept})}
         write_sealed(self._last, {**summary, **beside})
         self.tidy(state.server_round)
 
@@ -135,11 +149,20 @@ class Checkpoints:
         return data
 
     def tidy(self, server_round: int) -> None:
-        """Removes all but the checkpoints of this round and of the one before."""
+        """Removes all but the checkpoints of this round and of the one before, and of the best round if that is kept."""
         kept = {self._last.name, self._previous.name, _tensor_file(server_round), _tensor_file(server_round - 1)}
+        for read in (self.last, self.previous):
+            with suppress(RunError):  # of a damaged one nothing is needed
+                if (best := best_of(read())) is not None:
+                    kept.add(str(best["tensors"]))
         for other in self.folder.iterdir():
             if other.name not in kept:
                 other.unlink()
+
+
+def best_of(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The summary of the best round, if it is kept and there was one."""
+    return None if summary is None else summary.get("best")
 
 
 def _tensor_file(server_round: int) -> str:

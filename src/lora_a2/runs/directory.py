@@ -8,6 +8,7 @@
     rounds.jsonl      the ledger, a line a round; the digests of its lines and of those of analysis.jsonl stand beside them
     checkpoint/       round-N.safetensors and state.json, which names it; state.json is the commit
                       previous.json and its tensors: the commit before, in case the last one is damaged
+                      the tensors of the best round, if that is to be the result
     adapter/          the result, once the run is complete, with SHA256SUMS of its own; or
     model/            the whole model, merged, for methods that move base weights
     personal/N/       client N's own model, for methods that make such
@@ -29,8 +30,8 @@ from lora_a2.analysis.record import ANALYSIS_FILE, CLIENTS_FILE
 from lora_a2.core.types import ClientState, Layout, ServerState
 from lora_a2.errors import RunError
 from lora_a2.federation.records import LEDGER_FILE, RoundRecord, read_ledger
-from lora_a2.runs.checkpoints import Checkpoints, clients_of
-from lora_a2.system.files import SUMS, check, read_json_object, write_all
+from lora_a2.runs.checkpoints import Checkpoints, best_of, clients_of
+from lora_a2.system.files import SUMS, check, read_json_object, replace_one, write_all
 from lora_a2.system.journal import Journal
 from lora_a2.system.locks import LOCK, Lock, claimed
 
@@ -118,17 +119,67 @@ class RunDirectory:
         """
         self.result()
 
+    def kept_round(self) -> int:
+        """The round whose model is the run's: the last finished one, or the best so far if that is kept.
+
+        Raises:
+            RunError: there is none yet, or the checkpoint is damaged.
+        """
+        return int(self._kept()["server_round"])
+
+    def _kept(self) -> dict[str, Any]:
+        """The summary of the round whose model is the run's."""
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+        if summary is None:
+            if self.is_finished:
+                raise RunError(f"{self.path} is damaged: it has a result but no checkpoint/state.json.")
+            raise RunError(f"{self.path} has no finished round yet: continue it with 'lora-a2 resume {self.path}'.")
+        return best_of(summary) or summary
+
+    def load_kept(self, layout: Layout) -> tuple[ServerState, dict[int, ClientState]]:
+        """The state after the round whose model is the run's, and what the clients kept then.
+
+        Raises:
+            RunError: no round is finished, the checkpoint is damaged, or it belongs to another model.
+        """
+        summary = self._kept()
+        with self._offering_earlier():
+            clients = clients_of(self._checkpoints.tensors(summary))
+        return self._checkpoints.state(summary, layout), clients
+
+    def rounds_done(self) -> int:
+        """How many rounds are finished.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        with self._offering_earlier():
+            summary = self._checkpoints.last()
+        return 0 if summary is None else int(summary["server_round"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has a result."""
+        return self._result() is not None
+
     def result(self) -> Path:
         """The folder of what came of the run: an adapter, or a whole model if the method moves base weights.
 
         Raises:
             RunError: it is not finished.
         """
+        found = self._result()
+        if found is None:
+            raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+        return found
+
+    def _result(self) -> Path | None:
         if (self.adapter / "adapter_config.json").is_file():
             return self.adapter
         if any((self.model / name).is_file() for name in RESULTS):
             return self.model
-        raise RunError(f"{self.path} is not finished: continue it with 'lora-a2 resume {self.path}'.")
+        return None
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; `data_sha256` is among it.
@@ -173,8 +224,11 @@ class RunDirectory:
         record: RoundRecord,
         clients: Mapping[int, ClientState] | None = None,
         analysis: Mapping[str, Any] | None = None,
+        best: bool | None = None,
     ) -> None:
         """Writes a finished round: the lines of ledger and analysis, the tensors, then the state that makes them count.
+
+        `best`: whether it is the best so far; None: the best round is not kept.
 
         Raises:
             RunError: a file cannot be written.
@@ -184,7 +238,7 @@ class RunDirectory:
                 self._journals[_ANALYSIS].append(analysis)
             self._journals[_LEDGER].append(record.to_json())
             lines = {_LEDGER: state.server_round, _ANALYSIS: 0 if analysis is None else state.server_round}
-            self._checkpoints.commit(state, clients or {}, {"lines": lines})
+            self._checkpoints.commit(state, clients or {}, {"lines": lines}, best)
 
     def load_state(self, layout: Layout) -> ServerState | None:
         """The last committed state; None if no round was finished.
@@ -196,7 +250,7 @@ class RunDirectory:
             summary = self._checkpoints.last()
             if summary is None:
                 return None
-            self._checkpoints.tensors(summary)
+            self._check_tensors(summary)
         return self._checkpoints.state(summary, layout)
 
     def load_clients(self) -> dict[int, ClientState]:
@@ -232,6 +286,26 @@ class RunDirectory:
             for name, journal in self._journals.items():
                 journal.cut(0 if summary is None else summary["lines"][name])
 
+    def reconfigure(self, config: str) -> None:
+        """Replaces the configuration. A kill leaves the old or the new one.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with self.writing():
+            replace_one(self.path, "config.toml", config.encode())
+
+    def discard_result(self) -> None:
+        """A finished run is so no more: its result stands for other rounds than it will have.
+
+        Raises:
+            RunError: a file cannot be removed.
+        """
+        with self.writing():
+            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
+            for name in RESULTS:
+                (self.model / name).unlink(missing_ok=True)
+
     def go_back(self, server_round: int) -> None:
         """Makes the checkpoint before the last one the last; what came after it no longer counts.
 
@@ -246,11 +320,8 @@ class RunDirectory:
             rounds = " and ".join(sorted({str(number) for number in there if number is not None})) or "none"
             raise RunError(f"{self.path} has no whole checkpoint of round {server_round}. Rounds with one: {rounds}.")
         self._check(earlier)
+        self.discard_result()
         with self.writing():
-            # A finished run is so no more: its adapter stands for rounds that are trained again.
-            (self.adapter / "adapter_config.json").unlink(missing_ok=True)
-            for name in RESULTS:
-                (self.model / name).unlink(missing_ok=True)
             self._checkpoints.go_back()
 
     def _whole(self, read: Callable[[], dict[str, Any] | None]) -> int | None:
@@ -265,8 +336,13 @@ class RunDirectory:
         return int(summary["server_round"])
 
     def _check(self, summary: Mapping[str, Any]) -> None:
-        self._checkpoints.tensors(summary)
+        self._check_tensors(summary)
         self._check_lines(summary)
+
+    def _check_tensors(self, summary: Mapping[str, Any]) -> None:
+        for each in (summary, best_of(summary)):
+            if each is not None:
+                self._checkpoints.tensors(each)
 
     def _check_lines(self, summary: Mapping[str, Any] | None) -> None:
         """Compares the lines of ledger and analysis that count with their digests."""

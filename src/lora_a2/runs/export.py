@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_model
 from lora_a2.core.types import ServerState
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.records import RoundRecord
 from lora_a2.model.concatenated import concatenated
-from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import config_of, save_result
+from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.system.files import seal, write_atomic
 from lora_a2.tasks.registry import measured
@@ -49,16 +48,13 @@ def export(
         raise ConfigError(f"{target} is there already and not empty: choose a new folder.")
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
-    config, environment = config_of(run, trust_remote_code), run.environment()
-    model = open_model(config, tuple(environment["data"]["label_names"]))
-    require_same(model.name, model.fingerprint, str(environment["model_fingerprint"]), str(run.path))
-    state = run.load_state(model.layout)
-    if state is None:
-        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
+    config = config_of(run, trust_remote_code)
+    model = model_of(run, config)
+    state = state_of(run, model)
     if state.base and not merged:
         state = _as_adapter(state, config.method)
     _save(target, model, state, merged)
-    write_atomic(target / CARD, model_card(config, model, run.load_records(), merged).encode())
+    write_atomic(target / CARD, model_card(config, model, run.load_records(), run.kept_round(), merged).encode())
     seal(target)
     if push_to_hub is not None:
         _push(target, push_to_hub)
@@ -88,9 +84,9 @@ def _save(target: Path, model: Model, state: ServerState, merged: bool) -> None:
         save_merged(target, model, state.adapter, state.base)
 
 
-def model_card(config: RunConfig, model: Model, records: list[RoundRecord], merged: bool) -> str:
-    """Markdown with the metadata that a hub reads."""
-    metrics: Mapping[str, Any] = records[-1].metrics
+def model_card(config: RunConfig, model: Model, records: list[RoundRecord], kept_round: int, merged: bool) -> str:
+    """Markdown with the metadata that a hub reads; the metrics are those after `kept_round`."""
+    metrics: Mapping[str, Any] = records[kept_round - 1].metrics
     task = measured(metrics)
     up, down = (sum(getattr(r, name) for r in records) for name in ("uploaded_bytes", "downloaded_bytes"))
     pipeline = "text-generation" if model.task.name == CAUSAL_LM else "text-classification"

@@ -25,6 +25,7 @@ from lora_a2.federation.holdings import personal
 from lora_a2.federation.loop import Observer, Plan, RunStart
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
+from lora_a2.federation.scores import best_round, is_best, out_of_patience
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
@@ -43,12 +44,12 @@ from lora_a2.trackers.observer import tracking
 class RunSummary:
     """What a finished run comes to.
 
-    `metrics` are those of the last round's evaluation, of the global model, by name, with the clients' figures of the primary one;
+    `metrics` are those of the evaluation after round `kept_round`, whose model is the result, of the global model, by name, with the clients' figures of the primary one;
     `personal` those of the clients' own models on their own examples, if the method makes such.
     `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
     `reduction_percent` how much less the run uploaded.
     `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
-    exactly, by the method and with what the run put on top of it.
+    exactly, by the method and with what the run put on top of it. `ended_early`: by `--early-stopping-patience`.
     """
 
     task: str
@@ -68,6 +69,8 @@ class RunSummary:
     personal: Mapping[str, float | None] | None = None
     evaluation_bytes: int = 0
     exact_aggregation: bool = False
+    ended_early: bool = False
+    kept_round: int | None = None
 
     @property
     def score(self) -> float:
@@ -117,21 +120,60 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
 
 
 def resume(
-    run_dir: str | Path, observer: Observer, from_round: int | None = None, *, trust_remote_code: bool = False
+    run_dir: str | Path,
+    observer: Observer,
+    from_round: int | None = None,
+    *,
+    num_server_rounds: int | None = None,
+    trust_remote_code: bool = False,
 ) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
     `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
+    `num_server_rounds`: how many rounds it is to have in all, also if it is finished; those that are done stay as they are.
 
     Raises:
         RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
+        ConfigError: with so many rounds in all those that are done would have been others.
     """
     run = RunDirectory.open(Path(run_dir))
     config = config_of(run, trust_remote_code)
+    other = num_server_rounds is not None and num_server_rounds != config.num_server_rounds
+    if num_server_rounds is not None and other:
+        config = lengthened(run, config, num_server_rounds)
     require_trackers(config.report_to or ())
     setup = set_up(config)
     require_unchanged(run, setup)
+    if other:
+        with run.locked():
+            run.reconfigure(dump_config(config))
     return _simulated(run, setup, observer, from_round)
+
+
+def lengthened(run: RunDirectory, config: RunConfig, num_server_rounds: int) -> RunConfig:
+    """The configuration with another number of rounds in all.
+
+    Raises:
+        ConfigError: the rounds that are done are as many, or would have been others.
+    """
+    changed = make_config({**dict(config), "num_server_rounds": num_server_rounds}, {})
+    done = run.rounds_done()
+    if num_server_rounds <= done:
+        raise ConfigError(f"num-server-rounds: {run.path} has {done} finished rounds; give more than that, in all.")
+    if out_of_patience(config.early_stopping_patience, run.load_records()):
+        raise ConfigError(
+            f"num-server-rounds: {run.path} ended early, after round {done}, by early-stopping-patience "
+            f"{config.early_stopping_patience}; to go on longer start a new run with more patience."
+        )
+    before, after = config.chosen_schedule(), changed.chosen_schedule()
+    others = next((n for n in range(1, done + 1) if before.factor(n) != after.factor(n)), None)
+    if others is not None:
+        raise ConfigError(
+            f"num-server-rounds: the learning rate goes over all {config.num_server_rounds} rounds (lr-scheduler-type "
+            f"{config.lr_scheduler_type}); with {num_server_rounds} round {others}, which is done, would have been trained at "
+            "another: start a new run."
+        )
+    return changed
 
 
 def require_unchanged(run: RunDirectory, setup: Setup) -> None:
@@ -222,8 +264,10 @@ def finish(
         state = run.load_state(model.layout) or plan.start()
         records = run.load_records()
         run.discard_uncommitted()
+        if not over(plan, records):
+            run.discard_result()
         earlier = sum(sum(record.seconds.values()) for record in records)
-        watched.started(_run_start(run, config, model, plan, state.server_round + 1))
+        watched.started(_run_start(run, config, model, plan, records))
         for record in records:
             watched.round_done(record)
         kept = run.load_clients()
@@ -234,25 +278,32 @@ def finish(
                 analysis = recorder.finish(state, new).to_json()
                 record = replace(record, seconds={**record.seconds, "analysis": recorder.seconds})
             state = new
-            run.commit(state, record, kept, analysis)
             records.append(record)
+            run.commit(state, record, kept, analysis, is_best(records) if config.keep == "best" else None)
         with run.writing():
-            _save(run, model, state, kept)
+            _save(run, model, *((state, kept) if config.keep == "last" else run.load_kept(model.layout)))
         seconds = earlier + time.perf_counter() - began
-        if records[-1].metrics:  # nodes need not evaluate
+        if _kept_record(config, records).metrics:  # nodes need not evaluate
             watched.finished(_summary(run, config, model, plan, records, seconds).to_json())
     return records, seconds
 
 
-def _run_start(run: RunDirectory, config: RunConfig, model: Model, plan: Plan, first_round: int) -> RunStart:
+def over(plan: Plan, records: Sequence[RoundRecord]) -> bool:
+    """Whether no round is to come after these."""
+    return len(records) >= plan.num_server_rounds or out_of_patience(plan.early_stopping_patience, records)
+
+
+def _run_start(
+    run: RunDirectory, config: RunConfig, model: Model, plan: Plan, records: Sequence[RoundRecord]
+) -> RunStart:
     assert config.num_clients is not None, "the configuration is resolved"
     size = cohort_size(config.num_clients, plan.fraction_train)
     return RunStart(
         output_dir=str(run.path),
         num_clients=config.num_clients,
         clients_per_round=size,
-        first_round=first_round,
-        num_server_rounds=plan.num_server_rounds,
+        first_round=len(records) + 1,
+        num_server_rounds=len(records) if over(plan, records) else plan.num_server_rounds,
         full_finetuning_bytes_per_round=4 * model.full_parameters * size,
         method=config.method,
         model=config.model,
@@ -286,7 +337,8 @@ def _summary(
 ) -> RunSummary:
     uploaded = sum(r.uploaded_parameters for r in records)
     full = model.full_parameters * sum(len(r.clients) for r in records)
-    metrics = records[-1].metrics
+    record = _kept_record(config, records)
+    metrics = record.metrics
     assert config.num_clients is not None, "the configuration is resolved"
     return RunSummary(
         task=model.task.name,
@@ -306,7 +358,14 @@ def _summary(
         personal=_figures(metrics["personal"]) if "personal" in metrics else None,
         evaluation_bytes=sum(r.evaluation_bytes for r in records),
         exact_aggregation=plan.federation.exact,
+        ended_early=len(records) < plan.num_server_rounds,
+        kept_round=record.server_round,
     )
+
+
+def _kept_record(config: RunConfig, records: Sequence[RoundRecord]) -> RoundRecord:
+    """That of the round whose model is the result."""
+    return (best_round(records) if config.keep == "best" else None) or records[-1]
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:

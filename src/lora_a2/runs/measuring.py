@@ -10,23 +10,23 @@ import numpy as np
 
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_model
-from lora_a2.core.types import Adapter, BaseDelta, ServerState
+from lora_a2.core.types import Adapter, BaseDelta
 from lora_a2.data.finding import find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
 from lora_a2.data.writing import WrittenOptions, load_samples
 from lora_a2.data.written import Samples
 from lora_a2.engine.evaluate import measure
-from lora_a2.errors import ConfigError, DataError, RunError
-from lora_a2.model.fingerprint import require_same
+from lora_a2.errors import ConfigError, DataError
 from lora_a2.model.pretrained import Model
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import config_of, require_unchanged, set_up
 from lora_a2.runs.predict import load_predictor
+from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.simulation import evaluate_clients, make_pool, make_workers
-from lora_a2.tasks.base import Evaluation, evaluate
+from lora_a2.tasks.base import Evaluation, evaluate, with_tables
 from lora_a2.tasks.causal_lm.scores import text_statistics
 from lora_a2.tasks.causal_lm.writing import chosen_examples, require_writing, write
 from lora_a2.tasks.classification import TASK as LABELS
@@ -42,18 +42,20 @@ def evaluate_run(
     generate: int = 0,
     **columns: str | None,
 ) -> Evaluation:
-    """A finished run's model on its own clients' test shares, or on other data of the same task, as `load_data` takes them.
+    """A run's model on its own clients' test shares, or on other data of the same task, as `load_data` takes them.
 
+    Tables of clients, and of classes, are in it. Of a run that is not finished it is the model of the last finished round.
     `generate`: test examples that a model which writes answers. `columns` are those of its data: prompt_column, completion_column,
     messages_column, references_column.
 
     Raises:
-        RunError: the run is not finished or damaged, or the model is no longer what it was.
+        RunError: no round is finished, the run is damaged, or the model is no longer what it was.
         DataError: the data cannot be read, or have labels that the model does not know.
         ConfigError: an option that is of the other task.
     """
     run = RunDirectory.open(Path(run_dir))
-    run.require_finished()
+    if not run.is_finished:
+        run.kept_round()
     config = config_of(run, trust_remote_code)
     if config.task == CAUSAL_LM:
         _refuse(config.task, {"label_column": label_column})
@@ -86,14 +88,10 @@ def _on_its_own(run: RunDirectory, config: RunConfig, generate: int) -> Evaluati
     if generate:
         require_writing(setup.model)
     with make_pool(setup.model, setup.plan) as pool:
-        return evaluate_clients(setup.model, pool, _state(run, setup.model), setup.clients, generate, config.seed)
-
-
-def _state(run: RunDirectory, model: Model) -> ServerState:
-    state = run.load_state(model.layout)
-    if state is None:
-        raise RunError(f"{run.path} is damaged: it has a result but no checkpoint/state.json.")
-    return state
+        state = state_of(run, setup.model)
+        return evaluate_clients(
+            setup.model, pool, state, setup.clients, generate, config.seed, label_names=setup.data.label_names
+        )
 
 
 def _classifier_on(
@@ -112,16 +110,16 @@ def _classifier_on(
     outputs, labels = predictor.logits(examples.texts), examples.labels
     parts = by_client(examples.clients)
     clients = {name: LABELS.statistics(outputs[rows], labels[rows]) for name, rows in parts.items()}
-    return evaluate(LABELS, LABELS.statistics(outputs, labels), clients)
+    found = evaluate(LABELS, LABELS.statistics(outputs, labels), clients)
+    return with_tables(LABELS, found, clients, LABELS.tables(outputs, labels, predictor.label_names))
 
 
 def _writer_on(
     run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], generate: int
 ) -> Evaluation:
     """Where no column is named, by the run's own names, if the data have them."""
-    model = open_model(config, ())
-    require_same(model.name, model.fingerprint, str(run.environment()["model_fingerprint"]), str(run.path))
-    state = _state(run, model)
+    model = model_of(run, config)
+    state = state_of(run, model)
     if not any(columns.values()):
         found = find_tables(data)
         there = (found.test or found.train).names
@@ -185,4 +183,4 @@ def evaluate_samples(
         "examples_cut": encoded.num_cut,
         "examples_dropped": encoded.num_dropped,
     }
-    return evaluate(task, total, clients, extra)
+    return with_tables(task, evaluate(task, total, clients, extra), clients, task.tables(outputs, labels, ()))

@@ -18,6 +18,7 @@ from lora_a2.model.options import ModelOptions
 from lora_a2.model.peft_io import CONFIG, SavedAdapter, read_adapter
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.unfinished import result_folder
 
 
 class Predictor:
@@ -100,16 +101,23 @@ def load_predictor(
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
 ) -> Predictor:
-    """The classifier of a finished run directory, or of an adapter or model folder of a run.
+    """The classifier of a run directory, or of an adapter or model folder of a run.
+
+    Of a run that is not finished it is that of the last finished round.
 
     An adapter's base model is loaded by its name. One that cannot be, since it was given to `load_model` loaded, is given here
     again: `model` with its `tokenizer`, which are copied. Python in the model's folder runs only with `trust_remote_code`.
 
     Raises:
-        RunError: none of these, or damaged; or the base model is another than the adapter was trained on.
+        RunError: none of these, damaged, or no round is finished; or the base model is another than the adapter was trained on.
         ModelError: the base model cannot be loaded or copied.
     """
-    folder = Path(run_dir)
-    if not any((folder / name).is_file() for name in (CONFIG, "classifier.json")):
-        folder = RunDirectory.open(folder).result()
-    return Predictor(folder, model=model, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    if is_model_folder(run_dir):
+        return Predictor(run_dir, model=model, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    with result_folder(RunDirectory.open(Path(run_dir)), trust_remote_code) as folder:
+        return Predictor(folder, model=model, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+
+
+def is_model_folder(folder: str | Path) -> bool:
+    """Whether it is an adapter or model folder of a classifier, not a run directory."""
+    return any((Path(folder) / name).is_file() for name in (CONFIG, "classifier.json"))

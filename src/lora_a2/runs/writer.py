@@ -18,6 +18,7 @@ from lora_a2.model.merging import merge
 from lora_a2.model.peft_io import CONFIG
 from lora_a2.model.writer_io import WRITER, SavedWriter, read_merged_writer, read_writer_adapter
 from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.unfinished import result_folder
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.encoding import encode_prompt
 
@@ -45,16 +46,22 @@ class Writer:
 
 
 def load_writer(run_dir: str | Path, trust_remote_code: bool = False) -> Writer:
-    """The language model of a finished run directory, or of an adapter or model folder of a run, with all that was learnt merged.
+    """The language model of a run directory, or of an adapter or model folder of a run, with all that was learnt merged.
+
+    Of a run that is not finished it is that of the last finished round.
 
     Raises:
-        RunError: none of these, or damaged; what it trained labels texts and writes none; or the base model is another than the
+        RunError: none of these, damaged, or no round is finished; what it trained labels texts and writes none; or the base model is another than the
             adapter was trained on.
         ModelError: the base model cannot be loaded.
     """
-    folder = Path(run_dir)
-    if not (folder / WRITER).is_file():
-        folder = RunDirectory.open(folder).result()
+    if (Path(run_dir) / WRITER).is_file():
+        return _load(Path(run_dir), run_dir, trust_remote_code)
+    with result_folder(RunDirectory.open(Path(run_dir)), trust_remote_code) as folder:
+        return _load(folder, run_dir, trust_remote_code)
+
+
+def _load(folder: Path, run_dir: str | Path, trust_remote_code: bool) -> Writer:
     if not (folder / WRITER).is_file():
         raise RunError(
             f"{run_dir} has a classifier, which writes no texts: label some with 'lora-a2 predict {run_dir}'."

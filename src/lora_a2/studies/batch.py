@@ -162,8 +162,12 @@ def check_evaluated(run: PlannedRun, server_rounds: Sequence[int]) -> None:
     """Refuses rounds of which nothing will be known.
 
     Raises:
-        ConfigError: one of them is not evaluated.
+        ConfigError: one of them is not evaluated, or may not be reached.
     """
+    if server_rounds and run.config.early_stopping_patience is not None:
+        raise ConfigError(
+            "at-rounds: a run with early-stopping-patience may end before these rounds; leave one of the two out."
+        )
     for number in server_rounds:
         if not run.evaluates(number):
             every, last = run.config.eval_every, run.config.num_server_rounds

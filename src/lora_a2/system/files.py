@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,19 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
         write_atomic(folder / name, data)
 
 
+def replace_one(folder: Path, name: str, data: bytes) -> None:
+    """Replaces one of the files that `write_all` wrote. A kill leaves the old or the new one, and sums that hold for it.
+
+    Raises:
+        OSError: as `write_atomic`.
+        RunError: the sums are missing or damaged.
+    """
+    sums = _read_sums(folder)
+    write_atomic(folder / SUMS, _lines({**sums, name: [*sums[name], sha256(data)]}))
+    write_atomic(folder / name, data)
+    write_atomic(folder / SUMS, _lines({**sums, name: [sha256(data)]}))
+
+
 def seal(folder: Path) -> None:
     """Writes the `SHA256SUMS` of all files in a folder.
 
@@ -149,6 +162,22 @@ def check(folder: Path) -> frozenset[str]:
     Raises:
         RunError: one was changed or is missing; the message names it.
     """
+    sums = _read_sums(folder)
+    for name, expected in sums.items():
+        _check_one(folder / name, expected, _accept(folder, sums))
+    return frozenset(sums)
+
+
+def _lines(sums: Mapping[str, Iterable[str]]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digests in sums.items() for digest in digests).encode()
+
+
+def _read_sums(folder: Path) -> dict[str, list[str]]:
+    """File → its digest; two where a kill came while it was replaced (`replace_one`).
+
+    Raises:
+        RunError: the sums are missing or damaged.
+    """
     try:
         lines = (folder / SUMS).read_bytes().decode("ascii").splitlines()
     except FileNotFoundError:
@@ -158,24 +187,22 @@ def check(folder: Path) -> frozenset[str]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{folder / SUMS} is damaged: {_cause(error)}.") from error
-    sums = dict[str, str]()
+    sums = dict[str, list[str]]()
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
         if match is None:
             raise RunError(f"{folder / SUMS} is damaged: line {number} is not a sha256 and a name.")
-        sums[match[2]] = match[1]
-    for name, expected in sums.items():
-        _check_one(folder / name, expected, _accept(folder, sums))
-    return frozenset(sums)
+        sums.setdefault(match[2], []).append(match[1])
+    return sums
 
 
-def _check_one(path: Path, expected: str, accept: str) -> None:
+def _check_one(path: Path, expected: Sequence[str], accept: str) -> None:
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise RunError(f"{path} cannot be read, and {path.with_name(SUMS)} lists it: {_cause(error)}.") from error
-    if actual != expected:
+    if actual not in expected:
         raise RunError(
             f"{path} is damaged or was changed: its sha256 is not the one in {path.with_name(SUMS)}. Restore it; or, if "
             f"the change is meant, accept it: {accept}"

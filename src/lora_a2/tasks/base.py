@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -67,6 +67,28 @@ PERCENT = " %"
 
 Statistics = Mapping[str, np.ndarray]
 """Sums over examples, by name: those of several clients are added up, array by array."""
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Name → rows; what should be looked at first is first."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the primary metric would be without looking at a text.
+
+    Attributes:
+        name: its key in an evaluation.
+        shown: what it is called at the beginning of a line.
+        value: by the statistics; None where they do not say.
+    """
+
+    name: str
+    shown: str
+    value: Callable[[Statistics], float | None]
+
+
+def no_tables(outputs: FloatArray, labels: Labels, label_names: Sequence[str]) -> Tables:
+    """Of a task that has nothing to say beyond its metrics."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,8 @@ class Task:
         absolute: metrics that are no fractions of 1.
         optional: metrics that only some evaluations have.
         command: what a finished run's model is tried with.
+        guess: what the metrics are to be seen beside; None: nothing.
+        tables: what is known beyond the metrics, of what was measured of examples (n, W), their labels, and the labels' names.
     """
 
     name: str
@@ -105,6 +129,19 @@ class Task:
     command: str
     absolute: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    guess: Guess | None = None
+    tables: Callable[[FloatArray, Labels, Sequence[str]], Tables] = no_tables
+
+    def lines(self, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The metrics of an evaluation but the primary one, and what they are to be seen beside: names and values as text."""
+        found = [
+            (self.title(name), self.show_metric(name, metrics[name]))
+            for name in self.measures
+            if name != self.primary and name in metrics
+        ]
+        if self.guess is not None and self.guess.name in metrics:
+            found.append((self.guess.shown, self.show(metrics[self.guess.name])))
+        return found
 
     @property
     def shown(self) -> str:
@@ -172,6 +209,7 @@ class Evaluation:
         client_worst_tenth: mean of the worst tenth of the clients, at least one.
         per_client: client name → value, of those with test examples.
         extra: what else is known of the examples, by name.
+        tables: what else was asked for, by name: the clients, and what the task tells.
     """
 
     metrics: dict[str, float]
@@ -181,6 +219,7 @@ class Evaluation:
     client_std: float | None
     per_client: dict[str, float]
     extra: Mapping[str, int | float] = field(default_factory=dict)
+    tables: Tables = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
@@ -192,6 +231,7 @@ class Evaluation:
             "client_std": self.client_std,
             "per_client": self.per_client,
             **self.extra,
+            **self.tables,
         }
 
 
@@ -218,9 +258,23 @@ def evaluate(
 ) -> Evaluation:
     """What the sums over all examples, and over each client's, come to."""
     per_client = {name: task.metrics(own)[task.primary] for name, own in clients.items() if own["num_examples"] > 0}
+    guess = None if task.guess is None else task.guess.value(total)
+    beside = {} if task.guess is None or guess is None else {task.guess.name: guess}
     return Evaluation(
-        task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client), extra=extra or {}
+        task.metrics(total),
+        int(total["num_examples"]),
+        **client_figures(task, per_client),
+        extra={**beside, **(extra or {})},
     )
+
+
+def with_tables(task: Task, found: Evaluation, clients: Mapping[str, Statistics], tables: Tables) -> Evaluation:
+    """With the task's own tables, and one of the clients, the worst first."""
+    rows = [
+        {"client": name, "num_examples": int(clients[name]["num_examples"]), task.primary: value}
+        for name, value in sorted(found.per_client.items(), key=lambda item: task.worse(item[1]), reverse=True)
+    ]
+    return replace(found, tables={"clients": rows, **tables})
 
 
 def summed(parts: Iterable[Statistics]) -> Statistics:

@@ -12,7 +12,8 @@ from lora_a2.data.labelled import Examples
 from lora_a2.engine.work import Labels, TokenizedExamples
 from lora_a2.errors import ModelError
 from lora_a2.settings.task import CLASSIFICATION
-from lora_a2.tasks.base import Encoded, EncodingOptions, Statistics, Task, stated
+from lora_a2.tasks.base import Encoded, EncodingOptions, Guess, Statistics, Task, stated
+from lora_a2.tasks.classification.classes import class_tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +96,11 @@ def metrics(found: Statistics) -> dict[str, float]:
     return figures
 
 
+def largest_class(found: Statistics) -> float | None:
+    """The accuracy of always guessing the class with the most of these examples; None without the counts of classes."""
+    return float(found["labels"].max() / found["num_examples"]) if "labels" in found else None
+
+
 def received(values: Mapping[str, object], num_examples: int, max_length: int, texts: bool) -> Statistics:
     """How many of a node's examples are right."""
     return {"num_examples": np.array(num_examples), "num_correct": stated(values, "num_correct", 0, num_examples)}
@@ -113,4 +119,6 @@ TASK = Task(
     metrics=metrics,
     show=lambda value: f"{100 * value:.1f} %",
     command="predict",
+    guess=Guess("majority_accuracy", "Always the largest class", largest_class),
+    tables=class_tables,
 )
