@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lora_a2.analysis.convergence import curve
+from lora_a2.analysis.intervals import Interval, interval
 from lora_a2.analysis.record import RunRecord, load_run
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, RunError
@@ -59,6 +60,28 @@ class Run:
     def rounds_planned(self) -> int:
         """As configured; fewer are there while it runs."""
         return int(self.record.config["num-server-rounds"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of them are there."""
+        return len(self.record.rounds) >= self.rounds_planned
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the score, if it is a share of examples."""
+        return interval(self.task, self.metrics)
+
+    @property
+    def num_test_examples(self) -> int | None:
+        """Of the last evaluation; None before the first."""
+        found = self.metrics.get("num_examples")
+        return None if found is None else int(found)
+
+    @property
+    def date(self) -> str | None:
+        """The day on which it began, in UTC; None if that was not recorded."""
+        started = self.record.environment.get("started")
+        return None if started is None else str(started)[:10]
 
     @property
     def metrics(self) -> dict[str, Any]:

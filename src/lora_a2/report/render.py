@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -39,7 +40,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         more: further sections on all of them, see `batches.batch_sections`.
     """
     ranked = sorted(runs, key=lambda run: run.worse)[:MAX_DETAILED]
-    parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
+    parts = [_Part(run.name, detail(run, alone=len(runs) == 1)) for run in runs if run in ranked]
     environment = Environment(
         loader=PackageLoader("lora_a2.report", "page"),
         autoescape=True,
@@ -61,6 +62,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         script=Markup(_text("charts.js")),
         library=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]  # its stub forgets the default
         version=version("lora-a2"),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
 
 
@@ -73,6 +75,8 @@ def _subtitle(runs: Sequence[Run]) -> str:
 
     parts = [shared("method"), f"{shared('model') or 'several models'} on {shared('data') or 'several data sets'}"]
     parts.append(f"{shared('num-clients')} clients" if shared("num-clients") else None)
+    dates = sorted({run.date for run in runs if run.date is not None})
+    parts.append(" to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else None)
     return ", ".join(part for part in parts if part)
 
 

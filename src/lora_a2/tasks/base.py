@@ -87,6 +87,7 @@ class Task:
         metrics: what the sums come to.
         show: a value of the primary metric as text.
         absolute: metrics that are no fractions of 1.
+        proportions: metrics that are the share of the test examples that are right: of them there are intervals.
         optional: metrics that only some evaluations have.
         command: what a finished run's model is tried with.
     """
@@ -104,6 +105,7 @@ class Task:
     show: Callable[[float], str]
     command: str
     absolute: tuple[str, ...] = ()
+    proportions: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     @property
@@ -171,6 +173,7 @@ class Evaluation:
         client_mean, client_std: mean and population standard deviation over the clients.
         client_worst_tenth: mean of the worst tenth of the clients, at least one.
         per_client: client name → value, of those with test examples.
+        per_client_examples: client name → how many these are.
         extra: what else is known of the examples, by name.
     """
 
@@ -180,6 +183,7 @@ class Evaluation:
     client_worst_tenth: float | None
     client_std: float | None
     per_client: dict[str, float]
+    per_client_examples: dict[str, int]
     extra: Mapping[str, int | float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -191,6 +195,7 @@ class Evaluation:
             "client_worst_tenth": self.client_worst_tenth,
             "client_std": self.client_std,
             "per_client": self.per_client,
+            "per_client_examples": self.per_client_examples,
             **self.extra,
         }
 
@@ -219,7 +224,11 @@ def evaluate(
     """What the sums over all examples, and over each client's, come to."""
     per_client = {name: task.metrics(own)[task.primary] for name, own in clients.items() if own["num_examples"] > 0}
     return Evaluation(
-        task.metrics(total), int(total["num_examples"]), **client_figures(task, per_client), extra=extra or {}
+        task.metrics(total),
+        int(total["num_examples"]),
+        **client_figures(task, per_client),
+        per_client_examples={name: int(clients[name]["num_examples"]) for name in per_client},
+        extra=extra or {},
     )
 
 

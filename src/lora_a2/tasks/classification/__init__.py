@@ -113,4 +113,5 @@ TASK = Task(
     metrics=metrics,
     show=lambda value: f"{100 * value:.1f} %",
     command="predict",
+    proportions=("accuracy",),
 )
