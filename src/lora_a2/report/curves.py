@@ -71,10 +71,10 @@ def lines(curves: Sequence[Curve], across: Across, reading: Reading) -> dict[str
     up = alt.Axis(format=reading.y_format, tickCount=6)
     y = alt.Y("y:Q", title=reading.y, axis=up, scale=alt.Scale(zero=False))
     drawn = base.mark_line().encode(y, *looks.of_lines())
-    points = base.mark_point(filled=True, size=45).encode(y, *looks.of_points())
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(y, *looks.of_points())
     layers = [drawn, points]
     if bands:
-        area = alt.Chart(data(bands)).mark_area(opacity=0.18)
+        area = alt.Chart(data(bands)).mark_area(opacity=0.15)
         ribbon = alt.Y("low:Q", title=reading.y, axis=up, scale=alt.Scale(zero=False))
         area = area.encode(across.encoding, ribbon, alt.Y2("high:Q"), alt.Detail("series:N"), looks.colour())
         layers = [area, *layers]
@@ -123,7 +123,9 @@ class _Looks:
             return (self.colour(),)
         patterns = [DASHES[k % len(DASHES)] for k in range(len(self._dashes))]
         field, title = ("colour", self._reading.colour) if self._same else ("dash", self._reading.dash)
-        legend = self._legend(title) if self._same else self._legend(title, symbolType="stroke", symbolSize=400)
+        legend = (
+            self._legend(title) if self._same else self._legend(title, symbolType="stroke", symbolSize=400, columns=1)
+        )
         return self.colour(), alt.StrokeDash(f"{field}:N", scale=self._scale(self._dashes, patterns), legend=legend)
 
     def of_points(self) -> tuple[Any, ...]:
@@ -138,8 +140,8 @@ class _Looks:
         return alt.Scale(domain=list(domain), range=list(values))
 
     def _legend(self, title: str | None, **own: Any) -> alt.Legend:
-        own = own or {"symbolStrokeWidth": 0}
-        return alt.Legend(title=title, orient="bottom", columns=2, **own)
+        own = {"symbolOpacity": 1, **(own or {"symbolStrokeWidth": 0})}
+        return alt.Legend(title=title, orient="bottom", **{"columns": 2, **own})
 
 
 def _highlighted(layers: Sequence[alt.Chart], names: Sequence[str]) -> list[alt.Chart]:

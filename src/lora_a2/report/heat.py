@@ -57,7 +57,7 @@ def heat_map(
     base = alt.Chart(data(grid.cells)).encode(x=across, y=down, tooltip=tips)
     low, high = domain or (0, max((row["value"] for row in grid.cells), default=1) or 1)
     scale = alt.Scale(scheme="viridis", domain=[low, high], type="sqrt" if root else "linear")
-    legend = alt.Legend(title=value, orient="bottom", format=grid.value_format, gradientLength=120, tickCount=4)
+    legend = alt.Legend(title=value, orient="bottom", format=grid.value_format, gradientLength=180, tickCount=3)
     chart: alt.Chart | alt.LayerChart = base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=legend))
     if numbers:
         middle = (low + high) / 2

@@ -15,7 +15,7 @@ from lora_a2.report import axes, curves
 from lora_a2.report.blocks import Cell, Figure, Section, table, trimmed
 from lora_a2.report.curves import At, Curve, Reading
 from lora_a2.report.figures import INTERVAL, TEST_EXAMPLES, interval_text, on_examples, shared_count
-from lora_a2.report.groups import SEED, Group, Point, configured, differing, grouped
+from lora_a2.report.groups import Group, Point, configured, differing, grouped
 from lora_a2.report.inputs import Run
 from lora_a2.report.rounds import spread
 from lora_a2.tasks.base import PERSONAL, Task
@@ -62,7 +62,8 @@ def _best(best: Group, ranked: Sequence[Group]) -> str:
     assert best.score is not None, "it was evaluated"
     task, of, score = best.task, on_examples(best.counted), best.task.show(best.score)
     sent = human_bytes(float(np.mean([run.uploaded_bytes for run in best.counted])))
-    costs = f"with {sent} uploaded, {_saved(best)} less than full fine-tuning would have uploaded."
+    less = "" if best.runs[0].is_full else f", {_saved(best)} less than full fine-tuning would have uploaded"
+    costs = f"with {sent} uploaded{less}."
     kind = "settings" if any(len(group.runs) > 1 for group in ranked) else "runs"
     among = f"Of {len(ranked)} {kind}, {best.name} is the best" if len(ranked) > 1 else best.name
     if len(best.runs) == 1:
@@ -219,7 +220,6 @@ def _columns(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, Callable
 def _seeds(groups: Sequence[Group]) -> Section:
     """Mean and standard deviation of runs that differ in their seed alone, the best first."""
     runs = [run for group in groups for run in group.runs]
-    keys = [key for key in differing(runs) if key != SEED]
     task = runs[0].task
     measures = {
         **{task.title(name): name for name in task.columns(run.metrics for run in runs)},
@@ -231,9 +231,8 @@ def _seeds(groups: Sequence[Group]) -> Section:
             continue
         cells = [_mean_std(task, name, [run.metrics.get(name) for run in group.counted]) for name in measures.values()]
         sent = human_bytes(float(np.mean([run.uploaded_bytes for run in group.counted])))
-        options = (configured(group.runs[0], key) for key in keys)
-        rows.append([group.name, *options, len(group.counted), *cells, shared_count(group.counted), sent])
-    header = ["Setting", *keys, "Seeds", *measures, TEST_EXAMPLES, "Uploaded (mean)"]
+        rows.append([group.name, len(group.counted), *cells, shared_count(group.counted), sent])
+    header = ["Setting", "Seeds", *measures, TEST_EXAMPLES, "Uploaded (mean)"]
     text = "Runs that differ in their seed alone: mean ± sample standard deviation."
     return Section("Over seeds", (text,), tables=(("", trimmed(table(header, rows), keep=(task.headline,))),))
 
