@@ -73,11 +73,17 @@ def _subtitle(runs: Sequence[Run]) -> str:
         values = {str(run.record.config.get(key)) for run in runs}
         return values.pop() if len(values) == 1 else None
 
-    parts = [shared("method"), f"{shared('model') or 'several models'} on {shared('data') or 'several data sets'}"]
+    model, data = _called(shared("model")) or "several models", _called(shared("data")) or "several data sets"
+    parts = [shared("method"), f"{model} on {data}"]
     parts.append(f"{shared('num-clients')} clients" if shared("num-clients") else None)
     dates = sorted({run.date for run in runs if run.date is not None})
     parts.append(" to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else None)
     return ", ".join(part for part in parts if part)
+
+
+def _called(name: str | None) -> str | None:
+    """A file or a folder by its last part."""
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _text(name: str) -> str:
