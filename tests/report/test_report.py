@@ -19,8 +19,12 @@ from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.data.written import Turn
 from lora_a2.display.progress import human_bytes, percent
+from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
+from lora_a2.runs.measuring import evaluate_run
+from lora_a2.runs.mistakes import Mistakes, mistakes_of
+from lora_a2.runs.predict import load_predictor
 from lora_a2.system.files import read_sealed, write_sealed
 from pages import HOSTILE, Reader
 from writers import writing_options
@@ -31,10 +35,12 @@ vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 from lora_a2.report.answers import answer_sections  # noqa: E402
 from lora_a2.report.axes import PERCENT, PLAIN  # noqa: E402
 from lora_a2.report.batches import batch_sections  # noqa: E402
+from lora_a2.report.blocks import Section, table  # noqa: E402
 from lora_a2.report.charts import histogram  # noqa: E402
 from lora_a2.report.detail import detail  # noqa: E402
 from lora_a2.report.groups import grouped  # noqa: E402
 from lora_a2.report.inputs import Run, find_runs  # noqa: E402
+from lora_a2.report.mistakes import mistakes_section  # noqa: E402
 from lora_a2.report.overview import overview  # noqa: E402
 from lora_a2.report.render import render  # noqa: E402
 
@@ -396,8 +402,72 @@ def test_answers_stand_side_by_side(tmp_path: Path) -> None:
         assert [after] == generate_texts(writer.model, writer.tokenizer, [ids], SamplingOptions(max_new_tokens=128))
 
 
-def test_a_classifier_has_no_answers(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run = sorted(file.parent for file in folder.rglob("config.toml"))[0]
-    assert main(["report", str(run), "--examples", "1", "--output", str(tmp_path / "page.html")]) == 2
-    assert "classifier, which writes no answers" in one_error(capsys)
-    assert not (tmp_path / "page.html").exists()
+def test_a_classifier_s_mistakes_are_shown_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """What is wrong by `evaluate_run` is what the section counts; the surest mistakes come first, with the texts of the data."""
+    path = folder / "again"
+    found = mistakes_of(path, 1000)
+    right = evaluate_run(path).metrics["accuracy"]
+    assert found.num_examples == 24
+    assert found.num_wrong == len(found.worst) == round((1 - right) * 24) > 0
+    texts = {
+        (row["text"], row["user"]): row["label"]
+        for row in map(json.loads, (folder.parent / "test.jsonl").read_text().splitlines())
+    }
+    for one in found.worst:
+        assert texts[one.text, one.client] == one.label != one.predicted
+        assert 0.5 <= one.probability <= 1, "the likelier one of two classes"
+    probabilities = [one.probability for one in found.worst]
+    assert probabilities == sorted(probabilities, reverse=True)
+    predictor = load_predictor(path)
+    first = found.worst[0]
+    chances = dict(zip(predictor.label_names, predictor.predict([first.text])[0].tolist(), strict=True))
+    assert chances[first.predicted] == pytest.approx(first.probability, abs=1e-4)
+    (section,) = answer_sections(find_runs([path])[0], 2)
+    assert section.sentences[0] == f"The global model is wrong on {found.num_wrong} of 24 test examples."
+    assert [row[0] for row in section.tables[0][1].rows] == [one.text for one in found.worst[:2]]
+    assert main(["report", str(path), "--output", str(tmp_path / "page.html")]) == 0
+    assert first.text not in (tmp_path / "page.html").read_text()
+    assert main(["report", str(path), "--examples", "2", "--output", str(tmp_path / "page.html")]) == 0
+    assert first.text in (tmp_path / "page.html").read_text()
+
+
+def test_the_worst_classes_stand_first_in_both_directions() -> None:
+    """Twelve classes of ten examples: class k has k right, the others are taken for the next class."""
+    counts = np.zeros((12, 12), np.int64)
+    for k in range(12):
+        counts[k, k] = min(k, 10)
+        counts[k, (k + 1) % 12] += 10 - min(k, 10)
+    names = tuple(f"class {k}" for k in range(12))
+    figure = mistakes_section("Mistakes", Mistakes(names, counts, ())).figures[0]
+    encoding = figure.spec["layer"][0]["encoding"]
+    down = encoding["y"]["scale"]["domain"]
+    assert encoding["x"]["scale"]["domain"] == [*down, "any other"]
+    f1 = [2 * counts[k, k] / (counts[k].sum() + counts[:, k].sum()) for k in range(12)]
+    assert down == [names[k] for k in np.argsort(f1, kind="stable")[:10]]
+    (cells,) = figure.spec["datasets"].values()
+    for name in down:
+        assert sum(cell["value"] for cell in cells if cell["y"] == name) == pytest.approx(1)
+    assert encoding["color"]["scale"]["domain"] == [0, 1]
+    assert figure.table.rows[0] == ("class 0", 10, 0, "0.0 %", "class 1 10")
+    assert "<path" in vl_convert.vegalite_to_svg({**figure.spec, "width": 300})
+
+
+def test_a_model_without_mistakes_has_none() -> None:
+    section = mistakes_section("Mistakes", Mistakes(("a", "b"), np.diag([3, 4]), ()))
+    assert section.sentences == ("The global model is wrong on 0 of 7 test examples.",)
+    assert not section.figures and not section.tables
+
+
+def test_a_model_that_writes_has_no_labels_to_confuse(written: Path) -> None:
+    with pytest.raises(RunError, match="a model that writes, which gives no labels"):
+        mistakes_of(written / "one", 1)
+
+
+def test_only_cells_that_are_numbers_are_aligned_as_such(runs: list[Run]) -> None:
+    shown = table(
+        ["Text", "Value"], [("a", cell) for cell in ("3 cups of tea", "69.0–73.4 %", "2 of 3", "1.6 MB", "+1.5 points")]
+    )
+    text = render(runs[:1], more=[Section("More", tables=(("", shown),))])
+    aligned = re.findall(r'<td class="number">([^<]*)</td>', text)
+    assert {"69.0–73.4 %", "2 of 3", "1.6 MB", "+1.5 points"} <= set(aligned)
+    assert "<td>3 cups of tea</td>" in text

@@ -1,7 +1,6 @@
 """The kinds of pictures. Data are rows of plain values; fields have fixed names, so that no name of a user is one.
 
-Colours are CSS variables, which the page sets for light and dark (see `page/style.css`); series differ in shape and dash too.
-Heat maps use viridis, which keeps its order for the colour-blind and on either background.
+Colours are CSS variables, which the page sets for light and dark (see `page/style.css`); series differ in shape or dash too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Heat maps: a cell for each pair of a row and a column, coloured by a number."""
+"""Heat maps: a cell for each pair of a row and a column, coloured by a number.
+
+The colours are viridis, which keeps its order for the colour-blind and on either background.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from lora_a2.report.overview import overview
 
 MAX_DETAILED = 24
 """Runs with sections of their own, the best; a page of hundreds would open slowly."""
+_NUMBER = re.compile(r"[+−-]?\d([\d.,:–±\- ]|%|of|points|[kMGT]?B)*")
+"""A cell that is all numbers and units, and so is right-aligned; a text that begins with one is not."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["number"] = lambda cell: isinstance(cell, int | float) or str(cell)[:1] in "0123456789+−"
+    environment.tests["number"] = lambda cell: isinstance(cell, int | float) or bool(_NUMBER.fullmatch(str(cell)))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     return environment.get_template("page.html").render(
         title=f"{title} · lora-a2",
