@@ -18,8 +18,9 @@ from lora_a2.tasks import causal_lm, classification
 pytest.importorskip("altair", reason="the report is an extra")
 vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
-from lora_a2.report.axes import byte_ticks, rounds, whole_ticks  # noqa: E402
+from lora_a2.report.axes import PERCENT, byte_ticks, rounds, whole_ticks  # noqa: E402
 from lora_a2.report.blocks import Figure, Section, table, trimmed  # noqa: E402
+from lora_a2.report.charts import histogram  # noqa: E402
 from lora_a2.report.curves import At, Curve, Reading, lines  # noqa: E402
 from lora_a2.report.detail import detail  # noqa: E402
 from lora_a2.report.groups import grouped  # noqa: E402
@@ -105,6 +106,21 @@ def test_an_axis_of_rounds_is_drawn_with_its_ticks(last: int) -> None:
     curve = Curve("one", [At(x, x / last) for x in range(1, last + 1)])
     spec = lines([curve], rounds([1, last]), Reading("Accuracy", ".1~%"))
     assert drawn_labels(spec, "Server round") == [str(tick) for tick in whole_ticks(1, last)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.7131, 0.7139), (0, 1), (0.4, 0.41), (0.71, 0.71)])
+def test_an_axis_of_shares_says_each_once(low: float, high: float) -> None:
+    curve = Curve("one", [At(1, low), At(2, high)])
+    labels = drawn_labels(lines([curve], rounds([1, 2]), Reading("Accuracy", ".1~%")), "Accuracy")
+    assert labels and len(labels) == len(set(labels))
+    assert all(re.fullmatch(r"\d+(\.\d+)?%", label) for label in labels)
+
+
+@pytest.mark.parametrize("size", [41, 45, 300])
+def test_clients_are_counted_in_whole_numbers_once(size: int) -> None:
+    rows = [{"value": float(value)} for value in np.random.default_rng(3).random(size)]
+    labels = drawn_labels(histogram(rows, "Accuracy", x_format=PERCENT), "Clients")
+    assert labels == [str(n) for n in sorted({int(label) for label in labels})]
 
 
 def test_ticks_of_bytes_are_few_round_and_between() -> None:

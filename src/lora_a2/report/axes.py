@@ -25,6 +25,11 @@ def number_format(task: Task) -> str:
     return PERCENT if task.is_fraction() else PLAIN
 
 
+def tick_format(number_format: str) -> str:
+    """That of an axis' ticks: with the digits that they need, so that no two of a narrow range read the same."""
+    return ".3~%" if number_format.endswith("%") else ".6~g"
+
+
 def whole_ticks(first: int, last: int) -> list[int]:
     """Whole numbers from `first` to `last`, each once and at most `MAX_TICKS` + 1 of them: multiples of 1, 2, 5, 10, 20, …
 

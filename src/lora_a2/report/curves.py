@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from lora_a2.report.axes import Across
+from lora_a2.report.axes import Across, tick_format
 from lora_a2.report.charts import NUM_COLOURS, Rows, data, spec
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
@@ -68,7 +68,7 @@ def lines(curves: Sequence[Curve], across: Across, reading: Reading) -> dict[str
         ]
     looks = _Looks(curves, reading)
     base = alt.Chart(data(rows)).encode(x=across.encoding, detail="series:N", tooltip=tips, description="said:N")
-    up = alt.Axis(format=reading.y_format, tickCount=6)
+    up = alt.Axis(format=tick_format(reading.y_format), tickCount=6)
     y = alt.Y("y:Q", title=reading.y, axis=up, scale=alt.Scale(zero=False))
     drawn = base.mark_line().encode(y, *looks.of_lines())
     points = base.mark_point(filled=True, size=45, opacity=1).encode(y, *looks.of_points())
