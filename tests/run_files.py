@@ -39,7 +39,7 @@ def contents(run: Path) -> dict[str, Any]:
         elif name == "config.toml":
             files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
         elif name == "environment.json":
-            files[name] = {key: value for key, value in json.loads(data).items() if key != "started"}
+            files[name] = [line for line in data.splitlines() if b'"started":' not in line]
         elif name == "SHA256SUMS":
             lines = data.decode().splitlines()
             files[name] = sorted(line for line in lines if not line.endswith(("config.toml", "environment.json")))
