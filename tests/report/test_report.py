@@ -172,7 +172,12 @@ def test_a_sweep_s_rates_and_failures_are_shown(folder: Path, tmp_path: Path) ->
     failures = sweep / "runs" / "failures"
     failures.mkdir()
     (failures / "two.json").write_text(json.dumps({"error": "RunError", "message": HOSTILE, "traceback": "t"}))
+    assert "on 24 test examples" not in batch_sections([sweep])[0].sentences[0]
+    shutil.copytree(folder / "again", sweep / "tuning" / "ours-5e-3")
     rates, failed = batch_sections([sweep])
+    assert rates.sentences[0].startswith(
+        "Mean accuracy of the tuning runs at each learning rate, each on 24 test examples."
+    )
     assert rates.tables[0][1].header == ("Arm", "alpha", "0.001", "0.005", "0.01", "Chosen", "At the edge", "Runs")
     assert rates.tables[0][1].rows == (("ours", "0.1", "50.0 %", "62.5 %", None, "0.005", "", 3),)
     assert failed.tables[0][1].rows == (("runs/two", "RunError", HOSTILE),)
