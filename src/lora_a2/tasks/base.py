@@ -86,8 +86,8 @@ class Task:
         statistics: sums over examples, from what the objective measured of them (n, W) and their labels.
         metrics: what the sums come to.
         show: a value of the primary metric as text.
-        absolute: metrics that are no fractions of 1.
         proportions: metrics that are the share of the test examples that are right: of them there are intervals.
+        absolute: metrics that are no fractions of 1.
         optional: metrics that only some evaluations have.
         command: what a finished run's model is tried with.
     """
@@ -104,8 +104,8 @@ class Task:
     metrics: Callable[[Statistics], dict[str, float]]
     show: Callable[[float], str]
     command: str
-    absolute: tuple[str, ...] = ()
     proportions: tuple[str, ...] = ()
+    absolute: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     @property

@@ -111,7 +111,7 @@ TASK = Task(
     received=received,
     statistics=statistics,
     metrics=metrics,
+    proportions=("accuracy",),
     show=lambda value: f"{100 * value:.1f} %",
     command="predict",
-    proportions=("accuracy",),
 )
