@@ -364,6 +364,25 @@ def test_drawn_axes_have_whole_rounds_once_and_bytes_with_units(opened: Any) -> 
     assert of_bytes and all(re.fullmatch(BYTES, label) for label in of_bytes)
 
 
+def test_drawn_curves_have_the_legend_s_colours_and_a_band(opened: Any) -> None:
+    """The first picture of the page: two methods, of which one has two seeds."""
+    found = opened.locator("figure").first.evaluate(
+        """figure => {
+            const style = (selector, key) => [...figure.querySelectorAll(selector)].map((e) => getComputedStyle(e)[key]);
+            return {
+                names: [...figure.querySelectorAll('.role-legend-label text')].map((text) => text.textContent),
+                keys: style('.role-legend-symbol path', 'fill'),
+                lines: style('.mark-line.role-mark path', 'stroke'),
+                bands: style('.mark-area.role-mark path', 'fill'),
+            };
+        }"""
+    )
+    assert set(found["names"]) == {"lora-a2", "full"}
+    assert len(set(found["keys"])) == 2
+    assert sorted(found["keys"]) == sorted(found["lines"])
+    assert found["bands"] == [found["keys"][found["names"].index("lora-a2")]]
+
+
 def test_drawn_heat_maps_have_their_diagonal_empty(opened: Any) -> None:
     """Rows and columns read alike, and no cell lies on the line from corner to corner."""
     figures = opened.locator("figure", has_text="Updates alike")
