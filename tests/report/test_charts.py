@@ -143,6 +143,20 @@ def test_byte_axes_say_their_unit(lucky: list[Run]) -> None:
     assert "bytes" not in str(figure.spec["layer"][0]["encoding"]["x"]["title"])
 
 
+def test_rounds_without_uploads_have_no_place_among_bytes(lucky: list[Run]) -> None:
+    """Where every reply was refused, and nothing had been uploaded yet."""
+
+    def idle(run: Run, rounds: int) -> Run:
+        lines = [replace(r, uploaded_bytes=0) if r.server_round <= rounds else r for r in run.record.rounds]
+        return Run(run.name, replace(run.record, rounds=tuple(lines)))
+
+    by_round, by_bytes = overview([idle(run, 1) for run in lucky])[0].figures
+    shown = {name: {row[1] for row in figure.table.rows} for name, figure in (("round", by_round), ("bytes", by_bytes))}
+    assert shown == {"round": {1, 2, 3}, "bytes": {2, 3}}
+    assert all(row["x"] > 0 for row in values(by_bytes.spec, layers(by_bytes.spec, "line")[0]))
+    assert len(overview([idle(run, 3) for run in lucky])[0].figures) == 1
+
+
 def test_the_metric_by_round_comes_first(lucky: list[Run], runs: list[Run]) -> None:
     for shown in (lucky, runs, runs[:1]):
         first = overview(shown)[0]

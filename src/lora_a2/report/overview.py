@@ -45,7 +45,8 @@ def headline(groups: Sequence[Group]) -> Section:
     left_out = f" Of {known} curves the {MAX_LINES} best are drawn." if known > MAX_LINES else ""
     alone = len(groups) == 1 and len(groups[0].runs) == 1
     by_round = spread(groups[0].runs[0]) if alone else _by_round(drawn, left_out)
-    return Section(task.headline, _sentences(groups), figures=(by_round, _by_bytes(drawn, left_out)))
+    by_bytes = [_by_bytes(drawn, left_out)] if any(p.uploaded for group in drawn for p in group.points) else []
+    return Section(task.headline, _sentences(groups), figures=(by_round, *by_bytes))
 
 
 def _sentences(ranked: Sequence[Group]) -> tuple[str, ...]:
@@ -97,7 +98,8 @@ def _drawn(groups: Sequence[Group], at: Callable[[Point], At], across: axes.Acro
     looks, colour, dash = _looks(groups)
     task = groups[0].task
     drawn = [
-        Curve(group.name, [at(point) for point in group.points], *own) for group, own in zip(groups, looks, strict=True)
+        Curve(group.name, [at(point) for point in group.points if point.uploaded or not across.in_bytes], *own)
+        for group, own in zip(groups, looks, strict=True)
     ]
     reading = Reading(task.headline, axes.number_format(task), colour, dash, (f"Lowest {alone}", f"Highest {alone}"))
     return curves.lines(drawn, across, reading)
@@ -154,7 +156,9 @@ def _all_examples(groups: Sequence[Group]) -> str:
 
 
 def _by_bytes(groups: Sequence[Group], left_out: str) -> Figure:
-    task, points = groups[0].task, [(group, point) for group in groups for point in group.points]
+    task = groups[0].task
+    # Where every reply was refused nothing was uploaded, and a logarithm has no place for it.
+    points = [(group, point) for group in groups for point in group.points if point.uploaded]
     gain = np.array([-task.worse(p.score) for _, p in points])
     front = pareto_front(np.array([p.uploaded for _, p in points], np.float64), gain)
     across = axes.byte_sizes([p.uploaded for _, p in points], "Uploaded so far (logarithmic)")
