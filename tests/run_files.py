@@ -43,8 +43,8 @@ def score_rounds(monkeypatch: pytest.MonkeyPatch, accuracies: Sequence[float]) -
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """Every file of a run by its path; the ledger without its times, the configuration without its own path, and neither's
-    digest."""
+    """Every file of a run by its path; the ledger and the environment without their times, the configuration without its own
+    path, and no digest of these."""
     files: dict[str, Any] = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
@@ -56,8 +56,11 @@ def contents(run: Path) -> dict[str, Any]:
             files[name] = rows
         elif name == "config.toml":
             files[name] = [line for line in data.decode().splitlines() if not line.startswith("output-dir")]
+        elif name == "environment.json":
+            files[name] = [line for line in data.splitlines() if b'"started":' not in line]
         elif name == "SHA256SUMS":
-            files[name] = sorted(line for line in data.decode().splitlines() if not line.endswith("config.toml"))
+            lines = data.decode().splitlines()
+            files[name] = sorted(line for line in lines if not line.endswith(("config.toml", "environment.json")))
         elif name == "rounds.sha256":
             files[name] = data.count(b"\n")
         else:

@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,108 +19,30 @@ from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.data.written import Turn
 from lora_a2.display.progress import human_bytes, percent
+from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.runs.jobs import launch
+from lora_a2.runs.measuring import evaluate_run
+from lora_a2.runs.mistakes import Mistakes, mistakes_of
+from lora_a2.runs.predict import load_predictor
 from lora_a2.system.files import read_sealed, write_sealed
-from tiny import WORDS
+from pages import HOSTILE, Reader
 from writers import writing_options
 
 pytest.importorskip("altair", reason="the report is an extra")
 vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
 from lora_a2.report.answers import answer_sections  # noqa: E402
+from lora_a2.report.axes import PERCENT, PLAIN  # noqa: E402
 from lora_a2.report.batches import batch_sections  # noqa: E402
-from lora_a2.report.charts import PERCENT, PLAIN, histogram  # noqa: E402
+from lora_a2.report.blocks import Section, table  # noqa: E402
+from lora_a2.report.charts import histogram  # noqa: E402
 from lora_a2.report.detail import detail  # noqa: E402
+from lora_a2.report.groups import grouped  # noqa: E402
 from lora_a2.report.inputs import Run, find_runs  # noqa: E402
+from lora_a2.report.mistakes import mistakes_section  # noqa: E402
 from lora_a2.report.overview import overview  # noqa: E402
 from lora_a2.report.render import render  # noqa: E402
-
-HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
-"""Stands in the labels and, in part, in the names of clients."""
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs on natural clients: one that selects ranks, twice with another seed, and full fine-tuning."""
-    path = tmp_path_factory.mktemp("report")
-    labels, users = (HOSTILE, "green & blue"), ("<b>ann</b>", "bob", "c'thy\"", "dan")
-    for part, count in (("train", 48), ("test", 24)):
-        rows = [
-            {"text": " ".join(WORDS[(k + j) % 30] for j in range(4)), "label": labels[k // 4 % 2], "user": users[k % 4]}
-            for k in range(count)
-        ]
-        (path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shared: dict[str, Any] = {
-        "data": str(path),
-        "client_column": "user",
-        "model": str(model_folder),
-        "dtype": "float32",
-        "num_server_rounds": 3,
-        "local_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "r": 4,
-    }
-    for name, own in {
-        "selecting": {"rank_budget": 1},
-        "again": {"rank_budget": 1, "seed": 1},
-        "full": {"method": "full"},
-    }.items():
-        launch(RunConfig(**shared, **own, output_dir=str(path / "runs" / name)), Observer())
-    return path / "runs"
-
-
-@pytest.fixture(scope="module")
-def runs(folder: Path) -> list[Run]:
-    return find_runs([folder])[0]
-
-
-@pytest.fixture(scope="module")
-def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of all three."""
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(*find_runs([folder])), encoding="utf-8")
-    return path
-
-
-class Reader(HTMLParser):
-    """The page's headings, cells, and embedded specifications."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.texts: dict[str, list[str]] = {}
-        self.specs: list[dict[str, Any]] = []
-        self.addresses: list[str | None] = []
-        self._open = ""
-        self._json = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._open = tag
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        self._json = tag == "script" and (dict(attrs).get("id") or "").startswith("spec-")
-
-    def handle_data(self, data: str) -> None:
-        self.texts.setdefault(self._open, []).append(data)
-        if self._json:
-            self.specs.append(json.loads(data))
-            self._json = False
 
 
 def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None:
@@ -139,7 +59,7 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
     best = max(run.metrics["accuracy"] for run in runs if not run.is_full)
     assert f"{100 * (best - full.metrics['accuracy']):+.1f} points".replace("-", "−") in cells
     assert full.full_bytes is not None
-    assert human_bytes(full.full_bytes) in cells
+    assert f"Full fine-tuning would upload: {human_bytes(full.full_bytes)}" in page.read_text(), "of all the same"
     assert full.uploaded_bytes == pytest.approx(full.full_bytes, rel=0.03)  # headers more, the frozen head less
 
 
@@ -252,7 +172,12 @@ def test_a_sweep_s_rates_and_failures_are_shown(folder: Path, tmp_path: Path) ->
     failures = sweep / "runs" / "failures"
     failures.mkdir()
     (failures / "two.json").write_text(json.dumps({"error": "RunError", "message": HOSTILE, "traceback": "t"}))
+    assert "on 24 test examples" not in batch_sections([sweep])[0].sentences[0]
+    shutil.copytree(folder / "again", sweep / "tuning" / "ours-5e-3")
     rates, failed = batch_sections([sweep])
+    assert rates.sentences[0].startswith(
+        "Mean accuracy of the tuning runs at each learning rate, each on 24 test examples."
+    )
     assert rates.tables[0][1].header == ("Arm", "alpha", "0.001", "0.005", "0.01", "Chosen", "At the edge", "Runs")
     assert rates.tables[0][1].rows == (("ours", "0.1", "50.0 %", "62.5 %", None, "0.005", "", 3),)
     assert failed.tables[0][1].rows == (("runs/two", "RunError", HOSTILE),)
@@ -271,29 +196,18 @@ def test_damaged_tuning_is_one_line(folder: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of a model that writes that differ in their seed, one with personal models, and full fine-tuning."""
-    path = tmp_path_factory.mktemp("written")
-    options = {**writing_options(path), "num_server_rounds": 3, "learning_rate": 5e-3}
-    for name, own in {
-        "one": {},
-        "two": {"seed": 1},
-        "own": {"method": "fedsa-lora"},
-        "full": {"method": "full"},
-    }.items():
-        launch(make_config({}, {**options, **own, "output_dir": str(path / "runs" / name)}), Observer())
-    return path / "runs"
-
-
 def test_models_that_write_are_compared_by_perplexity(written: Path) -> None:
     runs = find_runs([written])[0]
     last = {run.name: run.record.rounds[-1].metrics for run in runs}
     order = sorted(last, key=lambda name: last[name]["perplexity"])
-    first, seeds, section = overview(runs)
-    assert first.sentences[0].startswith(f"Of 4 runs, {order[0]} is the best: it reached")
-    assert f" {last[order[0]]['perplexity']:.2f} perplexity " in first.sentences[0]
-    (_, table), *_ = first.tables
+    first, seeds, summary = overview(runs)
+    means = {name: last[name]["perplexity"] for name in ("own", "full")}
+    means["lora-a2"] = float(np.mean([last[name]["perplexity"] for name in ("one", "two")]))
+    best = min(means, key=lambda name: means[name])
+    assert first.sentences[0].startswith(f"Of 3 settings, {best} is the best")
+    assert f" {means[best]:.2f} perplexity " in first.sentences[0]
+    assert first.title == "Perplexity"
+    (_, table), *_ = summary.tables
     rows = {str(row[0]): dict(zip(table.header, row, strict=True)) for row in table.rows}
     assert list(rows) == order, "lowest first"
     assert "Accuracy" not in table.header
@@ -310,11 +224,12 @@ def test_models_that_write_are_compared_by_perplexity(written: Path) -> None:
     pair = [last[name]["perplexity"] for name in ("one", "two")]
     found = dict(zip(over.header, over.rows[0], strict=True))
     assert found["Perplexity"] == f"{np.mean(pair):.2f} ± {np.std(pair, ddof=1):.2f}"
-    assert section.title == "Perplexity"
-    (_, by_bytes) = section.figures
-    points = [(run.name, *point) for run in runs for point in run.by_round("perplexity")]
-    uploads = {(run.name, n): sent for run in runs for n, sent in run.by_round("uploaded_bytes")}
-    costs = [(uploads[name, n], value) for name, n, value in points]
+    (by_round, by_bytes) = first.figures
+    assert [row[0] for row in by_round.table.rows] == [
+        name for name in sorted(means, key=lambda n: means[n]) for _ in range(3)
+    ]
+    curves = [group.points for group in sorted(grouped(runs), key=lambda group: group.worse)]
+    costs = [(point.uploaded, point.score) for points in curves for point in points]
     front = [not any(c <= a and v <= b and (c, v) != (a, b) for c, v in costs) for a, b in costs]
     assert [row[-1] for row in by_bytes.table.rows] == ["yes" if on else "" for on in front]
     stairs = by_bytes.spec["layer"][-1]["data"]["values"]
@@ -361,38 +276,6 @@ def test_runs_of_two_tasks_are_one_line(
     assert "These runs are of several tasks (causal-lm, classification)" in one_error(capsys)
     assert not target.exists()
     assert main(["report", str(written), "--output", str(target)]) == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page in the browser, all runs unfolded; at its end nothing may have been said or asked for."""
-    scheme, width = getattr(request, "param", ("light", 1200))
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
-    tab = context.new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    tab.on("pageerror", lambda error: said.append(f"error: {error}"))
-    tab.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else said.append(asked.url))
-    tab.goto(page.as_uri())
-    tab.evaluate("document.querySelectorAll('details.run').forEach((part) => { part.open = true; })")
-    tab.wait_for_function(
-        "![...document.querySelectorAll('.chart')].some(c => !['done', 'failed'].includes(c.dataset.drawn))"
-    )
-    yield tab
-    context.close()
-    assert said == []
 
 
 EVERYWHERE = pytest.mark.parametrize(
@@ -524,8 +407,72 @@ def test_answers_stand_side_by_side(tmp_path: Path) -> None:
         assert [after] == generate_texts(writer.model, writer.tokenizer, [ids], SamplingOptions(max_new_tokens=128))
 
 
-def test_a_classifier_has_no_answers(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run = sorted(file.parent for file in folder.rglob("config.toml"))[0]
-    assert main(["report", str(run), "--examples", "1", "--output", str(tmp_path / "page.html")]) == 2
-    assert "classifier, which writes no answers" in one_error(capsys)
-    assert not (tmp_path / "page.html").exists()
+def test_a_classifier_s_mistakes_are_shown_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """What is wrong by `evaluate_run` is what the section counts; the surest mistakes come first, with the texts of the data."""
+    path = folder / "again"
+    found = mistakes_of(path, 1000)
+    right = evaluate_run(path).metrics["accuracy"]
+    assert found.num_examples == 24
+    assert found.num_wrong == len(found.worst) == round((1 - right) * 24) > 0
+    texts = {
+        (row["text"], row["user"]): row["label"]
+        for row in map(json.loads, (folder.parent / "test.jsonl").read_text().splitlines())
+    }
+    for one in found.worst:
+        assert texts[one.text, one.client] == one.label != one.predicted
+        assert 0.5 <= one.probability <= 1, "the likelier one of two classes"
+    probabilities = [one.probability for one in found.worst]
+    assert probabilities == sorted(probabilities, reverse=True)
+    predictor = load_predictor(path)
+    first = found.worst[0]
+    chances = dict(zip(predictor.label_names, predictor.predict([first.text])[0].tolist(), strict=True))
+    assert chances[first.predicted] == pytest.approx(first.probability, abs=1e-4)
+    (section,) = answer_sections(find_runs([path])[0], 2)
+    assert section.sentences[0] == f"The global model is wrong on {found.num_wrong} of 24 test examples."
+    assert [row[0] for row in section.tables[0][1].rows] == [one.text for one in found.worst[:2]]
+    assert main(["report", str(path), "--output", str(tmp_path / "page.html")]) == 0
+    assert first.text not in (tmp_path / "page.html").read_text()
+    assert main(["report", str(path), "--examples", "2", "--output", str(tmp_path / "page.html")]) == 0
+    assert first.text in (tmp_path / "page.html").read_text()
+
+
+def test_the_worst_classes_stand_first_in_both_directions() -> None:
+    """Twelve classes of ten examples: class k has k right, the others are taken for the next class."""
+    counts = np.zeros((12, 12), np.int64)
+    for k in range(12):
+        counts[k, k] = min(k, 10)
+        counts[k, (k + 1) % 12] += 10 - min(k, 10)
+    names = tuple(f"class {k}" for k in range(12))
+    figure = mistakes_section("Mistakes", Mistakes(names, counts, ())).figures[0]
+    encoding = figure.spec["layer"][0]["encoding"]
+    down = encoding["y"]["scale"]["domain"]
+    assert encoding["x"]["scale"]["domain"] == [*down, "any other"]
+    f1 = [2 * counts[k, k] / (counts[k].sum() + counts[:, k].sum()) for k in range(12)]
+    assert down == [names[k] for k in np.argsort(f1, kind="stable")[:10]]
+    (cells,) = figure.spec["datasets"].values()
+    for name in down:
+        assert sum(cell["value"] for cell in cells if cell["y"] == name) == pytest.approx(1)
+    assert encoding["color"]["scale"]["domain"] == [0, 1]
+    assert figure.table.rows[0] == ("class 0", 10, 0, "0.0 %", "class 1 10")
+    assert "<path" in vl_convert.vegalite_to_svg({**figure.spec, "width": 300})
+
+
+def test_a_model_without_mistakes_has_none() -> None:
+    section = mistakes_section("Mistakes", Mistakes(("a", "b"), np.diag([3, 4]), ()))
+    assert section.sentences == ("The global model is wrong on 0 of 7 test examples.",)
+    assert not section.figures and not section.tables
+
+
+def test_a_model_that_writes_has_no_labels_to_confuse(written: Path) -> None:
+    with pytest.raises(RunError, match="a model that writes, which gives no labels"):
+        mistakes_of(written / "one", 1)
+
+
+def test_only_cells_that_are_numbers_are_aligned_as_such(runs: list[Run]) -> None:
+    shown = table(
+        ["Text", "Value"], [("a", cell) for cell in ("3 cups of tea", "69.0–73.4 %", "2 of 3", "1.6 MB", "+1.5 points")]
+    )
+    text = render(runs[:1], more=[Section("More", tables=(("", shown),))])
+    aligned = re.findall(r'<td class="number">([^<]*)</td>', text)
+    assert {"69.0–73.4 %", "2 of 3", "1.6 MB", "+1.5 points"} <= set(aligned)
+    assert "<td>3 cups of tea</td>" in text

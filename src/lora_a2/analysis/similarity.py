@@ -19,6 +19,19 @@ from lora_a2.core.types import BoolArray
 RESAMPLES = 9_999
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Clients beside each other.
+
+    Attributes:
+        mean: (K, K) similarity, mean over the rounds in which both were measured; NaN without any.
+        rounds: (K, K) in how many that was.
+    """
+
+    mean: pd.DataFrame
+    rounds: pd.DataFrame
+
+
 def jaccard(sets: BoolArray) -> FloatArray64:
     """|i ∩ j| / |i ∪ j| for the K rows of `sets` (K, n); two empty sets are alike."""
     member = sets.astype(np.float64)
@@ -30,17 +43,27 @@ def jaccard(sets: BoolArray) -> FloatArray64:
 
 def mask_similarity(run: RunRecord, rounds: Iterable[int] | None = None) -> pd.DataFrame:
     """Jaccard similarity of the clients' selected rank slices, mean over `rounds` (None: all); empty without selection."""
+    return mask_pairs(run, rounds).mean
+
+
+def mask_pairs(run: RunRecord, rounds: Iterable[int] | None = None) -> Pairs:
+    """`mask_similarity`, and in how many rounds each pair was measured."""
 
     def one(line: RoundAnalysis) -> tuple[Sequence[int], FloatArray64]:
         masks = line.selected(run.modules)
         return list(masks), jaccard(np.array([np.concatenate(list(mask.values())) for mask in masks.values()]))
 
-    return _mean_matrix([one(line) for line in _chosen(run, rounds) if line.masks])
+    return _pairs([one(line) for line in _chosen(run, rounds) if line.masks])
 
 
 def update_similarity(run: RunRecord, rounds: Iterable[int] | None = None) -> pd.DataFrame:
     """Cosine of the clients' changes of the effective weights, mean over `rounds` (None: all); empty if not recorded."""
-    return _mean_matrix([line.cosine_matrix() for line in _chosen(run, rounds) if line.norms])
+    return update_pairs(run, rounds).mean
+
+
+def update_pairs(run: RunRecord, rounds: Iterable[int] | None = None) -> Pairs:
+    """`update_similarity`, and in how many rounds each pair was measured."""
+    return _pairs([line.cosine_matrix() for line in _chosen(run, rounds) if line.norms])
 
 
 def label_overlap(counts: IntArray) -> FloatArray64:
@@ -134,14 +157,14 @@ def _chosen(run: RunRecord, rounds: Iterable[int] | None) -> list[RoundAnalysis]
     return [line for line in run.analyses if wanted is None or line.server_round in wanted]
 
 
-def _mean_matrix(parts: Sequence[tuple[Sequence[int], FloatArray64]]) -> pd.DataFrame:
-    """The mean over the parts of which a pair is in; a part is the ids of its clients and their matrix."""
+def _pairs(parts: Sequence[tuple[Sequence[int], FloatArray64]]) -> Pairs:
+    """The mean over the parts that a pair is in; a part is the ids of its clients and their matrix."""
     ids = sorted({client for clients, _ in parts for client in clients})
-    total, seen = np.zeros((len(ids), len(ids))), np.zeros((len(ids), len(ids)))
+    total, seen = np.zeros((len(ids), len(ids))), np.zeros((len(ids), len(ids)), np.int64)
     for clients, matrix in parts:
         at = np.ix_(np.searchsorted(ids, clients), np.searchsorted(ids, clients))
         there = np.isfinite(matrix)
         total[at] += np.where(there, matrix, 0)
         seen[at] += there
     mean = np.divide(total, seen, out=np.full_like(total, np.nan), where=seen > 0)
-    return pd.DataFrame(mean, ids, ids)
+    return Pairs(pd.DataFrame(mean, ids, ids), pd.DataFrame(seen, ids, ids))

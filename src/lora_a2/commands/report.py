@@ -17,6 +17,7 @@ from lora_a2.commands.common import examples
         "lora-a2 report runs/compare-20260101-120000 --output compare.html",
         "lora-a2 report runs/one runs/two",
         "lora-a2 report runs/shopdesk --examples 10",
+        "lora-a2 report runs/tickets --examples 20 --output mistakes.html",
     ),
 )
 @click.argument(
@@ -41,7 +42,9 @@ from lora_a2.commands.common import examples
     default=0,
     metavar="N",
     show_default=True,
-    help="Test prompts that models which write answer anew, before and after fine-tuning: the page then holds texts of the data.",
+    help="Test examples to show: prompts that a model which writes answers before and after fine-tuning; of a classifier, "
+    "beside the classes that it confuses, those that it is wrong about with the highest probability. The page then holds "
+    "texts of the data.",
 )
 def command(paths: tuple[Path, ...], output: Path, number: int) -> None:
     """Write one HTML page with pictures and tables of runs, which works offline.

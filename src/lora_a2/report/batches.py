@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from lora_a2.errors import RunError
 from lora_a2.report.blocks import Cell, Section, table
+from lora_a2.report.figures import on_examples
+from lora_a2.report.inputs import find_runs
 from lora_a2.tasks.base import Task
 from lora_a2.tasks.registry import TASKS
 
@@ -51,10 +53,17 @@ def _rates(file: Path, groups: Sequence[dict[str, Any]]) -> Section:
         rows.append([group["arm"], *(str(group[key]) for key in keys), *cells, chosen, edge, group["runs"]])
     header = ["Arm", *keys, *(f"{rate:g}" for rate in rates), "Chosen", "At the edge", "Runs"]
     named = " or ".join(task.shown for task in tasks.values())
-    said = [f"Mean {named} of the tuning runs at each learning rate. They have seeds and rounds of their own."]
+    on = _tested_on(file.parent / "tuning")
+    said = [f"Mean {named} of the tuning runs at each learning rate{on}. They have seeds and rounds of their own."]
     if any(group["at_edge"] for group in groups):
         said.append("A rate at the edge of the candidates may not be the best there is.")
     return Section("Learning rates", tuple(said), tables=(("", table(header, rows)),))
+
+
+def _tested_on(folder: Path) -> str:
+    """', each on 450 test examples', if the tuning runs are still there."""
+    runs = find_runs([folder])[0] if any(folder.rglob("config.toml")) else []
+    return f", each on {on_examples(runs)}" if runs else ""
 
 
 def _task(candidate: Mapping[str, Any]) -> Task:

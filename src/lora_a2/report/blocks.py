@@ -12,10 +12,11 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header, one cell for each column; the first column names the row."""
+    """Rows under a header, one cell for each column; the first column names the row. `note` stands below."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.header) for row in self.rows), self.header
@@ -52,3 +53,16 @@ class Section:
 def table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """A table of any sequences."""
     return Table(tuple(header), tuple(tuple(row) for row in rows))
+
+
+def trimmed(shown: Table, keep: Sequence[str] = ()) -> Table:
+    """Without the columns that say the same in every row, which the note says once, and those that say nothing; the first one
+    and those of `keep` stay, and so does all of a table with one row."""
+    if len(shown.rows) < 2:
+        return shown
+    columns = dict(zip(shown.header, zip(*shown.rows, strict=True), strict=True))
+    stay = {name for i, (name, cells) in enumerate(columns.items()) if i == 0 or name in keep or len(set(cells)) > 1}
+    same = [f"{name}: {cells[0]}" for name, cells in columns.items() if name not in stay and cells[0] is not None]
+    note = f"The same in every row: {'; '.join(same)}." if same else ""
+    left = [name for name in columns if name in stay]
+    return Table(tuple(left), tuple(zip(*(columns[name] for name in left), strict=True)), note)

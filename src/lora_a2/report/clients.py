@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_a2.report import charts
 from lora_a2.report.blocks import Figure, Section, table
+from lora_a2.report.heat import Grid, heat_map
 from lora_a2.report.inputs import Run
 
 MAX_CLIENTS = 40
@@ -34,7 +34,12 @@ def labels(run: Run) -> Section | None:
     figure = Figure(
         "Labels per client",
         f"Training examples of each label at each client, coloured by the square root of their number.{cut}",
-        charts.heat_map(rows, ("Label", "Client", "Examples"), value_format="d", root=True),
+        heat_map(
+            Grid(
+                record.label_names, [c.name for c in holders[:MAX_CLIENTS]], rows, ("Label", "Client", "Examples"), "d"
+            ),
+            root=True,
+        ),
         table(["Client", "Training examples", "Test examples", "Labels", "How many of each"], cells),
     )
     sizes = [int(client.train.sum()) for client in holders]

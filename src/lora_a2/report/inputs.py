@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lora_a2.analysis.convergence import curve
+from lora_a2.analysis.intervals import Interval, interval
 from lora_a2.analysis.record import RunRecord, load_run
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, RunError
@@ -62,6 +63,28 @@ class Run:
         if out_of_patience(self.record.config.get("early-stopping-patience"), self.record.rounds):
             return len(self.record.rounds)
         return int(self.record.config["num-server-rounds"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of them are there."""
+        return len(self.record.rounds) >= self.rounds_planned
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the score, if it is a share of examples."""
+        return interval(self.task, self.metrics)
+
+    @property
+    def num_test_examples(self) -> int | None:
+        """Of the last evaluation; None before the first."""
+        found = self.metrics.get("num_examples")
+        return None if found is None else int(found)
+
+    @property
+    def date(self) -> str | None:
+        """The day on which it began, in UTC; None if that was not recorded."""
+        started = self.record.environment.get("started")
+        return None if started is None else str(started)[:10]
 
     @property
     def metrics(self) -> dict[str, Any]:

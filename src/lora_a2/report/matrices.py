@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lora_a2.analysis.ranks import selected_ranks
+from lora_a2.analysis.record import IntArray
 from lora_a2.analysis.similarity import (
+    Pairs,
     SharingTest,
-    mask_similarity,
+    mask_pairs,
     run_label_overlap,
     sharing_test,
-    update_similarity,
+    update_pairs,
 )
-from lora_a2.report import charts
 from lora_a2.report.blocks import Figure, Section, table
 from lora_a2.report.clients import MAX_CLIENTS
+from lora_a2.report.heat import Grid, heat_map
 from lora_a2.report.inputs import Run
+
+LEAST_MEASURED = 0.5
+"""Share of the pairs of clients: below it a picture of them is mostly holes."""
+LEAST_RANGE = 0.1
+"""Of the scale of similarities: what differs by less looks alike."""
 
 
 def ranks(run: Run) -> Section:
@@ -36,10 +44,8 @@ def ranks(run: Run) -> Section:
     figure = Figure(
         "Ranks sent per module and layer",
         "Rank slices that a client sent, mean over the clients. The slider chooses a round; 0 is the mean of all.",
-        charts.heat_map(
-            rows,
-            ("Layer", "Module", "Ranks sent"),
-            value_format=".1f",
+        heat_map(
+            Grid([*map(str, mean.index)], [*map(str, mean.columns)], rows, ("Layer", "Module", "Ranks sent"), ".1f"),
             numbers=mean.size <= 160,
             rounds=numbers[-1],
             step=34,
@@ -62,41 +68,74 @@ def _cells(ranks: pd.DataFrame, server_round: int) -> list[dict[str, Any]]:
 
 
 def similarity(run: Run) -> Section:
-    """How alike the clients are in what they select and in how they move the weights."""
+    """How alike the clients are in what they select and in how they move the weights: a picture where most pairs were measured."""
     kinds = (
-        ("Selected ranks alike", "Jaccard similarity of the rank slices that two clients selected", mask_similarity),
-        ("Updates alike", "Cosine of what two clients changed in the weights", update_similarity),
+        ("Selected ranks alike", "Jaccard similarity of the rank slices that two clients selected", mask_pairs),
+        ("Updates alike", "Cosine of what two clients changed in the weights", update_pairs),
     )
     figures, said = [], []
     for title, text, measure in kinds:
-        matrix = measure(run.record)
-        if len(matrix) > 1:
-            figures.append(_matrix(run, matrix, title, text))
-            if run.record.clients:
-                said.append(_tested(title, sharing_test(matrix, run_label_overlap(run.record))))
+        pairs = measure(run.record)
+        size = len(pairs.mean)
+        if size < 2:
+            continue
+        counts = pairs.rounds.to_numpy()[np.triu_indices(size, 1)]
+        known = int((counts > 0).sum())
+        if known < LEAST_MEASURED * len(counts):
+            said.append(
+                f"{title}: no picture, since only {known:,} of {len(counts):,} pairs of clients ever took part in the same round."
+            )
+            continue
+        figures.append(_matrix(run, pairs, title, text))
+        if run.record.clients:
+            said.append(_tested(title, sharing_test(pairs.mean, run_label_overlap(run.record))))
     missing = "This run did not record its clients' updates, or there is only one client."
     return Section("Similarity of clients", tuple(said) or (() if figures else (missing,)), figures=tuple(figures))
 
 
-def _matrix(run: Run, matrix: pd.DataFrame, title: str, text: str) -> Figure:
+def _matrix(run: Run, pairs: Pairs, title: str, text: str) -> Figure:
+    """Clients in one order across and down; only pairs that were measured have a cell."""
     called = {client.id: client.name for client in run.record.clients}
-    names = [called.get(client, str(client)) for client in matrix.index]
-    values, size = matrix.to_numpy(np.float64), min(len(names), MAX_CLIENTS)
-    pairs = [(i, j) for i in range(size) for j in range(size) if i != j and np.isfinite(values[i, j])]
-    rows = [{"x": names[j], "y": names[i], "value": round(float(values[i, j]), 4)} for i, j in pairs]
-    found = [float(values[pair]) for pair in pairs] or [0.0]
-    domain = min(found), max(max(found), min(found) + 0.01)
-    cut = f" The first {size} of {len(names)} clients." if size < len(names) else ""
+    size = min(len(pairs.mean), MAX_CLIENTS)
+    names = [called.get(client, str(client)) for client in pairs.mean.index[:size]]
+    values, counts = pairs.mean.to_numpy(np.float64)[:size, :size], pairs.rounds.to_numpy()[:size, :size]
+    there = [(i, j) for i in range(size) for j in range(size) if i != j and counts[i, j] and np.isfinite(values[i, j])]
     cells = [
-        [name, *(None if i == j or np.isnan(v) else f"{v:.2f}" for j, v in enumerate(row))]
+        {"x": names[j], "y": names[i], "value": round(float(values[i, j]), 4), "rounds": int(counts[i, j])}
+        for i, j in there
+    ]
+    titles = ("Client", "Client", "Similarity")
+    grid = Grid(names, names, cells, titles, ".2f", notes=(("rounds", "Rounds together"),))
+    numbers = [
+        [name, *(f"{v:.2f}" if (i, j) in set(there) else None for j, v in enumerate(row))]
         for i, (name, row) in enumerate(zip(names, values, strict=True))
     ]
-    return Figure(
-        title,
-        f"{text}, mean over the rounds in which both took part.{cut}",
-        charts.heat_map(rows, ("Client", "Client", "Similarity"), value_format=".2f", domain=domain),
-        table(["Client", *names], cells),
-    )
+    found = [float(values[pair]) for pair in there]
+    cut = f" The first {size} of {len(pairs.mean)} clients." if size < len(pairs.mean) else ""
+    said = f"{text}, mean over the rounds in which both took part.{_measured(there, counts, size)}{_range(found)}{cut}"
+    return Figure(title, said, heat_map(grid, domain=_domain(found)), table(["Client", *names], numbers))
+
+
+def _domain(found: Sequence[float]) -> tuple[float, float]:
+    """The ends of the colours: from 0, as bars begin there, so that what is nearly alike looks nearly alike."""
+    low, high = min(0.0, *found), max(0.0, *found)
+    return low, max(high, low + LEAST_RANGE)
+
+
+def _range(found: Sequence[float]) -> str:
+    low, high = min(found), max(found)
+    narrow = high - low < LEAST_RANGE
+    return f" {'All are nearly alike' if narrow else 'They go'}, from {low:.2f} to {high:.2f}; colours begin at 0."
+
+
+def _measured(there: Sequence[tuple[int, int]], counts: IntArray, size: int) -> str:
+    """In how many rounds the pairs were measured, and which were not, if it is not the same for all."""
+    seen = [int(counts[pair]) for pair in there]
+    missing = size * (size - 1) // 2 - len(seen) // 2
+    if not missing and min(seen) == max(seen):
+        return ""
+    blank = f" Blank: {missing:,} pairs that were never measured together." if missing else ""
+    return f" A pair was measured in {min(seen)} to {max(seen)} rounds.{blank}"
 
 
 def _tested(title: str, test: SharingTest | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +22,8 @@ from lora_a2.report.overview import overview
 
 MAX_DETAILED = 24
 """Runs with sections of their own, the best; a page of hundreds would open slowly."""
+_NUMBER = re.compile(r"[+−-]?\d([\d.,:–±\- ]|%|of|points|[kMGT]?B)*")
+"""A cell that is all numbers and units, and so is right-aligned; a text that begins with one is not."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         more: further sections on all of them, see `batches.batch_sections`.
     """
     ranked = sorted(runs, key=lambda run: run.worse)[:MAX_DETAILED]
-    parts = [_Part(run.name, detail(run)) for run in runs if run in ranked]
+    parts = [_Part(run.name, detail(run, alone=len(runs) == 1)) for run in runs if run in ranked]
     environment = Environment(
         loader=PackageLoader("lora_a2.report", "page"),
         autoescape=True,
@@ -47,7 +51,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["number"] = lambda cell: isinstance(cell, int | float) or str(cell)[:1] in "0123456789+−"
+    environment.tests["number"] = lambda cell: isinstance(cell, int | float) or bool(_NUMBER.fullmatch(str(cell)))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     return environment.get_template("page.html").render(
         title=f"{title} · lora-a2",
@@ -61,6 +65,7 @@ def render(runs: Sequence[Run], not_begun: Sequence[Path] = (), more: Sequence[S
         script=Markup(_text("charts.js")),
         library=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]  # its stub forgets the default
         version=version("lora-a2"),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
 
 
@@ -71,9 +76,17 @@ def _subtitle(runs: Sequence[Run]) -> str:
         values = {str(run.record.config.get(key)) for run in runs}
         return values.pop() if len(values) == 1 else None
 
-    parts = [shared("method"), f"{shared('model') or 'several models'} on {shared('data') or 'several data sets'}"]
+    model, data = _called(shared("model")) or "several models", _called(shared("data")) or "several data sets"
+    parts = [shared("method"), f"{model} on {data}"]
     parts.append(f"{shared('num-clients')} clients" if shared("num-clients") else None)
+    dates = sorted({run.date for run in runs if run.date is not None})
+    parts.append(" to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else None)
     return ", ".join(part for part in parts if part)
+
+
+def _called(name: str | None) -> str | None:
+    """A file or a folder by its last part."""
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _text(name: str) -> str:

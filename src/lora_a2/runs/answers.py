@@ -47,7 +47,7 @@ def answers_of(run_dir: str | Path, number: int, trust_remote_code: bool = False
     chosen = tests.take(chosen_examples(tests, number, config.seed))
     assert isinstance(chosen.labels, tuple), "the model writes"
     prompts = [
-        model.tokenizer.decode(prompt_of(ids, labels), skip_special_tokens=True).strip()
+        str(model.tokenizer.decode(prompt_of(ids, labels), skip_special_tokens=True)).strip()
         for ids, labels in zip(chosen.input_ids, chosen.labels, strict=True)
     ]
     with make_pool(model, setup.plan) as pool:

@@ -1,8 +1,9 @@
-"""What a run's result depends on besides its configuration."""
+"""What a run's result depends on besides its configuration, and when it began."""
 
 from __future__ import annotations
 
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -15,9 +16,10 @@ from lora_a2.model.pretrained import Model
 
 
 def environment(model: Model, data: DataSet) -> dict[str, Any]:
-    """Versions, machine, and fingerprints of data and model."""
+    """Versions, machine, fingerprints of data and model, and the time, which is when the run begins."""
     packages = ("lora-a2", "torch", "transformers", "datasets", "numpy", "safetensors")
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": {name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -108,6 +108,7 @@ class Task:
         statistics: sums over examples, from what the objective measured of them (n, W) and their labels.
         metrics: what the sums come to.
         show: a value of the primary metric as text.
+        proportions: metrics that are the share of the test examples that are right: of them there are intervals.
         absolute: metrics that are no fractions of 1.
         optional: metrics that only some evaluations have.
         command: what a finished run's model is tried with.
@@ -127,6 +128,7 @@ class Task:
     metrics: Callable[[Statistics], dict[str, float]]
     show: Callable[[float], str]
     command: str
+    proportions: tuple[str, ...] = ()
     absolute: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     guess: Guess | None = None
@@ -208,6 +210,7 @@ class Evaluation:
         client_mean, client_std: mean and population standard deviation over the clients.
         client_worst_tenth: mean of the worst tenth of the clients, at least one.
         per_client: client name → value, of those with test examples.
+        per_client_examples: client name → how many these are.
         extra: what else is known of the examples, by name.
         tables: what else was asked for, by name: the clients, and what the task tells.
     """
@@ -218,6 +221,7 @@ class Evaluation:
     client_worst_tenth: float | None
     client_std: float | None
     per_client: dict[str, float]
+    per_client_examples: dict[str, int]
     extra: Mapping[str, int | float] = field(default_factory=dict)
     tables: Tables = field(default_factory=dict)
 
@@ -230,6 +234,7 @@ class Evaluation:
             "client_worst_tenth": self.client_worst_tenth,
             "client_std": self.client_std,
             "per_client": self.per_client,
+            "per_client_examples": self.per_client_examples,
             **self.extra,
             **self.tables,
         }
@@ -264,6 +269,7 @@ def evaluate(
         task.metrics(total),
         int(total["num_examples"]),
         **client_figures(task, per_client),
+        per_client_examples={name: int(clients[name]["num_examples"]) for name in per_client},
         extra={**beside, **(extra or {})},
     )
 

@@ -117,6 +117,7 @@ TASK = Task(
     received=received,
     statistics=statistics,
     metrics=metrics,
+    proportions=("accuracy",),
     show=lambda value: f"{100 * value:.1f} %",
     command="predict",
     guess=Guess("majority_accuracy", "Always the largest class", largest_class),
