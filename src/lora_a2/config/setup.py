@@ -72,7 +72,7 @@ def _found_task(config: RunConfig) -> str:
         return CLASSIFICATION
     if any((config.prompt_column, config.completion_column, config.messages_column)):
         return CAUSAL_LM
-    return find_task(find_tables(config.data).train.names) or CLASSIFICATION
+    return find_task(find_tables(config.data, config.file_options()).train.names) or CLASSIFICATION
 
 
 def open_data(config: RunConfig) -> DataSet:

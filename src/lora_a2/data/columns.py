@@ -30,6 +30,11 @@ class Columns:
     label: str
     client: str | None
 
+    def named(self) -> dict[str, str]:
+        """Role → name, of those that there are."""
+        found = {"text": self.text, "label": self.label, "client": self.client}
+        return {role: name for role, name in found.items() if name is not None}
+
 
 def find_columns(names: Sequence[str], source: str, text: str | None, label: str | None, client: str | None) -> Columns:
     """The columns of a table with these `names`: as named by the user, else by the usual names (case is ignored).
