@@ -362,7 +362,7 @@ def test_labels_that_look_alike() -> None:
     labels = ["Billing", "billing", "Bill ing", "other"]
     frame = pd.DataFrame({"text": [f"t{n}" for n in range(40)], "label": [labels[n % 4] for n in range(40)]})
     noted(
-        "labels that differ by case or blanks only, and are classes of their own: 'Billing' (10 times)",
+        "labels that differ by case or blanks only, and are classes of their own: 'Billing' (10 rows)",
         load_data(frame),
     )
     frame["label"] = [("STRASSE", "straße", "x y", "xy")[n % 4] for n in range(40)]

@@ -16,7 +16,7 @@ def like_labels(labels: Iterable[str]) -> Iterator[str]:
         groups["".join(label.split()).casefold()].append((label, count))
     alike = [group for group in groups.values() if len(group) > 1]
     if alike:
-        shown = " and ".join(f"'{label}' ({count:,} times)" for label, count in alike[0])
+        shown = " and ".join(f"'{label}' ({count:,} rows)" for label, count in alike[0])
         what = "labels that differ" if len(alike) == 1 else f"{len(alike)} groups of labels that differ"
         yield f"There are {what} by case or blanks only, and are classes of their own: {shown}."
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
 from lora_a2.errors import ConfigError
@@ -77,4 +77,5 @@ class FileKeywords(TypedDict, total=False):
     on_missing: OnMissing
 
 
+FILE_OPTIONS = tuple(field.name for field in fields(FileOptions))
 USUAL = FileOptions()

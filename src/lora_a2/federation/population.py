@@ -122,10 +122,10 @@ def encoded_clients(data: DataSet, model: Model, split: SplitChoice) -> tuple[tu
                 f"max-length = {model.max_length}; choose a larger one, or leave the client out."
             )
         clients.append(Client(i, name, own, test.of(test_rows)))
-    return tuple(clients), tuple(_notes(train, test))
+    return tuple(clients), tuple(encoding_notes(train, test))
 
 
-def _notes(train: Encoded, test: Encoded) -> Iterator[str]:
+def encoding_notes(train: Encoded, test: Encoded) -> Iterator[str]:
     """What was cut and dropped, and what else is to be told once."""
     for name, part in (("training", train), ("test", test)):
         total = len(part.rows) + part.num_dropped
