@@ -403,9 +403,7 @@ def test_a_node_of_a_model_that_writes(row: dict[str, Any], named: dict[str, str
         Participant(OwnData(str(path), label_column="text"), tmp_path).answer(request(run=run, labels=()))
 
 
-def test_how_a_node_s_files_are_read(
-    files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_how_a_node_s_files_are_read(files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As `run` reads them; what the operator should know is in the node's own log, and in nothing that leaves it."""
     path = tmp_path / "own.csv"
     rows = [*(f"w3 w4 é {n}^late" for n in range(10)), "w5^", "^late"]
@@ -428,7 +426,7 @@ def test_a_node_that_writes_reads_files_likewise(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("prompt;completion\na b;c\na;\nb;c\n")
     assert OwnData(str(path), file=FileOptions(on_missing="drop")).check() == 2
-    with pytest.raises(DataError, match="Row 2 of .* has no answer"):
+    with pytest.raises(DataError, match=r"Row 2 of .* has no answer"):
         OwnData(str(path)).check()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -33,6 +34,7 @@ def command(run_dir: Path, from_round: int | None, trust_remote_code: bool, as_j
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
+    began = time.perf_counter()
     several = next((name for name in ("compare.json", "sweep.json") if (run_dir / name).is_file()), None)
     if several is not None and from_round is not None:
         raise click.UsageError("--from-round is for one run: name the run directory.", click.get_current_context())
@@ -51,7 +53,7 @@ def command(run_dir: Path, from_round: int | None, trust_remote_code: bool, as_j
 
     chosen = {} if from_round is None else {"from_round": from_round}
     train(
-        lambda observer: resume(run_dir, observer, trust_remote_code=trust_remote_code, **chosen),
+        lambda observer: resume(run_dir, observer, trust_remote_code=trust_remote_code, began=began, **chosen),
         quiet=quiet,
         as_json=as_json,
     )
