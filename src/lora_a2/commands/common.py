@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from lora_a2.errors import LoraA2Warning
+from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
     from lora_a2.federation.loop import Observer
@@ -49,6 +54,15 @@ def examples(*lines: str) -> str:
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object in one line on standard output."""
     click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Our warnings as a line each on standard error, without the place in the source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LoraA2Warning)
+        warnings.showwarning = lambda message, *args, **options: click.echo(visible(str(message)), err=True)
+        yield
 
 
 def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 from lora_a2.commands.common import examples, trust_option
 from lora_a2.commands.options import field_options
-from lora_a2.data.file_options import FILE_OPTIONS
+from lora_a2.data.file_options import FILE_OPTIONS, take_file_options
 
 
 @click.command(
@@ -104,7 +104,6 @@ def command(
     from lora_a2.node.logs import log, start_log
 
     start_log()
-    from lora_a2.config.run import make_config
     from lora_a2.node.own_data import OwnData
     from lora_a2.node.participant import Participant, own_fields, threads
     from lora_a2.node.policy import Policy, load_policy
@@ -112,7 +111,7 @@ def command(
 
     allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)
-    file = make_config({}, {name: columns.pop(name) for name in FILE_OPTIONS}).file_options()
+    file = take_file_options(columns)
     own = OwnData(data, **columns, test_data=test_data, test_fraction=test_fraction, file=file)
     count = own.check()
     participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype, trust_remote_code))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from lora_a2.errors import ConfigError
 
@@ -75,6 +75,16 @@ class FileKeywords(TypedDict, total=False):
     separator: str | None
     encoding: str | None
     on_missing: OnMissing
+
+
+def take_file_options(given: dict[str, Any]) -> FileOptions:
+    """The options of files among others, which stay in `given`; None stands for "not given".
+
+    Raises:
+        ConfigError: a wrong value.
+    """
+    found = {name: given.pop(name) for name in FILE_OPTIONS if name in given}
+    return FileOptions(**{name: value for name, value in found.items() if value is not None})
 
 
 FILE_OPTIONS = tuple(field.name for field in fields(FileOptions))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lora_a2.data.columns import opening, require
+from lora_a2.data.columns import require
 from lora_a2.data.file_options import OnMissing
 from lora_a2.data.messages import plain
 from lora_a2.data.tables import AnyTable, chosen
@@ -50,7 +50,7 @@ def complete(table: AnyTable, columns: Mapping[str, str], on_missing: OnMissing)
     if not left:
         raise DataError(f"No row of {table.source} is left: each lacks its {' or '.join(found)}; check the columns.")
     notes = [
-        f"Left out: {counted(table, rows)} without a {role} in column '{columns[role]}' ({places(table, rows)})."
+        f"Left out: {counted(table, rows)} without {'an' if role[0] in 'aeiou' else 'a'} {role} in column '{columns[role]}' ({places(table, rows)})."
         for role, rows in found.items()
     ]
     return chosen(table, left), tuple(notes)
@@ -59,7 +59,7 @@ def complete(table: AnyTable, columns: Mapping[str, str], on_missing: OnMissing)
 def _lacking(table: AnyTable, rows: Sequence[int], role: str, column: str) -> str:
     if len(rows) == 1:
         return f"{table.place(rows[0] + 1)} has no {role} in column '{column}'"
-    return f"{opening(counted(table, rows))} have no {role} in column '{column}' ({places(table, rows)})"
+    return f"{counted(table, rows)} have no {role} in column '{column}' ({places(table, rows)})"
 
 
 def counted(table: AnyTable, rows: Sequence[int]) -> str:

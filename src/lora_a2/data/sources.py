@@ -23,7 +23,7 @@ from lora_a2.data.options import DEFAULT_TEST_FRACTION, DataKeywords, DataOption
 from lora_a2.data.partition import IntArray
 from lora_a2.data.subsets import divided
 from lora_a2.data.tables import AnyTable, chosen
-from lora_a2.errors import ConfigError, DataError
+from lora_a2.errors import ConfigError, DataError, LoraA2Warning
 
 __all__ = ["BUILT_IN", "DEFAULT_TEST_FRACTION", "Examples", "LabelledData", "load_data"]
 
@@ -127,7 +127,7 @@ def _labelled_test(found: Tables, columns: Columns) -> tuple[AnyTable | None, tu
 
 def warn(text: str) -> None:
     """What is to be told as a Python warning, for who has no better place."""
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, LoraA2Warning, stacklevel=3)
 
 
 def load_examples(
@@ -286,17 +286,16 @@ def _known(rows: _Rows, label_names: Sequence[str], on_missing: OnMissing) -> _R
     left = [row for row, label in enumerate(rows.labels) if label in known]
     if len(left) == len(rows.labels):
         return rows
-    unknown = _unknown(rows, label_names)
     if on_missing == "error":
         raise DataError(
-            f"{opening(unknown)}; add training examples, remove these rows, or leave them out with --on-missing drop."
+            f"{_unknown(rows, label_names)}; add training examples, remove these rows, or leave them out with --on-missing drop."
         )
     if not left:
-        raise DataError(f"{opening(unknown)}, and no row is left; check --label-column.")
-    return replace(rows.take(left), notes=(*rows.notes, f"Left out: {unknown}."))
+        raise DataError(f"{_unknown(rows, label_names)}, and no row is left; check --label-column.")
+    return replace(rows.take(left), notes=(*rows.notes, f"Left out: {_unknown(rows, label_names, 'with')}."))
 
 
-def _unknown(rows: _Rows, label_names: Sequence[str]) -> str:
+def _unknown(rows: _Rows, label_names: Sequence[str], verb: str = "") -> str:
     """How many rows have labels that are not known, which labels, and where."""
     known = set(label_names)
     wrong = [row for row, label in enumerate(rows.labels) if label not in known]
@@ -304,9 +303,9 @@ def _unknown(rows: _Rows, label_names: Sequence[str]) -> str:
     shown = ", ".join(f"'{label}'" for label in labels[:3]) + (
         f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     )
-    have = "has a label that is" if len(wrong) == 1 else "have labels that are"
+    what, have = ("a label that is", "has") if len(wrong) == 1 else ("labels that are", "have")
     return (
-        f"{counted(rows.table, wrong)} {have} not among the {len(label_names)} known ones: {shown} "
+        f"{counted(rows.table, wrong)} {verb or have} {what} not among the {len(label_names)} known ones: {shown} "
         f"({places(rows.table, wrong)})"
     )
 
@@ -314,6 +313,6 @@ def _unknown(rows: _Rows, label_names: Sequence[str]) -> str:
 def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
     number_of = {name: number for number, name in enumerate(label_names)}
     if not set(rows.labels) <= number_of.keys():
-        raise DataError(f"{opening(_unknown(rows, label_names))}; correct them or remove these rows.")
+        raise DataError(f"{_unknown(rows, label_names)}; correct them or remove these rows.")
     labels: IntArray = np.asarray([number_of[label] for label in rows.labels], np.int64)
     return Examples(tuple(rows.texts), labels, None if rows.clients is None else tuple(rows.clients))

@@ -11,6 +11,7 @@ import numpy as np
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_model
 from lora_a2.core.types import Adapter, BaseDelta, ServerState
+from lora_a2.data.file_options import FileOptions, take_file_options
 from lora_a2.data.finding import find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
@@ -45,7 +46,7 @@ def evaluate_run(
     """A finished run's model on its own clients' test shares, or on other data of the same task, as `load_data` takes them.
 
     `generate`: test examples that a model which writes answers. `columns` are those of its data: prompt_column, completion_column,
-    messages_column, references_column.
+    messages_column, references_column; and how files of `data` are read: the fields of `FileOptions`.
 
     Raises:
         RunError: the run is not finished or damaged, or the model is no longer what it was.
@@ -55,6 +56,7 @@ def evaluate_run(
     run = RunDirectory.open(Path(run_dir))
     run.require_finished()
     config = config_of(run, trust_remote_code)
+    file = take_file_options(columns)
     if config.task == CAUSAL_LM:
         _refuse(config.task, {"label_column": label_column})
     else:
@@ -63,8 +65,8 @@ def evaluate_run(
         return _on_its_own(run, config, generate)
     given = {"text_column": text_column, "client_column": client_column, **columns}
     if config.task == CAUSAL_LM:
-        return _writer_on(run, config, data, given, generate)
-    return _classifier_on(run, config, data, given, label_column)
+        return _writer_on(run, config, data, given, file, generate)
+    return _classifier_on(run, config, data, {**given, "label_column": label_column}, file)
 
 
 def _refuse(task: str | None, given: Mapping[str, object]) -> None:
@@ -97,17 +99,18 @@ def _state(run: RunDirectory, model: Model) -> ServerState:
 
 
 def _classifier_on(
-    run: RunDirectory, config: RunConfig, data: DataSource, given: Mapping[str, str | None], label_column: str | None
+    run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], file: FileOptions
 ) -> Evaluation:
     predictor = load_predictor(run.path, trust_remote_code=config.trust_remote_code)
     examples = load_examples(
         data,
         predictor.label_names,
-        text_column=given["text_column"],
-        label_column=label_column,
-        client_column=given["client_column"],
+        text_column=columns["text_column"],
+        label_column=columns["label_column"],
+        client_column=columns["client_column"],
         usual_columns=(config.text_column, config.label_column, config.client_column),
         strip_newsgroups=config.strip_newsgroups,
+        **vars(file),
     )
     outputs, labels = predictor.logits(examples.texts), examples.labels
     parts = by_client(examples.clients)
@@ -116,17 +119,22 @@ def _classifier_on(
 
 
 def _writer_on(
-    run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], generate: int
+    run: RunDirectory,
+    config: RunConfig,
+    data: DataSource,
+    columns: Mapping[str, str | None],
+    file: FileOptions,
+    generate: int,
 ) -> Evaluation:
     """Where no column is named, by the run's own names, if the data have them."""
     model = open_model(config, ())
     require_same(model.name, model.fingerprint, str(run.environment()["model_fingerprint"]), str(run.path))
     state = _state(run, model)
     if not any(columns.values()):
-        found = find_tables(data)
+        found = find_tables(data, file)
         there = (found.test or found.train).names
         columns = {name: own for name in columns if (own := getattr(config, name)) in there}
-    options: Any = dict(columns)
+    options: Any = {**columns, **vars(file)}
     samples = load_samples(data, WrittenOptions(**options))
     return evaluate_samples(model, state.adapter, state.base, samples, generate, config.seed)
 
