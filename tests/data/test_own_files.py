@@ -75,6 +75,14 @@ def test_a_separator_is_named(tmp_path: Path, separator: str, name: str) -> None
     assert pairs(load_data(save(tmp_path / "mine.csv", table(ROWS, separator)), separator=name)) == Counter(ROWS)
 
 
+def test_a_separator_that_is_not_found_is_asked_for(tmp_path: Path) -> None:
+    rows = [("a", "x"), ("b", "y")]
+    path = save(tmp_path / "mine.csv", table(rows, "^"))
+    refused("name it with --label-column, or what separates the values with --separator", path)
+    with pytest.raises(DataError, match="or what separates the values with --separator"):
+        load_written(save(tmp_path / "b.csv", table(rows, "^", ("prompt", "completion"))))
+
+
 CELLS = st.text(st.sampled_from('ab ,;|\t"'), max_size=8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, opening, require
+from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, one_column, opening, require
 from lora_a2.data.messages import plain, read_chat
 from lora_a2.data.tables import AnyTable
 from lora_a2.data.written import Sample, Turn
@@ -98,7 +98,7 @@ def find_written_columns(
         if found is None:
             raise DataError(
                 f"Which columns of {source} are prompts and answers, chats or texts cannot be told from its columns {listed(names)}; "
-                "name them with --prompt-column and --completion-column, --messages-column, or --text-column."
+                f"name them with --prompt-column and --completion-column, --messages-column, or --text-column{one_column(names)}."
             )
         messages, text, prompt, prompt_input, completion = found
         return WrittenColumns(messages, text, prompt, prompt_input, completion, references, client)

@@ -83,8 +83,13 @@ def _guess(
             )
     raise DataError(
         f"Which column of {source} is the {role} cannot be told from its columns {listed(names)}; "
-        f"name it with --{role}-column."
+        f"name it with --{role}-column{one_column(names)}."
     )
+
+
+def one_column(names: Sequence[str]) -> str:
+    """What to add to an error where a table has a single column, as a file whose separator was not found has."""
+    return ", or what separates the values with --separator" if len(names) == 1 else ""
 
 
 def listed(names: Sequence[str]) -> str:
