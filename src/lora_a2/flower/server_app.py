@@ -219,7 +219,9 @@ def _server_evaluation(
     if not len(test):
         raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
     if courier.simulated:
-        clients, _ = open_clients(config, start.data, start.model)
+        clients, tokens = open_clients(config, start.data, start.model)
+        for note in tokens.notes:
+            log.warning(note)
         return lambda state: evaluate_clients(start.model, pool, state, clients, config.generate, config.seed).to_json()
     task, examples = start.model.task, start.model.encode(test).examples
 
