@@ -20,6 +20,10 @@ class LoraA2Error(Exception):
     """Base of every error below; catch it to catch them all."""
 
 
+class LoraA2Warning(UserWarning):
+    """What a user should know of and no observer, log or result can tell; commands print it as a line."""
+
+
 class ConfigError(LoraA2Error):
     """An option or a configuration file is wrong."""
 

@@ -169,7 +169,7 @@ def test_resume_continues_the_directory(
 def interrupting(started: bool) -> Callable[..., None]:
     """A launch that Ctrl-C ends, before or after it has a run directory."""
 
-    def launch(config: RunConfig, observer: Any) -> None:
+    def launch(config: RunConfig, observer: Any, **options: Any) -> None:
         if started:
             observer.started(
                 RunStart(
@@ -214,7 +214,7 @@ def test_an_interrupted_run_tells_how_to_continue(
 def test_an_error_below_is_one_line(
     error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def launch(config: RunConfig, observer: Any) -> None:
+    def launch(config: RunConfig, observer: Any, **options: Any) -> None:
         raise error
 
     fake(monkeypatch, "lora_a2.runs.jobs", launch=launch)

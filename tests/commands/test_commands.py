@@ -45,6 +45,7 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     fake(monkeypatch, "lora_a2.runs.measuring", evaluate_run=evaluate_run)
     assert main(["evaluate", str(tmp_path), "--data", "new.csv", "--text-column", "body"]) == 0
     options: dict[str, Any] = {"data": "new.csv", "text_column": "body", "label_column": None, "client_column": None}
+    options |= dict.fromkeys(("separator", "encoding", "on_missing"))
     options |= dict.fromkeys(("prompt_column", "completion_column", "messages_column", "references_column"))
     options |= {"trust_remote_code": False, "generate": 0}
     assert calls == [(tmp_path, options)]

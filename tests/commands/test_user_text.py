@@ -153,11 +153,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, labels: dict[str, list[int | None]]) ->
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
     )
 
-    def split(values: list[int | None]) -> Any:
-        rows = {"text": [f"box {i}" for i in range(len(values))], "label": values}
+    def split(name: str, values: list[int | None]) -> Any:
+        rows = {"text": [f"{name} {i}" for i in range(len(values))], "label": values}
         return datasets.Dataset.from_dict(rows, features=features)
 
-    found = {name: tables.Table(f"'x/y' ({name} split)", split(values)) for name, values in labels.items()}
+    found = {name: tables.Table(f"'x/y' ({name} split)", split(name, values)) for name, values in labels.items()}
     monkeypatch.setattr(finding, "read_hub", lambda *args, **options: found)
 
 
@@ -175,7 +175,7 @@ def test_a_test_split_without_labels_gives_way_to_the_validation_split(monkeypat
     assert "held out for testing instead" in data.notes[0]
     assert len(load_data("x/y", test_fraction=0.5).test) == 10
     hub(monkeypatch, {"train": [0, -1] * 10, "test": [0, 1]})
-    with pytest.raises(DataError, match=r"Row 2 of .* has no label"):
+    with pytest.raises(DataError, match=r"10 of 20 rows of .* have no label .* \(row 2, row 4, "):
         load_data("x/y")
 
 

@@ -114,10 +114,10 @@ def test_splits_are_those_of_the_hub() -> None:
     known = datasets.Dataset.from_list(coded, features=features)
     data = load_data(datasets.DatasetDict(train=known, validation=known, test=secret))
     assert (len(data.test), data.label_names) == (10, ("no", "yes"))
-    assert data.notes == (
+    assert data.notes[:1] == (
         "The DatasetDict (test split) has no labels; the DatasetDict (validation split) is the test set instead.",
     )
-    expect("Row 1 of the Dataset has no label in column 'label'", secret)
+    expect("4 of 4 rows of the Dataset have no label in column 'label' .row 1, row 2, row 3 and 1 more.", secret)
     expect("The DatasetDict has no train split, only test", datasets.DatasetDict(test=train))
     expect(
         "The DatasetDict has its own test set",
@@ -147,7 +147,10 @@ def test_labels_of_every_column_type(labels: Any, expected: tuple[str, ...]) -> 
 @pytest.mark.parametrize("lacking", [None, np.nan, pd.NA, pd.NaT], ids=["None", "nan", "NA", "NaT"])
 def test_missing_values_of_every_kind(lacking: Any) -> None:
     texts = pd.DataFrame({"text": ["a", lacking, "c"], "label": ["x", "y", "x"]})
-    expect("^Row 2 of the DataFrame has no text in column 'text'; fill it or remove the row.$", texts)
+    expect(
+        "^Row 2 of the DataFrame has no text in column 'text'; fill it, remove the row, or leave it out with --on-missing drop.$",
+        texts,
+    )
     labels = pd.DataFrame({"text": ["a", "b", "c"], "label": pd.Series(["x", "y", lacking], dtype=object)})
     expect("^Row 3 of the DataFrame has no label in column 'label'", labels)
     expect("^Row 3 of the DataFrame has no label", labels.astype({"label": "category"}))
@@ -158,7 +161,7 @@ def test_missing_values_of_every_kind(lacking: Any) -> None:
     ("data", "message"),
     [
         (pd.DataFrame({"text": [1, 2], "label": ["x", "y"]}), "holds a int in column 'text', not a text"),
-        (pd.DataFrame({"text": ["a", " "], "label": ["x", "y"]}), "Row 2 of the DataFrame has an empty text"),
+        (pd.DataFrame({"text": ["a", " "], "label": ["x", "y"]}), "Row 2 of the DataFrame has no text"),
         (pd.DataFrame({"text": ["a", "b"], "label": [0.5, 1]}), "holds 0.5 in column 'label'"),
         (pd.DataFrame({"text": ["a", "\ud800"], "label": ["x", "y"]}, dtype=object), "Row 2 .* half of a character"),
         (pd.DataFrame({"text": ["a", "b"], "label": ["x", "x"]}), "All examples of the DataFrame have the label 'x'"),
@@ -198,7 +201,7 @@ def test_options_that_do_not_fit() -> None:
     both = datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_list(ROWS)))
     expect("test-data is the DatasetDict, which has several splits", FRAME, test_data=both)
     expect(
-        "The DataFrame has 1 labels .* 'maybe' in row 1 of the DataFrame",
+        "1 of 2 rows of the DataFrame has a label .* 'maybe' .row 1.",
         FRAME,
         test_data=FRAME[:2].replace("yes", "maybe"),
     )
@@ -279,5 +282,5 @@ def test_clients_whose_labels_are_not_the_model_s() -> None:
         lora_a2.make_clients(data, tiny_model())
     with pytest.raises(ConfigError, match="these are read already"):
         lora_a2.make_clients(data, tiny_model(), options=DataOptions())
-    with pytest.raises(DataError, match="not among the 3 known ones, such as 'other'"):
+    with pytest.raises(DataError, match=r"4 of 12 rows .* not among the 3 known ones: 'other'"):
         lora_a2.make_clients(frame.replace("late", "other"), tiny_model())

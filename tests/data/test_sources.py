@@ -289,8 +289,8 @@ def test_class_labels_get_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", "x"), ("", "y")], "Row 2 of .*mine.* has an empty text"),
-        ([("a", "x"), ("b", "y"), (" \n", "y")], "Row 3 of .*mine.* has an empty text"),
+        ([("a", "x"), ("", "y")], "Row 2 of .*mine.* has no text"),
+        ([("a", "x"), ("b", "y"), (" \n", "y")], "Row 3 of .*mine.* has no text"),
         ([("a", "x"), (None, "y")], "Row 2 of .*mine.* has no text"),
         ([("a", None), ("b", "y")], "Row 1 of .*mine.* has no label"),
         ([("a", "x"), ("b", " ")], "Row 2 of .*mine.* has no label"),
@@ -316,7 +316,11 @@ def test_integers_that_became_floats_are_still_class_numbers(tmp_path: Path) -> 
 
 def test_a_label_that_only_the_test_set_has(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", [*ROWS, {"text": "x", "label": "maybe"}])
-    expect("b.csv' has 1 labels that are not among the 2 known ones, such as 'maybe' in row 11", train, test_data=test)
+    expect(
+        "1 of 11 rows of .*b.csv' has a label that is not among the 2 known ones: 'maybe' .row 11.",
+        train,
+        test_data=test,
+    )
 
 
 # --- test set and subset

@@ -234,9 +234,9 @@ def test_an_empty_answer_is_refused_with_its_row(answer: object) -> None:
 
 
 def test_an_empty_prompt_or_text_is_refused_with_its_row() -> None:
-    expect("Row 2 of the DataFrame has an empty text", pd.DataFrame({"text": ["a", " "]}))
+    expect("Row 2 of the DataFrame has no text", pd.DataFrame({"text": ["a", " "]}))
     expect(
-        "Row 1 of the DataFrame has no text in column 'prompt'", pd.DataFrame({"prompt": [None], "completion": ["a"]})
+        "Row 1 of the DataFrame has no prompt in column 'prompt'", pd.DataFrame({"prompt": [None], "completion": ["a"]})
     )
     expect("holds 7 in column 'completion'", pd.DataFrame({"prompt": ["a"], "completion": [7]}))
     chats = pd.DataFrame({"prompt": [MESSAGES], "completion": ["a"]})
@@ -249,8 +249,8 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_an_unanswered_end_is_told() -> None:
     asked = [*MESSAGES, {"role": "user", "content": "And in winter?"}]
-    table = datasets.Dataset.from_list([{"messages": MESSAGES}] * 3 + [{"messages": asked}] * 2)
-    data = load_written(table)
+    chats = [MESSAGES, [*MESSAGES, *MESSAGES], [MESSAGES[0], *MESSAGES], asked, [*MESSAGES, *asked]]
+    data = load_written(datasets.Dataset.from_list([{"messages": chat} for chat in chats]))
     assert data.notes == ("2 chats end with a turn that nobody answers in the Dataset: it is left out.",)
 
 

@@ -26,6 +26,7 @@ from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.core.tensors import Tensors
 from lora_a2.core.types import Adapter, ClientState, Factors
+from lora_a2.data.file_options import FileOptions
 from lora_a2.errors import ConfigError, DataError, NodeError
 from lora_a2.node import door
 from lora_a2.node.own_data import OwnData
@@ -400,6 +401,33 @@ def test_a_node_of_a_model_that_writes(row: dict[str, Any], named: dict[str, str
     assert (found["num_examples"], found["num_test_examples"]) == (8, 2)
     with pytest.raises(DataError, match="which has none"):
         Participant(OwnData(str(path), label_column="text"), tmp_path).answer(request(run=run, labels=()))
+
+
+def test_how_a_node_s_files_are_read(files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `run` reads them; what the operator should know is in the node's own log, and in nothing that leaves it."""
+    path = tmp_path / "own.csv"
+    rows = [*(f"w3 w4 é {n}^late" for n in range(10)), "w5^", "^late"]
+    path.write_bytes("\n".join(["text^label", *rows]).encode("cp1252"))
+    file = FileOptions(separator="^", encoding="cp1252", on_missing="drop")
+    with pytest.raises(DataError, match="try --encoding cp1252"):
+        OwnData(str(path)).check()
+    for fraction, sizes in ((0.0, (10, 0)), (0.2, (8, 2))):
+        own = OwnData(str(path), test_fraction=fraction, file=file)
+        assert own.check() == 10
+        caplog.clear()
+        answer = Participant(own, tmp_path).answer(request(run=run_of(files[1], **{"max-length": 3})))
+        assert (answer.metrics["num_examples"], answer.metrics["num_test_examples"]) == sizes
+        assert "Left out: 1 of 12 rows of" in caplog.text
+        assert f"{sizes[0]} of {sizes[0]} training examples are cut to max-length" in caplog.text
+        assert not answer.notes
+
+
+def test_a_node_that_writes_reads_files_likewise(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("prompt;completion\na b;c\na;\nb;c\n")
+    assert OwnData(str(path), file=FileOptions(on_missing="drop")).check() == 2
+    with pytest.raises(DataError, match=r"Row 2 of .* has no answer"):
+        OwnData(str(path)).check()
 
 
 # --- the command

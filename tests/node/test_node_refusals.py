@@ -174,7 +174,7 @@ CASES: dict[str, tuple[Case, Reason, str]] = {
     "an unknown label": (
         written("label.csv", f"text,label\na,late\nb,{SECRET}\n".encode()),
         Reason.DATA,
-        "such as 'HIVpositive' in row 2",
+        "'HIVpositive' .row 2.",
     ),
     "other labels asked for": (asked(labels=("late", "lost")), Reason.DATA, "that are not among the 2 known ones"),
     "no model": (other_model(lambda path: None), Reason.MODEL, "there is no such folder"),

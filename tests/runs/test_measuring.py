@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import plain_writers
 from cli_helpers import one_error
+from federation import study_options
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.federation.loop import Observer
@@ -145,3 +146,38 @@ def test_an_example_is_shown_as_it_is_learnt(tmp_path: Path, capsys: pytest.Capt
     found = json.loads(capsys.readouterr().out)
     ids = AutoTokenizer.from_pretrained(model)("nothing<|end|>", add_special_tokens=False)["input_ids"]
     assert [found["input_ids"][i] for i in found["learnt"]] == ids
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    return one_error(capsys)
+
+
+def test_other_data_are_read_as_their_file_wants_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, other = str(tmp_path / "run"), tmp_path / "other.csv"
+    launch(RunConfig(**{**study_options(tmp_path), "num_server_rounds": 1}, output_dir=run), Observer())
+    other.write_bytes("text;label\nw3 é;late\nw4;broken\n;lost\nw5;never\n".encode("cp1252"))
+    argv = ["evaluate", run, "--data", str(other), "--json"]
+    assert "try --encoding cp1252" in refused(argv, capsys)
+    assert "Row 3 of" in refused([*argv, "--encoding", "cp1252"], capsys)
+    assert main([*argv, "--encoding", "cp1252", "--on-missing", "drop"]) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out)["num_examples"] == 2
+    assert found.err.splitlines() == [
+        f"Left out: 1 of 4 rows of '{other}' without a text in column 'text' (row 3).",
+        f"Left out: 1 of 3 rows of '{other}' with a label that is not among the 3 known ones: 'never' (row 4).",
+    ]
+    assert "are of --data: give it too" in refused(["evaluate", run, "--separator", ";"], capsys)
+
+
+def test_a_writer_s_data_are_read_as_their_file_wants_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = files(tmp_path, "llama")
+    other = tmp_path / "other.csv"
+    other.write_bytes("prompt^completion\nthe hen^is in the inn\nthe hen^\n".encode("utf-16"))
+    argv = ["evaluate", "--model", model, "--data", str(other), "--separator", "^", "--dtype", "float32", "--json"]
+    assert "Row 2 of" in refused(argv, capsys)
+    assert main([*argv, "--on-missing", "drop"]) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out)["examples_used"] == 1
+    assert found.err == f"Left out: 1 of 2 rows of '{other}' without an answer in column 'completion' (row 2).\n"

@@ -96,5 +96,5 @@ def test_a_client_with_nothing_to_learn_is_named(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given |= {"data": str(path), "test_data": str(path), "client_column": "who", "partitioner": "natural"}
     given.pop("num_clients")
-    with pytest.raises(DataError, match="empty text"):
+    with pytest.raises(DataError, match=r"has no text"):
         launch(RunConfig(**given, output_dir=str(tmp_path / "run")), Observer())

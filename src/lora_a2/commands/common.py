@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from lora_a2.errors import LoraA2Warning
+from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
     from lora_a2.federation.loop import Observer
@@ -59,6 +64,15 @@ def say_standing(run_dir: Path) -> None:
 
     if (run_dir / "config.toml").is_file() and (line := standing(RunDirectory.open(run_dir))) is not None:
         click.echo(visible(line), err=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Our warnings as a line each on standard error, without the place in the source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LoraA2Warning)
+        warnings.showwarning = lambda message, *args, **options: click.echo(visible(str(message)), err=True)
+        yield
 
 
 def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: bool) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, say_standing, trust_option
+from lora_a2.commands.common import examples, json_option, print_json, say_standing, trust_option, warnings_as_lines
 from lora_a2.commands.options import GroupedCommand, field_options
+from lora_a2.data.file_options import FILE_OPTIONS
 from lora_a2.settings.errors import kebab
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _WITHOUT_A_RUN = ("task", "model", "max_length", "system_prompt", "chat_template
 @click.option("--text-column", help="Column of the texts; the run's own if the data have it.")
 @click.option("--label-column", help="Column of the labels; likewise.")
 @click.option("--client-column", help="Column that tells whose example it is; likewise.")
-@field_options([*_COLUMNS, *_WITHOUT_A_RUN])
+@field_options([*FILE_OPTIONS, *_COLUMNS, *_WITHOUT_A_RUN])
 @click.option(
     "--generate",
     type=click.IntRange(min=0),
@@ -67,29 +68,37 @@ def command(
     recall and F1 class by class; and which classes it confuses. The worst are shown, all are in --json. A model that writes: loss, perplexity, token accuracy; its sums
     (loss_sum, learnt_tokens) and the numbers of examples used, cut and dropped stand beside them in --json.
     """
-    columns = {"text_column": text_column, "client_column": client_column, **{n: given.pop(n) for n in _COLUMNS}}
+    columns = {
+        "text_column": text_column,
+        "client_column": client_column,
+        **{n: given.pop(n) for n in (*FILE_OPTIONS, *_COLUMNS)},
+    }
     model = {name: value for name, value in given.items() if value is not None}
     if run_dir is None:
-        found = _without_a_run(data, columns, model, label_column, generate, trust_remote_code)
+        with warnings_as_lines():
+            found = _without_a_run(data, columns, model, label_column, generate, trust_remote_code)
     else:
         if model:
             raise click.UsageError(
                 f"--{kebab(next(iter(model)))} is for a model without a run: leave RUN_DIR or it out."
             )
         if data is None and (label_column or any(columns.values())):
-            raise click.UsageError("Columns are of --data: give it too.", click.get_current_context())
+            raise click.UsageError(
+                "Columns and how files are read are of --data: give it too.", click.get_current_context()
+            )
 
         from lora_a2.runs.measuring import evaluate_run
 
         say_standing(run_dir)
-        found = evaluate_run(
-            run_dir,
-            data=data,
-            label_column=label_column,
-            trust_remote_code=trust_remote_code,
-            generate=generate,
-            **columns,
-        )
+        with warnings_as_lines():
+            found = evaluate_run(
+                run_dir,
+                data=data,
+                label_column=label_column,
+                trust_remote_code=trust_remote_code,
+                generate=generate,
+                **columns,
+            )
     if as_json:
         print_json(found.to_json())
         return

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from lora_a2.commands.common import examples, trust_option
+from lora_a2.commands.options import field_options
+from lora_a2.data.file_options import FILE_OPTIONS, take_file_options
 
 
 @click.command(
@@ -15,7 +17,7 @@ from lora_a2.commands.common import examples, trust_option
         "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock",
         "lora-a2 node --data reviews.jsonl --text-column body --label-column stars --test-fraction 0 \\",
         "             --model roberta-base --socket /run/lora-a2/worker.sock --store /var/lib/lora-a2",
-        "lora-a2 node --data tickets.csv --socket ~/.lora-a2/worker.sock --policy node.toml",
+        "lora-a2 node --data tickets.xlsx --on-missing drop --socket ~/.lora-a2/worker.sock --policy node.toml",
         "",
         "node.toml, all of it optional:",
         "  model-fingerprints = ['5d1f0c']     # models that may be trained (default: all)",
@@ -37,6 +39,7 @@ from lora_a2.commands.common import examples, trust_option
 @click.option("--prompt-column", metavar="NAME", help="Column of the prompts, for a model that writes; likewise.")
 @click.option("--completion-column", metavar="NAME", help="Column of the answers; likewise.")
 @click.option("--messages-column", metavar="NAME", help="Column of whole chats; likewise.")
+@field_options(FILE_OPTIONS)
 @click.option("--test-data", metavar="FILE", help="The node's own test examples, for evaluation on the node.")
 @click.option(
     "--test-fraction",
@@ -108,7 +111,8 @@ def command(
 
     allowed = Policy.model_validate({}) if policy is None else load_policy(policy)
     threads(num_threads)
-    own = OwnData(data, **columns, test_data=test_data, test_fraction=test_fraction)
+    file = take_file_options(columns)
+    own = OwnData(data, **columns, test_data=test_data, test_fraction=test_fraction, file=file)
     count = own.check()
     participant = Participant(own, store.expanduser(), allowed, own_fields(model, device, dtype, trust_remote_code))
     with listening(socket_path) as listener:

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, print_json, run_dir_argument, say_standing, trust_option
+from lora_a2.commands.common import (
+    examples,
+    print_json,
+    run_dir_argument,
+    say_standing,
+    trust_option,
+    warnings_as_lines,
+)
 from lora_a2.commands.given import given_or_lines
+from lora_a2.commands.options import field_options
+from lora_a2.data.file_options import FILE_OPTIONS, FileOptions, take_file_options
+from lora_a2.settings.errors import kebab
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ _BATCH = 64
     help="Write the table there, with the columns label and probability behind its own (predicted_label and "
     "predicted_probability if it has these): csv, tsv, jsonl or parquet, by the name. A file that is there is replaced.",
 )
+@field_options(FILE_OPTIONS)
 @click.option("--top", type=click.IntRange(min=1), help="Number of labels a text.  [default: 3]")
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a text, one a line; of --output one in all.")
@@ -62,6 +73,7 @@ def command(
     top: int | None,
     trust_remote_code: bool,
     as_json: bool,
+    **file: Any,
 ) -> None:
     """Label texts with a run: the likeliest labels with their probabilities.
 
@@ -69,6 +81,8 @@ def command(
     with the model of its last finished round.
     """
     _check(texts, data, text_column, output, top)
+    if data is None and (lone := next((name for name, value in file.items() if value is not None), None)):
+        raise click.UsageError(f"--{kebab(lone)} is of the table of --data: give it too.", click.get_current_context())
     given = iter(()) if data is not None else given_or_lines(texts, "text")
     for text in texts:
         if os.path.isfile(text):
@@ -79,7 +93,8 @@ def command(
     say_standing(run_dir)
     predictor = load_predictor(run_dir, trust_remote_code=trust_remote_code)
     if data is not None:
-        table, rows = _table(predictor, run_dir, data, text_column)
+        with warnings_as_lines():
+            table, rows = _table(predictor, run_dir, data, text_column, take_file_options(file))
         if output is not None:
             _write(predictor, table, rows, output, as_json)
             return
@@ -118,7 +133,9 @@ def _hint(run_dir: Path, text: str) -> None:
     click.echo(visible(line), err=True)
 
 
-def _table(predictor: Predictor, run_dir: Path, data: str, text_column: str | None) -> tuple[AnyTable, list[str]]:
+def _table(
+    predictor: Predictor, run_dir: Path, data: str, text_column: str | None, file: FileOptions
+) -> tuple[AnyTable, list[str]]:
     """The table of --data, and its texts, read as the run read its own."""
     from lora_a2.data.sources import load_texts
     from lora_a2.runs.directory import RunDirectory
@@ -129,7 +146,7 @@ def _table(predictor: Predictor, run_dir: Path, data: str, text_column: str | No
     if not is_model_folder(run_dir):
         config = config_of(RunDirectory.open(run_dir))
         usual = {"usual_column": config.text_column, "strip_newsgroups": config.strip_newsgroups}
-    return load_texts(data, predictor.label_names, text_column=text_column, **usual)
+    return load_texts(data, predictor.label_names, text_column=text_column, file=file, **usual)
 
 
 def _write(predictor: Predictor, table: AnyTable, texts: Sequence[str], output: Path, as_json: bool) -> None:

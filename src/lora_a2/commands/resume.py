@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -51,6 +52,7 @@ def command(
 
     The result is the same, byte for byte, as if it had never been interrupted.
     """
+    began = time.perf_counter()
     several = next((name for name in _BATCHES if (run_dir / name).is_file()), None)
     given = {"from_round": from_round, "num_server_rounds": num_server_rounds}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -84,7 +86,7 @@ def command(
     from lora_a2.runs.jobs import resume
 
     train(
-        lambda observer: resume(run_dir, observer, trust_remote_code=trust_remote_code, **chosen),
+        lambda observer: resume(run_dir, observer, trust_remote_code=trust_remote_code, began=began, **chosen),
         quiet=quiet,
         as_json=as_json,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def command(config_file: Path | None, as_json: bool, quiet: bool, **flags: Any) 
     Without options: the helpdesk data set on 10 clients, in a few minutes on a laptop. Any Ctrl-C or crash can be
     continued with "lora-a2 resume".
     """
+    began = time.perf_counter()
     from lora_a2.config.run import load_config, make_config
 
     config = make_config(load_config(config_file) if config_file else {}, flags)
 
     from lora_a2.runs.jobs import launch
 
-    train(lambda observer: launch(config, observer), quiet=quiet, as_json=as_json)
+    train(lambda observer: launch(config, observer, began=began), quiet=quiet, as_json=as_json)

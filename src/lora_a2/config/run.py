@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 from lora_a2.config.effects import check_effects
 from lora_a2.core.budgets import check_length
 from lora_a2.data.config import ClientConfig, DataConfig
+from lora_a2.data.file_options import FileOptions
 from lora_a2.data.options import DataOptions
 from lora_a2.data.partition import BY_LABEL
 from lora_a2.data.writing import WrittenOptions
@@ -112,6 +113,10 @@ class RunConfig(RunOptions, PlanOptions, ModelConfig, WritingOptions, ClientConf
         given = {**dict(self.part(DataConfig)), "seed": self.seed}
         kind = WrittenOptions if self.task == CAUSAL_LM else DataOptions
         return {"data": self.data, **{field.name: given[field.name] for field in fields(kind) if field.name in given}}
+
+    def file_options(self) -> FileOptions:
+        """How files of data are read."""
+        return FileOptions(separator=self.separator, encoding=self.encoding, on_missing=self.on_missing)
 
     def split_options(self) -> dict[str, Any]:
         """The arguments that tell how examples are split over clients."""

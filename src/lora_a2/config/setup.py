@@ -19,7 +19,7 @@ from lora_a2.engine.precision import dtype_name
 from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
 from lora_a2.federation.exchange import RoundRules
 from lora_a2.federation.loop import Plan, make_schedule
-from lora_a2.federation.population import Client, SplitChoice, encoded_clients, make_profile
+from lora_a2.federation.population import Client, SplitChoice, TokenCounts, encoded_clients, make_profile
 from lora_a2.federation.probes import resolved_probe
 from lora_a2.model.config import ModelConfig
 from lora_a2.model.defaults import ModelDefaults, model_defaults
@@ -72,7 +72,7 @@ def _found_task(config: RunConfig) -> str:
         return CLASSIFICATION
     if any((config.prompt_column, config.completion_column, config.messages_column)):
         return CAUSAL_LM
-    return find_task(find_tables(config.data).train.names) or CLASSIFICATION
+    return find_task(find_tables(config.data, config.file_options()).train.names) or CLASSIFICATION
 
 
 def open_data(config: RunConfig) -> DataSet:
@@ -100,8 +100,8 @@ def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
     return load_model(name, labels=label_names, **given)
 
 
-def open_clients(config: RunConfig, data: DataSet, model: Model) -> tuple[tuple[Client, ...], tuple[str, ...]]:
-    """The data set split over the clients, and what a user should know of how the examples became tokens.
+def open_clients(config: RunConfig, data: DataSet, model: Model) -> tuple[tuple[Client, ...], TokenCounts]:
+    """The data set split over the clients, and how its examples became tokens.
 
     Raises:
         ConfigError: a split that the data do not allow.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, opening, require
+from lora_a2.data.columns import LABEL_COLUMNS, TEXT_COLUMNS, listed, one_column, opening, require
 from lora_a2.data.messages import plain, read_chat
 from lora_a2.data.tables import AnyTable
 from lora_a2.data.written import Sample, Turn
@@ -31,6 +31,23 @@ class WrittenColumns:
     completion: str | None = None
     references: str | None = None
     client: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Role → name, of those that there are."""
+        found = {
+            "chat": self.messages,
+            "text": self.text,
+            "prompt": self.prompt,
+            "input": self.prompt_input,
+            "answer": self.completion,
+            "references": self.references,
+            "client": self.client,
+        }
+        return {role: name for role, name in found.items() if name is not None}
+
+    def needed(self) -> dict[str, str]:
+        """As `named`, of those that no row may lack."""
+        return {role: name for role, name in self.named().items() if role not in ("input", "references")}
 
 
 def find_task(names: Sequence[str]) -> str | None:
@@ -81,7 +98,7 @@ def find_written_columns(
         if found is None:
             raise DataError(
                 f"Which columns of {source} are prompts and answers, chats or texts cannot be told from its columns {listed(names)}; "
-                "name them with --prompt-column and --completion-column, --messages-column, or --text-column."
+                f"name them with --prompt-column and --completion-column, --messages-column, or --text-column{one_column(names)}."
             )
         messages, text, prompt, prompt_input, completion = found
         return WrittenColumns(messages, text, prompt, prompt_input, completion, references, client)
@@ -124,7 +141,7 @@ def _usual(by_name: Mapping[str, str]) -> tuple[str | None, str | None, str | No
 
 
 def read_samples(table: AnyTable, columns: WrittenColumns) -> list[Sample]:
-    """The rows of a table.
+    """The rows of a table, none of which lacks what is needed.
 
     Raises:
         DataError: a row is no valid example; the message says which, and why.
@@ -163,12 +180,7 @@ def _references(table: AnyTable, columns: WrittenColumns) -> list[tuple[str, ...
 
 def _answers(table: AnyTable, column: str) -> list[tuple[str, ...]]:
     """Each row's answers, the first of which is learnt."""
-    found = []
-    for row, value in enumerate(table.column(column), start=1):
-        found.append(_list_of_texts(value, table.place(row), column))
-        if not found[-1] or not found[-1][0].strip():
-            raise DataError(f"{table.place(row)} has no answer in column '{column}'; fill it or remove the row.")
-    return found
+    return [_list_of_texts(value, table.place(row), column) for row, value in enumerate(table.column(column), start=1)]
 
 
 def _list_of_texts(value: object, place: str, column: str) -> tuple[str, ...]:
@@ -185,11 +197,9 @@ def _texts(table: AnyTable, column: str, *, optional: bool = False) -> list[str]
     texts = ["" if text is None and optional else text for text in table.column(column)]
     for row, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            what = "no text" if text is None else f"a {type(text).__name__}, not a text,"
             more = " Whole chats are named with --messages-column." if isinstance(plain(text), list) else ""
             raise DataError(
-                f"{table.place(row)} has {what} in column '{column}'; fill it, or name another column.{more}"
+                f"{table.place(row)} has a {type(text).__name__}, not a text, in column '{column}'; fill it, or name another "
+                f"column.{more}"
             )
-        if not text.strip() and not optional:
-            raise DataError(f"{table.place(row)} has an empty text in column '{column}'; fill it or remove the row.")
     return texts

@@ -30,6 +30,11 @@ class Columns:
     label: str
     client: str | None
 
+    def named(self) -> dict[str, str]:
+        """Role → name, of those that there are."""
+        found = {"text": self.text, "label": self.label, "client": self.client}
+        return {role: name for role, name in found.items() if name is not None}
+
 
 def find_columns(names: Sequence[str], source: str, text: str | None, label: str | None, client: str | None) -> Columns:
     """The columns of a table with these `names`: as named by the user, else by the usual names (case is ignored).
@@ -90,8 +95,13 @@ def _guess(
             )
     raise DataError(
         f"Which column of {source} is the {role} cannot be told from its columns {listed(names)}; "
-        f"name it with --{role}-column."
+        f"name it with --{role}-column{one_column(names)}."
     )
+
+
+def one_column(names: Sequence[str]) -> str:
+    """What to add to an error where a table has a single column, as a file whose separator was not found has."""
+    return ", or what separates the values with --separator" if len(names) == 1 else ""
 
 
 def listed(names: Sequence[str]) -> str:

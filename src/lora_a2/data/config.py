@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from pydantic import AfterValidator
+
+from lora_a2.data.file_options import OnMissing, encoding_of, separator_of
 from lora_a2.data.newsgroups import NewsgroupsOptions
 from lora_a2.data.partition import KINDS
 from lora_a2.settings.options import MOST, Effect, Float, Int, Options, among, option
@@ -18,7 +21,7 @@ class SourceOptions(Options):
     data: str = option(
         by_task("helpdesk", "shopdesk"),
         "Data",
-        "helpdesk, shopdesk, banking77, 20newsgroups, a file (csv, tsv, jsonl, parquet; plain or gz), a folder with train.* and "
+        "helpdesk, shopdesk, banking77, 20newsgroups, a file (csv, tsv, jsonl, parquet, xlsx; plain or gz), a folder with train.* and "
         "test.*, or a hub data set.",
         shown="helpdesk; shopdesk with --task causal-lm",
     )
@@ -39,6 +42,23 @@ class SourceOptions(Options):
         "Data",
         "Column that tells whose example it is.",
         effect=Effect(lambda c: c.partitioner == "natural", "--partitioner natural, or none"),
+    )
+    separator: Annotated[str, AfterValidator(separator_of)] | None = option(
+        None,
+        "Data",
+        "What separates the values of a csv file: a character, or comma, semicolon, tab, pipe.",
+        shown="found by itself",
+    )
+    encoding: Annotated[str, AfterValidator(encoding_of)] | None = option(
+        None,
+        "Data",
+        "Encoding of text files, such as cp1252 or latin-1.",
+        shown="utf-8, or utf-16 by its mark",
+    )
+    on_missing: OnMissing = option(
+        "error",
+        "Data",
+        "What becomes of rows without a text, label, client, prompt or answer, and of test rows with a label that training has not.",
     )
     test_data: str | None = option(None, "Data", "File with the test examples.", metavar="FILE")
     test_fraction: Float | None = option(

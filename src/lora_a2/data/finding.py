@@ -8,14 +8,26 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from lora_a2.data.columns import opening
+from lora_a2.data.file_options import USUAL, FileOptions
 from lora_a2.data.objects import EXPECTED, DataSource, splits_of
-from lora_a2.data.tables import ENDINGS, AnyTable, ClientTables, Table, read_hub, read_table, split_ending
-from lora_a2.errors import DataError
+from lora_a2.data.options import ReadingOptions
+from lora_a2.data.tables import (
+    ENDINGS,
+    SEPARATED,
+    TEXTUAL,
+    AnyTable,
+    ClientTables,
+    Table,
+    read_hub,
+    read_table,
+    split_ending,
+)
+from lora_a2.errors import ConfigError, DataError
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?")
 _TEST_SPLITS = ("test", "validation", "dev")
@@ -34,26 +46,93 @@ class Tables:
     class_names: tuple[str, ...] = ()
     spare: tuple[AnyTable, ...] = ()
 
+    @property
+    def tables(self) -> tuple[AnyTable, ...]:
+        """The training and the test table."""
+        return (self.train,) if self.test is None else (self.train, self.test)
 
-def find_tables(data: DataSource) -> Tables:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how they were read."""
+        return tuple(note for table in self.tables if isinstance(table, Table) for note in table.notes)
+
+
+def find_tables(data: DataSource, file: FileOptions = USUAL) -> Tables:
     """The tables of `data`, which is what `load_data` takes.
 
     Raises:
         DataError: there is no such data set, it cannot be read, or it is nothing that holds rows.
+        ConfigError: there is no file that `file` could say something of.
     """
+    found = _found(data, file)
+    _check_acts(found, file)
+    return found
+
+
+def open_tables(data: DataSource, options: ReadingOptions) -> Tables:
+    """The tables of `data`, with what is given apart to test with.
+
+    Raises:
+        DataError: they cannot be found or read.
+        ConfigError: an option has nothing to act on.
+    """
+    found = _found(data, options)
+    if options.test_data is not None:
+        found = replace(found, test=find_test_table(options.test_data, options))
+    _check_acts(found, options)
+    _check_owners(found, options.client_column)
+    return found
+
+
+def _found(data: DataSource, file: FileOptions) -> Tables:
     if isinstance(data, os.PathLike):
-        return _named(str(Path(data).expanduser().absolute()))  # a path is never a name
-    return _named(data) if isinstance(data, str) else _from_object(data)
+        return _named(str(Path(data).expanduser().absolute()), file)  # a path is never a name
+    return _named(data, file) if isinstance(data, str) else _from_object(data)
 
 
-def find_test_table(data: DataSource) -> AnyTable:
+def _check_acts(found: Tables, file: FileOptions) -> None:
+    """Refuses options of files where no table is from such a file.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    there = {table.ending for table in found.tables if isinstance(table, Table)}
+    for name, value, endings in (
+        ("separator", file.separator, SEPARATED),
+        ("encoding", file.encoding, TEXTUAL),
+    ):
+        if value is not None and not there & set(endings):
+            raise ConfigError(
+                f"{name}: it is for files that end in {', '.join(endings)}, and {found.name} has none; leave it out."
+            )
+
+
+def _check_owners(found: Tables, client_column: str | None) -> None:
+    """A mapping's keys are its clients: no column is, and the test set is told apart by them too.
+
+    Raises:
+        ConfigError: something else is asked for.
+    """
+    owned = [table.owners is not None for table in found.tables]
+    if client_column is not None and any(owned):
+        raise ConfigError(
+            f"client-column is '{client_column}', but the keys of the mapping are the clients: leave it out, or give one table."
+        )
+    if len(set(owned)) > 1:
+        raise ConfigError(
+            "The training set is a mapping from clients and the test set is not, or the other way round: give both as "
+            "mappings, or neither."
+        )
+
+
+def find_test_table(data: DataSource, file: FileOptions = USUAL) -> AnyTable:
     """What is given apart to test with: a file, or one table in memory.
 
     Raises:
         DataError: it cannot be read, or is more than one table.
     """
     if isinstance(data, str | os.PathLike):
-        return read_table(Path(data).expanduser())
+        return read_table(Path(data).expanduser(), file=file)
     found = _from_object(data)
     if found.test is not None:
         raise DataError(f"test-data is {found.name}, which has several splits: give one of them.")
@@ -134,14 +213,14 @@ BUILT_IN: Mapping[str, Callable[[], Tables]] = {
 """Data sets known by name."""
 
 
-def _named(data: str) -> Tables:
+def _named(data: str, file: FileOptions) -> Tables:
     if data in BUILT_IN:
         return BUILT_IN[data]()
     path = Path(data).expanduser()
     if data and path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, file)
     if path.is_file():
-        return Tables(split_ending(path)[0], read_table(path), None)
+        return Tables(split_ending(path)[0], read_table(path, file=file), None)
     hub_id = _HUB_ID.fullmatch(data)
     if hub_id is None or split_ending(path)[1]:
         near = difflib.get_close_matches(data, BUILT_IN, n=1)
@@ -153,15 +232,17 @@ def _named(data: str) -> Tables:
     return _from_hub(data, hub_id["repo"], hub_id["config"])
 
 
-def _from_folder(folder: Path) -> Tables:
+def _from_folder(folder: Path, file: FileOptions) -> Tables:
     tables = {stem: _only(folder, stem) for stem in ("train", "test")}
     if tables["train"] is None:
         raise DataError(
             f"The folder '{folder}' has no train file: it needs one named train, and may have one named test, that "
             f"ends in {ENDINGS}; rename the file, or give the path of the file itself."
         )
-    test = None if tables["test"] is None else read_table(tables["test"])
-    return Tables(folder.resolve().name, read_table(tables["train"]), test, _class_names(folder / "labels.json"))
+    test = None if tables["test"] is None else read_table(tables["test"], file=file)
+    return Tables(
+        folder.resolve().name, read_table(tables["train"], file=file), test, _class_names(folder / "labels.json")
+    )
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lora_a2.data.partition import IntArray
 
@@ -31,13 +32,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Training and test set over the same C classes, named by `label_names`; `notes` are what the user should know of them."""
+    """Training and test set over the same C classes, named by `label_names`.
+
+    `notes` are what the user should know of them; `columns` what was used: text, label, client → the column's name.
+    """
 
     name: str
     train: Examples
     test: Examples
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """64 hex digits (SHA-256) over every text, label, client and label name, in order.

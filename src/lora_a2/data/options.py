@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
+from lora_a2.data.file_options import FileKeywords, FileOptions
 from lora_a2.data.objects import DataSource
 from lora_a2.errors import ConfigError
 
@@ -13,8 +13,8 @@ DEFAULT_TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """How a data set of either task is read; names as on the command line.
+class ReadingOptions(FileOptions):
+    """How a data set of either task is read; names as on the command line. Fields of `FileOptions` come first.
 
     Attributes:
         text_column: found by the usual names where None.
@@ -43,6 +43,7 @@ class ReadingOptions:
     hold_out: float = DEFAULT_TEST_FRACTION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
             if fraction is not None and not 0 < fraction < 1:
                 raise ConfigError(f"{name}-fraction is {fraction}: it must lie between 0 and 1, such as 0.2.")
@@ -68,7 +69,7 @@ class DataOptions(ReadingOptions):
     label_names: Sequence[str] | None = None
 
 
-class ReadingKeywords(TypedDict, total=False):
+class ReadingKeywords(FileKeywords, total=False):
     """The fields of `ReadingOptions`, for who gives some of them as keywords."""
 
     text_column: str | None

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
 
 from lora_a2.data.columns import Columns, find_columns, find_text_column, opening, require
-from lora_a2.data.finding import BUILT_IN, Tables, find_tables, find_test_table
+from lora_a2.data.doubts import like_labels, numbers, shared, single_clients
+from lora_a2.data.file_options import USUAL, FileOptions, OnMissing
+from lora_a2.data.finding import BUILT_IN, Tables, find_tables, open_tables
 from lora_a2.data.labelled import Examples, LabelledData
+from lora_a2.data.missing import complete, counted, is_missing, places
 from lora_a2.data.newsgroups import is_newsgroups, is_raw, strip_article
 from lora_a2.data.objects import DataSource
 from lora_a2.data.options import DEFAULT_TEST_FRACTION, DataKeywords, DataOptions
 from lora_a2.data.partition import IntArray
 from lora_a2.data.subsets import divided
-from lora_a2.data.tables import AnyTable
-from lora_a2.errors import ConfigError, DataError
+from lora_a2.data.tables import AnyTable, chosen
+from lora_a2.errors import ConfigError, DataError, LoraA2Warning
 
 __all__ = ["BUILT_IN", "DEFAULT_TEST_FRACTION", "Examples", "LabelledData", "load_data"]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Checked but not yet numbered: labels and clients as strings."""
+    """Checked but not yet numbered: labels and clients as strings; `notes` on rows that were left out."""
 
     table: AnyTable
     texts: list[str]
     labels: list[str]
     clients: list[str] | None
+    notes: tuple[str, ...] = ()
+
+    def take(self, rows: Sequence[int]) -> _Rows:
+        """The rows at `rows`, from 0."""
+        return replace(
+            self,
+            table=chosen(self.table, rows),
+            texts=[self.texts[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            clients=None if self.clients is None else [self.clients[row] for row in rows],
+        )
 
 
 def load_data(
@@ -55,50 +70,42 @@ def load_data(
         TypeError: there is no such option.
     """
     o = replace(options or DataOptions(), **given)
-    found = find_tables(data)
-    if o.test_data is not None:
-        found = replace(found, test=find_test_table(o.test_data))
-    check_owners(found, o.client_column)
+    found = open_tables(data, o)
     columns = find_columns(found.train.names, found.train.source, o.text_column, o.label_column, o.client_column)
-    chosen, notes = _labelled_test(found, columns)
-    if chosen is not None and o.test_fraction is not None:
+    test_table, notes = _labelled_test(found, columns)
+    if test_table is not None and o.test_fraction is not None:
         raise ConfigError(
             f"{_quoted(data, found)} has its own test set, so test-fraction {o.test_fraction} has nothing to hold out; leave "
             "it out, or give the training set alone."
         )
-    parts = [_rows(table, columns) for table in (found.train, chosen) if table is not None]
-    parts = _named(parts, found.class_names)
+    tables = [table for table in (found.train, test_table) if table is not None]
+    parts = _read(tables, columns, found.class_names, o)
     label_names = _label_names(parts[0]) if o.label_names is None else tuple(o.label_names)
-    if is_newsgroups(label_names):
-        parts = _stripped(parts) if o.strip_newsgroups and is_raw(parts[0].texts) else parts
-    else:  # stripped articles may be empty, and count in the published sizes; elsewhere an empty text is a mistake
-        _check_texts(parts)
+    parts = [parts[0], *(_known(part, label_names, o.on_missing) for part in parts[1:])]
+    doubts = _doubts(parts[0], columns)
     train = _numbered(parts[0], label_names)
     test = _numbered(parts[1], label_names) if len(parts) > 1 else None
     train, test = divided(train, test, o)
-    return LabelledData(found.name, train, test, label_names, notes)
+    notes = (*found.notes, *notes, *(note for part in parts for note in part.notes), *doubts)
+    notes += tuple(shared(_bare(train), [text for text in _bare(test) if text]))
+    return LabelledData(found.name, train, test, label_names, notes, columns.named())
+
+
+def _doubts(train: _Rows, columns: Columns) -> list[str]:
+    """What may be wrong with the training rows."""
+    return [
+        *numbers(train.texts, columns.text),
+        *like_labels(train.labels),
+        *single_clients(train.clients, columns.client),
+    ]
+
+
+def _bare(part: Examples) -> list[str]:
+    return [text.strip() for text in part.texts]
 
 
 def _quoted(data: DataSource, found: Tables) -> str:
     return f"'{data}'" if isinstance(data, str | os.PathLike) else opening(found.name)
-
-
-def check_owners(found: Tables, client_column: str | None) -> None:
-    """A mapping's keys are its clients: no column is, and the test set is told apart by them too.
-
-    Raises:
-        ConfigError: something else is asked for.
-    """
-    owned = [table.owners is not None for table in (found.train, found.test) if table is not None]
-    if client_column is not None and any(owned):
-        raise ConfigError(
-            f"client-column is '{client_column}', but the keys of the mapping are the clients: leave it out, or give one table."
-        )
-    if len(set(owned)) > 1:
-        raise ConfigError(
-            "The training set is a mapping from clients and the test set is not, or the other way round: give both as "
-            "mappings, or neither."
-        )
 
 
 def _labelled_test(found: Tables, columns: Columns) -> tuple[AnyTable | None, tuple[str, ...]]:
@@ -118,36 +125,42 @@ def _labelled_test(found: Tables, columns: Columns) -> tuple[AnyTable | None, tu
     return None, (f"No labels in {names}: a share of the training set is held out for testing instead.",)
 
 
+def warn(text: str) -> None:
+    """What is to be told as a Python warning, for who has no better place."""
+    warnings.warn(text, LoraA2Warning, stacklevel=3)
+
+
 def load_examples(
     data: DataSource,
-    label_names: Sequence[str],
+    known: Sequence[str],
+    options: DataOptions | None = None,
     *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    client_column: str | None = None,
     usual_columns: tuple[str | None, str | None, str | None] = (None, None, None),
-    strip_newsgroups: bool = True,
     training: bool = False,
+    say: Callable[[str], None] = warn,
+    **given: Unpack[DataKeywords],
 ) -> Examples:
-    """The test set of `data`, or all of it if it has none, labelled with a model's own `label_names`.
+    """The test set of `data`, or all of it if it has none, labelled with a model's own label names, the `known` ones.
 
     With `training` it is the training set.
-    `usual_columns` (text, label, client) are taken if none is given and the data have them. Other arguments and errors are those of `load_data`; a label that is not in `label_names` is a DataError.
+    `usual_columns` (text, label, client) are taken if none is given and the data have them. Other arguments and errors are those of
+    `load_data`; another label is a DataError. `say` is told of rows that are left out.
     """
-    found = find_tables(data)
+    o = replace(replace(options or DataOptions(), **given), label_names=known)
+    found = find_tables(data, o)
     table = found.train if training else found.test or found.train
-    given = (text_column, label_column, client_column)
+    chosen_columns = (o.text_column, o.label_column, o.client_column)
     text, label, client = (
-        usual if chosen is None and usual in table.names else chosen
-        for chosen, usual in zip(given, usual_columns, strict=True)
+        usual if own is None and usual in table.names else own
+        for own, usual in zip(chosen_columns, usual_columns, strict=True)
     )
     columns = find_columns(table.names, table.source, text, label, client)
-    parts = _named([_rows(table, columns)], found.class_names)
-    if is_newsgroups(label_names):
-        parts = _stripped(parts) if strip_newsgroups and is_raw(parts[0].texts) else parts
-    else:
-        _check_texts(parts)
-    return _numbered(parts[0], label_names)
+    [part] = _read([table], columns, found.class_names, o)
+    if not training:
+        part = _known(part, known, o.on_missing)
+    for note in (*found.notes, *part.notes):
+        say(note)
+    return _numbered(part, known)
 
 
 def load_texts(
@@ -157,35 +170,64 @@ def load_texts(
     text_column: str | None = None,
     usual_column: str | None = None,
     strip_newsgroups: bool = True,
+    file: FileOptions = USUAL,
 ) -> tuple[AnyTable, list[str]]:
     """A table to be labelled with `label_names`, and its texts: the test set of `data`, or all of it if it has none.
 
-    `usual_column` is taken if none is given and the table has it. Texts are treated as those of `load_examples`.
+    `usual_column` is taken if none is given and the table has it. Texts are treated as those of `load_examples`. Rows without one
+    that are left out are told as a warning.
 
     Raises:
         DataError: the data cannot be found or read, or a row has no text.
     """
-    found = find_tables(data)
+    found = find_tables(data, file)
     table = found.test or found.train
     if text_column is None and usual_column in table.names:
         text_column = usual_column
     column = find_text_column(table.names, table.source, text_column)
-    rows = _Rows(table, _texts(table, column), [], None)
     if is_newsgroups(label_names):
+        rows = _Rows(table, _texts(table, column), [], None)
         (rows,) = _stripped([rows]) if strip_newsgroups and is_raw(rows.texts) else [rows]
-    else:
-        _check_texts([rows])
-    return table, rows.texts
+        return table, rows.texts
+    table, notes = complete(table, {"text": column}, file.on_missing)
+    for note in (*found.notes, *notes):
+        warn(note)
+    return table, _texts(table, column)
 
 
-def count_rows(data: str, *, text_column: str | None = None, label_column: str | None = None) -> int:
+def count_rows(data: str, options: DataOptions | None = None, **given: Unpack[DataKeywords]) -> int:
     """The number of training examples of `data`, once its columns are found and its texts and labels are readable.
 
     Raises:
         DataError: it cannot be read.
     """
-    table = find_tables(data).train
-    return len(_rows(table, find_columns(table.names, table.source, text_column, label_column, None)).texts)
+    o = replace(options or DataOptions(), **given)
+    found = find_tables(data, o)
+    columns = find_columns(found.train.names, found.train.source, o.text_column, o.label_column, None)
+    return len(_read([found.train], columns, found.class_names, o)[0].texts)
+
+
+def _read(
+    tables: Sequence[AnyTable], columns: Columns, class_names: Sequence[str], options: DataOptions
+) -> list[_Rows]:
+    """The complete rows of each table; articles of 20 Newsgroups are stripped, and may be empty.
+
+    Those count in the published sizes; elsewhere a row without a text is a mistake.
+    """
+    articles = _are_articles(tables[0], columns, class_names, options)
+    parts = _named([_rows(table, columns, options.on_missing, articles) for table in tables], class_names)
+    if articles and options.strip_newsgroups and is_raw(parts[0].texts):
+        return _stripped(parts)
+    return parts
+
+
+def _are_articles(table: AnyTable, columns: Columns, class_names: Sequence[str], options: DataOptions) -> bool:
+    """Whether the labels are those of 20 Newsgroups."""
+    if options.label_names is not None:
+        return is_newsgroups(options.label_names)
+    require(columns.label, table.names, table.source)
+    labels = {str(label).strip() for label in table.column(columns.label) if not is_missing(label)}
+    return is_newsgroups(labels) or is_newsgroups(class_names)
 
 
 def _named(parts: Sequence[_Rows], class_names: Sequence[str]) -> list[_Rows]:
@@ -196,15 +238,16 @@ def _named(parts: Sequence[_Rows], class_names: Sequence[str]) -> list[_Rows]:
     return [replace(part, labels=[names.get(label, label) for label in part.labels]) for part in parts]
 
 
-def _rows(table: AnyTable, columns: Columns) -> _Rows:
-    for name in (columns.text, columns.label, columns.client):
-        if name is not None:
-            require(name, table.names, table.source)
+def _rows(table: AnyTable, columns: Columns, on_missing: OnMissing, may_be_empty: bool) -> _Rows:
+    needed = {role: name for role, name in columns.named().items() if role != "text" or not may_be_empty}
+    require(columns.text, table.names, table.source)
+    table, notes = complete(table, needed, on_missing)
     return _Rows(
         table=table,
         texts=_texts(table, columns.text),
         labels=_keys(table, columns.label, "label"),
         clients=clients_of(table, columns.client),
+        notes=notes,
     )
 
 
@@ -240,11 +283,8 @@ def _key(value: object, row: int, table: AnyTable, column: str, role: str) -> st
     """A label or a client as a string; 1.0, which a missing value elsewhere makes of an integer, as "1"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    key = str(value).strip() if isinstance(value, str | int) else ""
-    if key:
-        return key
-    if value is None or isinstance(value, str) or value != value:  # NaN is a missing value
-        raise DataError(f"{table.place(row)} has no {role} in column '{column}'; fill it or remove the row.")
+    if isinstance(value, str | int):
+        return str(value).strip()
     raise DataError(
         f"{table.place(row)} holds {str(value)[:40]} in column '{column}': a {role} must be a name or a "
         f"whole number; choose another column with --{role}-column."
@@ -264,25 +304,47 @@ def _label_names(train: _Rows) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
 
 
-def _check_texts(parts: Sequence[_Rows]) -> None:
-    for part in parts:
-        for row, text in enumerate(part.texts, start=1):
-            if not text.strip():
-                raise DataError(f"{part.table.place(row)} has an empty text; fill it or remove the row.")
-
-
 def _stripped(parts: Sequence[_Rows]) -> list[_Rows]:
     return [replace(part, texts=[strip_article(text) for text in part.texts]) for part in parts]
 
 
-def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
-    numbers = {name: number for number, name in enumerate(label_names)}
-    unknown = sorted(set(rows.labels) - numbers.keys())
-    if unknown:
-        place = rows.table.place(rows.labels.index(unknown[0]) + 1)
+def _known(rows: _Rows, label_names: Sequence[str], on_missing: OnMissing) -> _Rows:
+    """The rows of a test set whose label training has.
+
+    Raises:
+        DataError: others are an error, and there are some, or no row is left.
+    """
+    known = set(label_names)
+    left = [row for row, label in enumerate(rows.labels) if label in known]
+    if len(left) == len(rows.labels):
+        return rows
+    if on_missing == "error":
         raise DataError(
-            f"{opening(rows.table.source)} has {len(unknown)} labels that are not among the {len(label_names)} known ones, such as '{unknown[0]}' in "
-            f"{place[0].lower() + place[1:]}; add training examples or remove these rows."
+            f"{_unknown(rows, label_names)}; add training examples, remove these rows, or leave them out with --on-missing drop."
         )
-    labels: IntArray = np.asarray([numbers[label] for label in rows.labels], np.int64)
+    if not left:
+        raise DataError(f"{_unknown(rows, label_names)}, and no row is left; check --label-column.")
+    return replace(rows.take(left), notes=(*rows.notes, f"Left out: {_unknown(rows, label_names, 'with')}."))
+
+
+def _unknown(rows: _Rows, label_names: Sequence[str], verb: str = "") -> str:
+    """How many rows have labels that are not known, which labels, and where."""
+    known = set(label_names)
+    wrong = [row for row, label in enumerate(rows.labels) if label not in known]
+    labels = sorted({rows.labels[row] for row in wrong})
+    shown = ", ".join(f"'{label}'" for label in labels[:3]) + (
+        f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    )
+    what, have = ("a label that is", "has") if len(wrong) == 1 else ("labels that are", "have")
+    return (
+        f"{counted(rows.table, wrong)} {verb or have} {what} not among the {len(label_names)} known ones: {shown} "
+        f"({places(rows.table, wrong)})"
+    )
+
+
+def _numbered(rows: _Rows, label_names: Sequence[str]) -> Examples:
+    number_of = {name: number for number, name in enumerate(label_names)}
+    if not set(rows.labels) <= number_of.keys():
+        raise DataError(f"{_unknown(rows, label_names)}; correct them or remove these rows.")
+    labels: IntArray = np.asarray([number_of[label] for label in rows.labels], np.int64)
     return Examples(tuple(rows.texts), labels, None if rows.clients is None else tuple(rows.clients))

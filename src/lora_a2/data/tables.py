@@ -1,4 +1,4 @@
-"""Tables read with the `datasets` library: from files (CSV, TSV, JSON, Parquet, plain or gzipped) and from the hub."""
+"""Tables read from files (CSV, TSV, JSON, Parquet, Excel, plain or gzipped) and, with the `datasets` library, from the hub."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from lora_a2.data.columns import require
+from lora_a2.data.excel import read_excel
+from lora_a2.data.file_options import USUAL, FileOptions, separator_of
 from lora_a2.data.records import read_records
-from lora_a2.errors import DataError
+from lora_a2.data.text_files import find_separator, in_utf8
+from lora_a2.errors import DataError, LoraA2Error
 
 # `datasets` and pandas take most of a second to import: every function imports what it needs, when it needs it.
 
-FORMATS: Mapping[str, str] = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""File ending → the `datasets` builder that reads it; each may be followed by .gz."""
+SEPARATED: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
+"""Endings of files with values between separators → the usual one."""
+TEXTUAL = (*SEPARATED, ".jsonl", ".json")
+"""Endings of text files, which have an encoding."""
+FORMATS = (*TEXTUAL, ".parquet", ".xlsx")
+"""Endings of the files that can be read; each may be followed by .gz."""
 
 MOST_UNPACKED, LARGEST_RATIO = 1 << 28, 100
 """A packed file may unpack to this many bytes, or to this many times its own size."""
@@ -31,10 +38,19 @@ ENDINGS = ", ".join(FORMATS) + " (plain or .gz)"
 
 @dataclass(frozen=True)
 class Table:
-    """A table in memory; `source` says in error messages where it came from."""
+    """A table in memory.
+
+    Attributes:
+        source: where it came from, for error messages.
+        dataset: what holds the columns.
+        ending: that of the file which it was read from, "" if from none.
+        notes: what the user should know of how it was read.
+    """
 
     source: str
     dataset: Any
+    ending: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,7 +62,7 @@ class Table:
 
         A missing value, or a class number that has no name (such as -1 for "not labelled"), is None.
         """
-        values = list(self.dataset[name])
+        values = list(self.dataset[name][:])  # row by row a column of `datasets` takes 70 times as long
         labels = getattr(self.dataset.features[name], "names", None)
         if labels is None:
             return values
@@ -100,8 +116,54 @@ class ClientTables:
             row -= len(part)
         raise IndexError(row)
 
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
 
-AnyTable = Table | ClientTables
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Some rows of a table, used as it is; `rows` count from 0. In messages they keep their numbers in the whole table."""
+
+    table: Table | ClientTables
+    rows: tuple[int, ...]
+
+    @property
+    def source(self) -> str:
+        """Where the table came from."""
+        return self.table.source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in order."""
+        return self.table.names
+
+    def column(self, name: str) -> list[Any]:
+        """The values of these rows."""
+        values = self.table.column(name)
+        return [values[row] for row in self.rows]
+
+    @property
+    def owners(self) -> list[str] | None:
+        """Whose each row is, where the table itself knows."""
+        owners = self.table.owners
+        return None if owners is None else [owners[row] for row in self.rows]
+
+    def place(self, row: int) -> str:
+        """Where the row of this number, from 1 among the chosen ones, is."""
+        return self.table.place(self.rows[row - 1] + 1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+AnyTable = Table | ClientTables | ChosenRows
+
+
+def chosen(table: AnyTable, rows: Sequence[int]) -> ChosenRows:
+    """The rows of a table at `rows`, from 0."""
+    if isinstance(table, ChosenRows):
+        return ChosenRows(table.table, tuple(table.rows[row] for row in rows))
+    return ChosenRows(table, tuple(rows))
 
 
 def split_ending(path: Path) -> tuple[str, str]:
@@ -112,7 +174,7 @@ def split_ending(path: Path) -> tuple[str, str]:
     return (stem, ending) if ending in FORMATS else (name, "")
 
 
-def read_table(path: Path, source: str | None = None) -> Table:
+def read_table(path: Path, source: str | None = None, file: FileOptions = USUAL) -> Table:
     """The table in a file. CSV and TSV values are strings as written: "007", "NA" and "null" stay what they are.
 
     Nothing is cached: a file that has changed is read anew.
@@ -129,12 +191,28 @@ def read_table(path: Path, source: str | None = None) -> Table:
     with tempfile.TemporaryDirectory(prefix="lora-a2-") as folder:
         try:
             plain = _staged(path, Path(folder), ending)
-            if FORMATS[ending] == "json":
-                return Table(source, read_records(plain))
-            options = _csv_options(plain, "\t" if ending == ".tsv" else ",") if FORMATS[ending] == "csv" else {}
-            return Table(source, _load_file(FORMATS[ending], plain, options))
+            if ending in TEXTUAL:
+                plain = in_utf8(plain, file.encoding)
+            return _read(plain, source, ending, file.separator)
+        except LoraA2Error:
+            raise
         except Exception as error:  # whatever a reader stumbles over, it is about the file
             raise DataError(f"{source} cannot be read as {ending[1:].upper()}: {reason(error)}.") from error
+
+
+def _read(path: Path, source: str, ending: str, separator: str | None) -> Table:
+    """The table in an unpacked file, in UTF-8 if it is text."""
+    if ending in SEPARATED:
+        usual = SEPARATED[ending]
+        chosen = find_separator(path, usual) if separator is None else separator_of(separator)
+        return Table(source, _load_file("csv", path, _csv_options(path, chosen)), ending)
+    if ending in TEXTUAL:
+        return Table(source, read_records(path), ending)
+    if ending == ".xlsx":
+        found, sheets = read_excel(path, max(MOST_UNPACKED, LARGEST_RATIO * path.stat().st_size))
+        more = (f"{source} has {len(sheets)} sheets; the first, '{sheets[0]}', is read.",) if len(sheets) > 1 else ()
+        return Table(source, found, ending, more)
+    return Table(source, _load_file("parquet", path, {}), ending)
 
 
 def read_hub(repo: str, config: str | None = None, revision: str | None = None) -> dict[str, Table]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 from lora_a2.data.chats import WrittenColumns, find_written_columns, read_samples
 from lora_a2.data.columns import opening, require
-from lora_a2.data.finding import Tables, find_tables, find_test_table
+from lora_a2.data.doubts import numbers, shared, single_clients
+from lora_a2.data.finding import Tables, find_tables, open_tables
+from lora_a2.data.missing import complete
 from lora_a2.data.objects import DataSource
 from lora_a2.data.options import ReadingKeywords, ReadingOptions
-from lora_a2.data.sources import check_owners, clients_of
+from lora_a2.data.sources import clients_of, warn
 from lora_a2.data.subsets import divided
 from lora_a2.data.tables import AnyTable
-from lora_a2.data.written import Samples, WrittenData
+from lora_a2.data.written import Sample, Samples, WrittenData
 from lora_a2.errors import ConfigError, DataError
 
 
@@ -72,29 +74,44 @@ def load_written(
         ConfigError: an option that has nothing to act on.
     """
     o = replace(options or WrittenOptions(), **given)
-    found = find_tables(data)
-    if o.test_data is not None:
-        found = replace(found, test=find_test_table(o.test_data))
-    check_owners(found, o.client_column)
+    found = open_tables(data, o)
     if found.test is not None and o.test_fraction is not None:
         raise ConfigError(
             f"{opening(found.name)} has its own test set, so test-fraction {o.test_fraction} has nothing to hold out; leave "
             "it out, or give the training set alone."
         )
-    tables = [table for table in (found.train, found.test) if table is not None]
     if o.references_column is not None:  # the training set may do without
-        require(o.references_column, tables[-1].names, tables[-1].source)
-    train = _samples(found.train, o)
-    if not len(train):
+        require(o.references_column, found.tables[-1].names, found.tables[-1].source)
+    parts = [_read(table, o) for table in found.tables]
+    if not len(parts[0].samples):
         raise DataError(f"{opening(found.train.source)} has no rows to train on; give a table with some.")
-    test = None if found.test is None else _samples(found.test, o)
-    notes = [
-        note
-        for table, part in zip(tables, (train, test), strict=False)
-        if part is not None and (note := _unanswered(part, table.source))
+    notes = [note for part in parts for note in (*part.notes, *_unanswered(part))]
+    columns = o.columns(found.train)
+    train, test = divided(parts[0].samples, parts[1].samples if len(parts) > 1 else None, o)
+    doubts = [*_doubts(parts[0], columns), *shared(_bare(train), _bare(test))]
+    return WrittenData(found.name, train, test, (*found.notes, *notes, *doubts), columns.named())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a table holds; `notes` on rows that were left out."""
+
+    table: AnyTable
+    samples: Samples
+    notes: tuple[str, ...]
+
+
+def _doubts(train: _Part, columns: WrittenColumns) -> list[str]:
+    """What may be wrong with the training rows."""
+    asked = columns.text or columns.prompt
+    return [
+        *(numbers(train.table.column(asked), asked) if asked is not None else ()),
+        *single_clients(train.samples.clients, columns.client),
     ]
-    train, test = divided(train, test, o)
-    return WrittenData(found.name, train, test, tuple(notes))
+
+
+def _bare(part: Samples) -> list[Sample]:
+    return [replace(sample, references=()) for sample in part.samples]
 
 
 def load_samples(
@@ -102,26 +119,34 @@ def load_samples(
     options: WrittenOptions | None = None,
     *,
     training: bool = False,
+    say: Callable[[str], None] = warn,
     **given: Unpack[WrittenKeywords],
 ) -> Samples:
     """The test set of `data`, or all of it if it has none; with `training` its training set.
+
+    `say` is told of rows that are left out.
 
     Raises:
         DataError: the data cannot be found, read, or used.
     """
     o = replace(options or WrittenOptions(), **given)
-    found: Tables = find_tables(data)
-    return _samples(found.train if training else found.test or found.train, o)
+    found: Tables = find_tables(data, o)
+    part = _read(found.train if training else found.test or found.train, o)
+    for note in (*found.notes, *part.notes):
+        say(note)
+    return part.samples
 
 
-def _samples(table: AnyTable, o: WrittenOptions) -> Samples:
-    samples = read_samples(table, o.columns(table))
+def _read(table: AnyTable, o: WrittenOptions) -> _Part:
+    columns = o.columns(table)
+    table, notes = complete(table, columns.needed(), o.on_missing)
+    samples = read_samples(table, columns)
     clients: Sequence[str] | None = clients_of(table, o.client_column)
-    return Samples(tuple(samples), None if clients is None else tuple(clients))
+    return _Part(table, Samples(tuple(samples), None if clients is None else tuple(clients)), notes)
 
 
-def _unanswered(samples: Samples, source: str) -> str:
-    """What to say of chats whose last turn is nobody's answer; "" if there are none."""
-    count = sum(bool(sample.turns) and sample.turns[-1].role != "assistant" for sample in samples.samples)
+def _unanswered(part: _Part) -> list[str]:
+    """What to say of chats whose last turn is nobody's answer."""
+    count = sum(bool(sample.turns) and sample.turns[-1].role != "assistant" for sample in part.samples.samples)
     what = "chat ends" if count == 1 else "chats end"
-    return f"{count} {what} with a turn that nobody answers in {source}: it is left out." if count else ""
+    return [f"{count} {what} with a turn that nobody answers in {part.table.source}: it is left out."] if count else []

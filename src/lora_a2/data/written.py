@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -60,12 +61,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class WrittenData:
-    """Training and test set; `notes` are what the user should know of them."""
+    """Training and test set.
+
+    `notes` are what the user should know of them; `columns` what was used: prompt, answer, chat, text, references, client → the
+    column's name.
+    """
 
     name: str
     train: Samples
     test: Samples
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...]:

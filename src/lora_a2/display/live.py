@@ -119,6 +119,10 @@ class PlainDisplay(Display):
         """Prints it."""
         _print_line(self._console, text)
 
+    def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Prints them."""
+        print_table(rows, self._console)
+
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """The title at first, then a line for every round that this process trained."""
         if finished is None:
@@ -150,6 +154,10 @@ class LiveDisplay(Display):
         """Prints it above the display."""
         _print_line(self._console, text)
 
+    def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Prints them above the display."""
+        print_table(rows, self._console)
+
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """Draws everything anew; rich limits how often it reaches the screen."""
         self._live.update(render(progress))
@@ -177,11 +185,11 @@ def render(progress: Progress) -> RenderableType:
 
 
 def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Names and values in two columns, to standard output; values are never cut or wrapped."""
-    rows = list(rows)
+    """Names and values in two columns, to standard output where no console is given; values are never cut or wrapped."""
+    rows, console = list(rows), console or stdout_console()
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        _print_line(console or stdout_console(), f"{name:<{width}}  {value}")
+        _print_line(console, f"{name:<{width}}  {value}")
 
 
 def print_rows(

@@ -47,6 +47,9 @@ class Observer:
     def started(self, start: RunStart) -> None:
         """Once, before the first round of this process."""
 
+    def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Once, before `started`: what a run understood of its data, names and values in the order to be read."""
+
     def clients_done(self, server_round: int, done: int, cohort: int) -> None:
         """After each client, or chunk of clients, of a round."""
 

@@ -92,8 +92,18 @@ class SplitChoice:
     seed: int = 0
 
 
-def encoded_clients(data: DataSet, model: Model, split: SplitChoice) -> tuple[tuple[Client, ...], tuple[str, ...]]:
-    """The clients of a data set, and what a user should know of how the examples became tokens.
+@dataclass(frozen=True)
+class TokenCounts:
+    """How the examples of a data set became tokens: how many were cut to the model's `max_length`, training and test together, and
+    `notes`, what a user should know."""
+
+    max_length: int
+    num_cut: int
+    notes: tuple[str, ...]
+
+
+def encoded_clients(data: DataSet, model: Model, split: SplitChoice) -> tuple[tuple[Client, ...], TokenCounts]:
+    """The clients of a data set, and how its examples became tokens.
 
     Raises:
         ConfigError: a split that the data do not allow.
@@ -122,10 +132,11 @@ def encoded_clients(data: DataSet, model: Model, split: SplitChoice) -> tuple[tu
                 f"max-length = {model.max_length}; choose a larger one, or leave the client out."
             )
         clients.append(Client(i, name, own, test.of(test_rows)))
-    return tuple(clients), tuple(_notes(train, test))
+    counts = TokenCounts(model.max_length, train.num_cut + test.num_cut, tuple(encoding_notes(train, test)))
+    return tuple(clients), counts
 
 
-def _notes(train: Encoded, test: Encoded) -> Iterator[str]:
+def encoding_notes(train: Encoded, test: Encoded) -> Iterator[str]:
     """What was cut and dropped, and what else is to be told once."""
     for name, part in (("training", train), ("test", test)):
         total = len(part.rows) + part.num_dropped

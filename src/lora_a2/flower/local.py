@@ -42,7 +42,7 @@ class LocalDeployment(Deployment):
         super().__init__(processes, config.num_clients)
         self.config, self.state = config, state
         self.shares = processes.home / "data"
-        self.labels = write_shares(config, self.shares)
+        self.labels, self.notes = write_shares(config, self.shares)
 
     def socket(self, node: int) -> Path:
         """The socket that a node's worker listens on."""
@@ -75,6 +75,8 @@ class LocalDeployment(Deployment):
 
     def start_all(self, say: Say) -> None:
         """Starts everything except the run, and waits until the workers listen."""
+        for note in self.notes:
+            say(note)
         self.start_superlink()
         say(f"SuperLink behind a proxy at {self.address}, TLS and a key for each node.")
         for node in range(self.nodes):

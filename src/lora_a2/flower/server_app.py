@@ -26,6 +26,7 @@ from lora_a2.config.setup import (
 )
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
+from lora_a2.data.options import DataOptions
 from lora_a2.data.sources import load_examples
 from lora_a2.data.writing import load_samples
 from lora_a2.data.written import DataSet, Samples, WrittenData
@@ -90,6 +91,8 @@ def serve(
     """
     start = _prepare(run_config, load_data)
     options, model = start.options, start.model
+    for note in start.data.notes:
+        log.warning(note)
     layout = federation_layout(model, start.config.chosen_method()).digest.hex()
     places = _places(start, courier)
     roster = Roster(
@@ -158,14 +161,15 @@ def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData 
         if labels:
             raise ConfigError("labels: a model that writes has none; leave them out.")
         given = {**config.data_options(), "data": config.test_data, "test_data": None}
-        samples = Samples(()) if config.test_data is None else load_samples(**given)
+        samples = Samples(()) if config.test_data is None else load_samples(**given, say=log.warning)
         return WrittenData("nodes", Samples(()), samples)
     if not labels:
         return (load_data or open_data)(config)
     nothing = Examples((), np.zeros(0, np.int64), None)
     if config.test_data is None:
         return LabelledData("nodes", nothing, nothing, labels)
-    test = load_examples(config.test_data, labels, text_column=config.text_column, label_column=config.label_column)
+    how = DataOptions(text_column=config.text_column, label_column=config.label_column, **vars(config.file_options()))
+    test = load_examples(config.test_data, labels, how, say=log.warning)
     return LabelledData("nodes", nothing, test, labels)
 
 
@@ -218,7 +222,9 @@ def _server_evaluation(
     if not len(test):
         raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
     if courier.simulated:
-        clients, _ = open_clients(config, start.data, start.model)
+        clients, tokens = open_clients(config, start.data, start.model)
+        for note in tokens.notes:
+            log.warning(note)
         return lambda state: evaluate_clients(start.model, pool, state, clients, config.generate, config.seed).to_json()
     task, examples = start.model.task, start.model.encode(test).examples
 

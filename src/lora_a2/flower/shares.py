@@ -15,10 +15,11 @@ from lora_a2.system.files import write_atomic
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
-def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
+def write_shares(config: RunConfig, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Splits the data of a run as the simulator does; client k's share is TRAIN and TEST in `folder`/node-k.
 
-    A share without test examples has no TEST. Returns the names of the labels.
+    A share without test examples has no TEST. Returns the names of the labels, and what the user should know
+    of the data.
 
     Raises:
         DataError, ConfigError: the data cannot be read, or cannot be split in this way.
@@ -38,7 +39,7 @@ def write_shares(config: RunConfig, folder: Path) -> tuple[str, ...]:
         _write(share / TRAIN, data.train.take(train), data.label_names)
         if len(test):
             _write(share / TEST, data.test.take(test), data.label_names)
-    return data.label_names
+    return data.label_names, data.notes
 
 
 def share_of(folder: Path, node: int) -> Path:

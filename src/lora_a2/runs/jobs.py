@@ -23,7 +23,7 @@ from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.exchange import ReplyCallback
 from lora_a2.federation.holdings import personal
 from lora_a2.federation.loop import Observer, Plan, RunStart
-from lora_a2.federation.population import Client
+from lora_a2.federation.population import Client, TokenCounts
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.scores import best_round, is_best, out_of_patience
 from lora_a2.model.fingerprint import require_same
@@ -33,6 +33,7 @@ from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
+from lora_a2.runs.understood import understood
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import ClientStates, simulate
 from lora_a2.tasks.registry import get_task
@@ -95,15 +96,18 @@ class Setup:
     model: Model
     clients: tuple[Client, ...]
     plan: Plan
-    notes: tuple[str, ...] = ()
+    tokens: TokenCounts
 
 
-def launch(config: RunConfig, observer: Observer) -> RunSummary:
+def launch(config: RunConfig, observer: Observer, *, began: float | None = None) -> RunSummary:
     """Runs a configuration from the start, in a new run directory.
+
+    `began` is what `time.perf_counter` showed when the user began to wait; None: now. What was loaded is told before the first round.
 
     Raises:
         LoraA2Error: anything the user gave is wrong; nothing has been written then.
     """
+    began = time.perf_counter() if began is None else began
     require_trackers(config.report_to or ())
     path = Path(config.output_dir) if config.output_dir else fresh_directory(config)
     RunDirectory.check_free(path)
@@ -114,9 +118,10 @@ def launch(config: RunConfig, observer: Observer) -> RunSummary:
     run = RunDirectory.create(path, dump_config(resolved), facts, described)
     if config.task is None and setup.model.task.name == CAUSAL_LM:  # the one that nobody has to expect
         observer.note(f"The task is {CAUSAL_LM}, by the columns of the data; --task would say otherwise.")
-    for note in (*setup.data.notes, *setup.notes):
+    observer.loaded(understood(setup.data, setup.clients, setup.tokens, time.perf_counter() - began))
+    for note in (*setup.data.notes, *setup.tokens.notes):
         observer.note(note)
-    return _simulated(run, setup, observer)
+    return _simulated(run, setup, observer, began)
 
 
 def resume(
@@ -126,16 +131,19 @@ def resume(
     *,
     num_server_rounds: int | None = None,
     trust_remote_code: bool = False,
+    began: float | None = None,
 ) -> RunSummary:
     """Continues a run after its last finished round; the result is that of a run never interrupted.
 
     `from_round`: after this one, of which a checkpoint is kept: the last or the one before, for when the last is damaged.
     `num_server_rounds`: how many rounds it is to have in all, also if it is finished; those that are done stay as they are.
+    `began`: as in `launch`.
 
     Raises:
         RunError: no run directory, a damaged one, or the data or the model are no longer what they were.
         ConfigError: with so many rounds in all those that are done would have been others.
     """
+    began = time.perf_counter() if began is None else began
     run = RunDirectory.open(Path(run_dir))
     config = config_of(run, trust_remote_code)
     other = num_server_rounds is not None and num_server_rounds != config.num_server_rounds
@@ -147,7 +155,7 @@ def resume(
     if other:
         with run.locked():
             run.reconfigure(dump_config(config))
-    return _simulated(run, setup, observer, from_round)
+    return _simulated(run, setup, observer, began, from_round)
 
 
 def lengthened(run: RunDirectory, config: RunConfig, num_server_rounds: int) -> RunConfig:
@@ -200,7 +208,9 @@ def _differences(recorded: Mapping[str, Any], data: DataSet) -> str:
     return f"the run had {sizes} examples to train and test with, and {data.name} has {len(data.train)} and {len(data.test)}"
 
 
-def _simulated(run: RunDirectory, setup: Setup, observer: Observer, from_round: int | None = None) -> RunSummary:
+def _simulated(
+    run: RunDirectory, setup: Setup, observer: Observer, began: float, from_round: int | None = None
+) -> RunSummary:
     def rounds(progress: Progress, callback: ReplyCallback | None, watched: Observer) -> Rounds:
         return simulate(
             *(setup.model, setup.clients, setup.plan),
@@ -211,7 +221,7 @@ def _simulated(run: RunDirectory, setup: Setup, observer: Observer, from_round: 
             records=progress.records,
         )
 
-    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round)
+    records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round, began)
     return _summary(run, setup.config, setup.model, setup.plan, records, seconds)
 
 
@@ -249,14 +259,15 @@ def finish(
     rounds: Callable[[Progress, ReplyCallback | None, Observer], Rounds],
     observer: Observer,
     from_round: int | None = None,
+    began: float | None = None,
 ) -> tuple[list[RoundRecord], float]:
     """Runs the rounds that are missing in a run directory, commits each, and writes the adapter.
 
     `rounds` continues from if the run is; it brings the kept up to date where the clients' are this process's own, and
-    has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`.
-    Returns the records of all rounds and the seconds that they took, earlier processes' included.
+    has the last two arguments hear of every reply and of the run's progress. `from_round`: see `resume`; `began`: see `launch`.
+    Returns the records of all rounds and the seconds since `began`, with those of the rounds of earlier processes.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     logged = config.model_dump(by_alias=True, exclude={"output_dir", "report_to"})
     with run.locked(), tracking(observer, config.report_to or (), run.path, logged) as watched:
         if from_round is not None:
@@ -398,11 +409,11 @@ def set_up(config: RunConfig) -> Setup:
     config = with_task(config)
     data = open_data(config)
     model = open_model(config, data.label_names)
-    clients, notes = open_clients(config, data, model)
+    clients, tokens = open_clients(config, data, model)
     if config.num_clients not in (None, len(clients)):
         raise ConfigError(
             f"num-clients is {config.num_clients}, but the column of the clients has {len(clients)}: leave it out."
         )
     config = resolved(config, model, len(clients))
     profiles = [(client.id, len(client.train)) for client in clients]
-    return Setup(config, data, model, clients, plan_of(config, model, profiles), notes)
+    return Setup(config, data, model, clients, plan_of(config, model, profiles), tokens)

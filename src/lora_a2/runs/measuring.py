@@ -11,6 +11,7 @@ import numpy as np
 from lora_a2.config.run import RunConfig
 from lora_a2.config.setup import open_model
 from lora_a2.core.types import Adapter, BaseDelta
+from lora_a2.data.file_options import FileOptions, take_file_options
 from lora_a2.data.finding import find_tables
 from lora_a2.data.objects import DataSource
 from lora_a2.data.sources import load_examples
@@ -46,7 +47,7 @@ def evaluate_run(
 
     Tables of clients, and of classes, are in it. Of a run that is not finished it is the model of the last finished round.
     `generate`: test examples that a model which writes answers. `columns` are those of its data: prompt_column, completion_column,
-    messages_column, references_column.
+    messages_column, references_column; and how files of `data` are read: the fields of `FileOptions`.
 
     Raises:
         RunError: no round is finished, the run is damaged, or the model is no longer what it was.
@@ -57,6 +58,7 @@ def evaluate_run(
     if not run.is_finished:
         run.kept_round()
     config = config_of(run, trust_remote_code)
+    file = take_file_options(columns)
     if config.task == CAUSAL_LM:
         _refuse(config.task, {"label_column": label_column})
     else:
@@ -65,8 +67,8 @@ def evaluate_run(
         return _on_its_own(run, config, generate)
     given = {"text_column": text_column, "client_column": client_column, **columns}
     if config.task == CAUSAL_LM:
-        return _writer_on(run, config, data, given, generate)
-    return _classifier_on(run, config, data, given, label_column)
+        return _writer_on(run, config, data, given, file, generate)
+    return _classifier_on(run, config, data, {**given, "label_column": label_column}, file)
 
 
 def _refuse(task: str | None, given: Mapping[str, object]) -> None:
@@ -95,17 +97,18 @@ def _on_its_own(run: RunDirectory, config: RunConfig, generate: int) -> Evaluati
 
 
 def _classifier_on(
-    run: RunDirectory, config: RunConfig, data: DataSource, given: Mapping[str, str | None], label_column: str | None
+    run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], file: FileOptions
 ) -> Evaluation:
     predictor = load_predictor(run.path, trust_remote_code=config.trust_remote_code)
     examples = load_examples(
         data,
         predictor.label_names,
-        text_column=given["text_column"],
-        label_column=label_column,
-        client_column=given["client_column"],
+        text_column=columns["text_column"],
+        label_column=columns["label_column"],
+        client_column=columns["client_column"],
         usual_columns=(config.text_column, config.label_column, config.client_column),
         strip_newsgroups=config.strip_newsgroups,
+        **vars(file),
     )
     outputs, labels = predictor.logits(examples.texts), examples.labels
     parts = by_client(examples.clients)
@@ -115,16 +118,21 @@ def _classifier_on(
 
 
 def _writer_on(
-    run: RunDirectory, config: RunConfig, data: DataSource, columns: Mapping[str, str | None], generate: int
+    run: RunDirectory,
+    config: RunConfig,
+    data: DataSource,
+    columns: Mapping[str, str | None],
+    file: FileOptions,
+    generate: int,
 ) -> Evaluation:
     """Where no column is named, by the run's own names, if the data have them."""
     model = model_of(run, config)
     state = state_of(run, model)
     if not any(columns.values()):
-        found = find_tables(data)
+        found = find_tables(data, file)
         there = (found.test or found.train).names
         columns = {name: own for name in columns if (own := getattr(config, name)) in there}
-    options: Any = dict(columns)
+    options: Any = {**columns, **vars(file)}
     samples = load_samples(data, WrittenOptions(**options))
     return evaluate_samples(model, state.adapter, state.base, samples, generate, config.seed)
 

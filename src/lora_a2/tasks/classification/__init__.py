@@ -16,7 +16,7 @@ from lora_a2.tasks.base import Encoded, EncodingOptions, Guess, Statistics, Task
 from lora_a2.tasks.classification.classes import class_tables
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 LARGEST_UNKNOWN_SHARE = 0.5
 """Of a data set's tokens, special ones apart."""
@@ -31,10 +31,28 @@ def tokenized(
     """
     if not texts:
         return ()
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    return _arrays(tokenizer, _cut(tokenizer, texts, max_length), strips_padding)
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> BatchEncoding:
+    encoded: BatchEncoding = tokenizer(list(texts), truncation=True, max_length=max_length)
+    return encoded
+
+
+def _arrays(tokenizer: PreTrainedTokenizerBase, encoded: BatchEncoding, strips_padding: bool) -> tuple[np.ndarray, ...]:
     padding = int(tokenizer.pad_token_id or 0)
     found = [np.asarray(ids or [padding], np.int64) for ids in encoded["input_ids"]]
     return tuple(_stripped(ids, padding) if strips_padding else ids for ids in found)
+
+
+def _count_cut(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: BatchEncoding, max_length: int
+) -> int:
+    """How many of the texts are longer than `max_length`; slow tokenizers do not say, and are asked for one token more."""
+    if encoded.encodings is not None:
+        return sum(bool(each.overflowing) for each in encoded.encodings)
+    full = [text for text, ids in zip(texts, encoded["input_ids"], strict=True) if len(ids) >= max_length]
+    return sum(len(ids) > max_length for ids in _cut(tokenizer, full, max_length + 1)["input_ids"]) if full else 0
 
 
 def _stripped(ids: np.ndarray, padding: int) -> np.ndarray:
@@ -49,9 +67,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, options: Enco
     Raises:
         ModelError: most of their tokens are unknown to it.
     """
-    tokens = tokenized(tokenizer, examples.texts, options.max_length, options.strips_padding)
+    if not len(examples):
+        return Encoded(TokenizedExamples((), examples.labels), np.arange(0))
+    encoded = _cut(tokenizer, examples.texts, options.max_length)
+    tokens = _arrays(tokenizer, encoded, options.strips_padding)
     require_known(tokenizer, tokens)
-    return Encoded(TokenizedExamples(tokens, examples.labels), np.arange(len(tokens)))
+    num_cut = _count_cut(tokenizer, examples.texts, encoded, options.max_length)
+    return Encoded(TokenizedExamples(tokens, examples.labels), np.arange(len(tokens)), num_cut)
 
 
 def require_known(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[np.ndarray]) -> None:
