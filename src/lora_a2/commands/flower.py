@@ -15,7 +15,7 @@ from lora_a2.settings.task import TASKS
     "flower",
     epilog=examples(
         "lora-a2 flower local-deployment --nodes 3",
-        "lora-a2 flower new tickets",
+        "lora-a2 flower new tickets-app",
         "lora-a2 flower certificates keys --nodes 5",
     ),
 )
@@ -27,7 +27,7 @@ def command() -> None:
 
 
 @command.command(
-    "new", epilog=examples("lora-a2 flower new tickets", "lora-a2 flower new apps/assistant --task causal-lm")
+    "new", epilog=examples("lora-a2 flower new tickets-app", "lora-a2 flower new apps/assistant --task causal-lm")
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -40,13 +40,15 @@ def command() -> None:
 def new(folder: Path, task: str) -> None:
     """Write a small Flower app for your own data into DIR.
 
-    Its data.py says where the examples come from; its README.md says how to run it.
+    DIR's name is the app's: lower-case letters, digits and hyphens. Its data.py says where the examples come from; its README.md says how to run it.
     """
     from lora_a2.flower.new_app import write_app
 
-    for path in write_app(folder, task):
+    written = write_app(folder, task)
+    for path in written:
         click.echo(path)
-    click.echo(f"Next: put your data into {folder / folder.name / 'data.py'}, then follow {folder / 'README.md'}")
+    [data] = [path for path in written if path.name == "data.py"]
+    click.echo(f"Next: put your data into {data}, then follow {folder / 'README.md'}")
 
 
 command.add_command(local_deployment.command)

@@ -42,6 +42,7 @@ from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.flower.places import Places
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
+from lora_a2.flower.superlinks import older_than_its_run
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
 from lora_a2.runs.directory import RunDirectory
@@ -75,6 +76,12 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid
+        if courier.simulated and (old := older_than_its_run()) is not None:
+            log.warning(
+                "This run is in a SuperLink that an earlier 'flwr run' left (%s): it keeps the packages and variables of that "
+                "environment, and relative paths are resolved there. To have a new one: kill %d, then run again.",
+                *(old, old.pid),
+            )
         serve(courier, context.run_config, load_data)
 
     return app
