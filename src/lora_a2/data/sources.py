@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
@@ -158,6 +159,18 @@ def count_rows(data: str, *, text_column: str | None = None, label_column: str |
     """
     table = find_tables(data).train
     return len(_rows(table, find_columns(table.names, table.source, text_column, label_column, None)).texts)
+
+
+def count_labels(data: str, *, text_column: str | None = None, label_column: str | None = None) -> dict[str, int]:
+    """The number of training examples of each class of `data`, by the classes' names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = find_tables(data)
+    columns = find_columns(found.train.names, found.train.source, text_column, label_column, None)
+    [rows] = _named([_rows(found.train, columns)], found.class_names)
+    return dict(sorted(Counter(rows.labels).items()))
 
 
 def _named(parts: Sequence[_Rows], class_names: Sequence[str]) -> list[_Rows]:

@@ -10,14 +10,14 @@ from lora_a2.config.run import RunConfig
 from lora_a2.data.chats import find_task
 from lora_a2.data.finding import find_tables
 from lora_a2.data.labelled import Examples
-from lora_a2.data.sources import count_rows, load_data, load_examples
+from lora_a2.data.sources import count_labels, count_rows, load_data, load_examples
 from lora_a2.data.writing import WrittenOptions, load_samples, load_written
 from lora_a2.data.written import Samples
 from lora_a2.errors import DataError
 from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
-from lora_a2.settings.task import CAUSAL_LM
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,23 @@ class OwnData:
         if self._writes():
             return len(load_samples(self.data, self._written(), training=True))
         return count_rows(self.data, text_column=self.text_column, label_column=self.label_column)
+
+    @property
+    def task(self) -> str:
+        """What the data are for.
+
+        Raises:
+            DataError: they cannot be found or read.
+        """
+        return CAUSAL_LM if self._writes() else CLASSIFICATION
+
+    def classes(self) -> dict[str, int]:
+        """The number of training examples of each class.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return count_labels(self.data, text_column=self.text_column, label_column=self.label_column)
 
     def _writes(self) -> bool:
         """Whether the columns are for a model that writes; plain texts have to be named as such."""
