@@ -52,6 +52,8 @@ from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.tasks.base import evaluate
 
+NO_TESTS = "evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'."
+
 
 @dataclass(frozen=True)
 class _Start:
@@ -149,14 +151,18 @@ def _prepare(run_config: Mapping[str, bool | float | int | str], load_data: Load
     elif run_config.get("num-clients", "") != "":
         num_clients = config.num_clients
     config = with_task(config) if options.server_data and not options.label_names() else config
-    data = _server_data(config, options, load_data)
+    data = server_data(config, options, load_data)
     if run is not None and data.fingerprint() != run.environment()["data_sha256"]:
         raise RunError(f"The server's data of {run.path} have changed since it started: restore them, or start anew.")
     return _Start(config, options, run, run_id, num_clients, data, open_model(config, data.label_names))
 
 
-def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> DataSet:
-    """The server's own data: all of a simulation's; or, if class names are given, test data at most."""
+def server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> DataSet:
+    """The server's own data: all of a simulation's; or, if class names are given, test data at most.
+
+    Raises:
+        LoraA2Error: they cannot be used, or class names are given for a model that writes.
+    """
     labels = options.label_names()
     if config.task == CAUSAL_LM and not options.server_data:
         if labels:
@@ -217,7 +223,7 @@ def _server_evaluation(
     if chosen == "none" or chosen == "nodes" or (chosen == "auto" and not len(test)):
         return None
     if not len(test):
-        raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
+        raise ConfigError(NO_TESTS)
     if courier.simulated:
         clients, _ = open_clients(config, start.data, start.model)
         return lambda state: evaluate_clients(start.model, pool, state, clients, config.generate, config.seed).to_json()

@@ -111,8 +111,9 @@ class _Node:
         return f"{len(client.train)} to train with and {len(client.test)} to test with, as tokens of the model."
 
     def memory(self) -> str:
-        client, model = self._own(), self.model
-        assert model is not None, "the examples are its tokens"
+        client, model = self.client, self.model
+        if client is None or model is None:
+            raise NotChecked("it needs the examples.")
         batch = min(RunConfig().batch_size, self.policy.max_batch_size)
         needed = _training_bytes(model, [len(ids) for ids in client.train.input_ids], batch)
         device = model.network.device
