@@ -6,6 +6,8 @@ import json
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +100,15 @@ def test_keys_that_flower_does_not_take(made: Certificates, tmp_path: Path) -> N
         node_key(path)
 
 
+def test_a_worker_s_environment_need_not_have_flower(made: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.serialization", None)
+    with pytest.raises(NotChecked, match="not installed here"):
+        node_key(made.node_key(0))
+    code = "import sys; import lora_a2.flower.node_checks; print([m for m in ('flwr', 'cryptography') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_server_is_greeted_and_sent_nothing(made: Certificates) -> None:
     with listening(context(made)) as (port, heard):
         assert "answers over TLS" in server_answers(f"localhost:{port}", made.authority)
@@ -180,7 +191,7 @@ def test_a_left_superlink_of_another_environment_is_an_error(monkeypatch: pytest
     left: list[LocalSuperLink] = []
     monkeypatch.setattr("lora_a2.flower.superlinks.local_superlinks", lambda: left)
     assert left_superlinks() == "none."
-    left.append(LocalSuperLink(7, 0.0, "/home/a", server_checks.sys.executable))
+    left.append(LocalSuperLink(7, 0.0, "/home/a", sys.executable))
     assert "end it with: kill 7" in left_superlinks()
     left.append(LocalSuperLink(8, 0.0, "/home/a", "/gone/bin/python"))
     with pytest.raises(RunError, match="to have a new one: kill 8"):
@@ -226,8 +237,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def no_app_is_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test's app has a module of the same name."""
-    import sys
-
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "shop_app"]:
         del sys.modules[name]

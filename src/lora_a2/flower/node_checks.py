@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora_a2.errors import NodeError
+from lora_a2.errors import NodeError, RunError
 from lora_a2.system.checks import Check, NotChecked
 
 _SECONDS = 10.0
@@ -47,8 +47,10 @@ def releases(packages: Sequence[str] = ("lora-a2", "flwr", "torch", "transformer
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     if "flwr" not in found:
         raise NotChecked(f"{said}, {python}; no flwr, which SuperNode and SuperLink need: lora-a2[flower].")
-    from lora_a2.flower.superexec import require_release
-
+    try:
+        from lora_a2.flower.superexec import require_release
+    except ImportError as error:
+        raise RunError(f"This release of Flower is not supported ({error}): install flwr 1.41.") from None
     require_release()
     return f"{said}, {python}; the other side needs the same lora-a2 and flwr."
 
@@ -63,9 +65,11 @@ def node_key(path: Path | None) -> str:
     """
     if path is None:
         raise NotChecked("give --auth-supernode-private-key FILE.")
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    except ImportError:  # a worker has an environment of its own, as in deploy/worker.Dockerfile
+        raise NotChecked("cryptography is not installed here; it comes with lora-a2[flower].") from None
     data = path.read_bytes()
     make = 'make one with: ssh-keygen -t ecdsa -b 384 -N "" -f node.key -C node'
     try:
