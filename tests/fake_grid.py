@@ -20,7 +20,7 @@ from lora_a2.flower.courier import Courier
 from lora_a2.flower.messages import answer_message, error_message, read_answer, read_request_content
 from lora_a2.flower.simulated import _Split
 from lora_a2.node.participant import Participant
-from lora_a2.node.protocol import Answer
+from lora_a2.node.protocol import Answer, outgoing
 from lora_a2.node.refusals import reason_of
 
 Fault = Callable[["FakeGrid", int, Message, Message], "Message | None"]
@@ -92,7 +92,7 @@ class FakeGrid(Grid):
         """What an honest node replies."""
         try:
             request, _ = read_request_content(message.content, partition, self.total)
-            found = self.participant.answer(request)
+            found = outgoing(self.participant.answer(request))
         except LoraA2Error as error:
             return error_message(reason_of(error), message)
         return answer_message(found, message)

@@ -75,6 +75,7 @@ PROGRAM = {
     "runs/export.py",
     "flower/app_folder.py",
     "flower/local.py",
+    "flower/node_checks.py",
     "report/detail.py",
     "report/render.py",
     "trackers/mlflow.py",

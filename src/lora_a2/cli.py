@@ -24,6 +24,7 @@ from lora_a2.system.text import visible
 COMMANDS: dict[str, str] = {
     "run": "Fine-tune a model on federated data.",
     "resume": "Continue a run that was interrupted.",
+    "status": "Tell how far a run is, while it runs or afterwards.",
     "compare": "Run several methods on the same data and print one table.",
     "sweep": "Run an experiment: a grid over any options, in one table.",
     "rounds": "List a run's rounds with their metrics.",

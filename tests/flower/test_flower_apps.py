@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
+from flwr.common.config import validate_config
 from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -32,6 +34,7 @@ from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
 from lora_a2.federation.loop import Observer
 from lora_a2.flower import client_app, server_app
+from lora_a2.flower.app_folder import write_app as write_run_app
 from lora_a2.flower.messages import request_content
 from lora_a2.flower.new_app import default_config, write_app
 from lora_a2.flower.options import ServerOptions, read_options, sent_config
@@ -52,13 +55,13 @@ def test_the_defaults_are_those_of_the_command_line() -> None:
 
 
 def test_the_components_exist() -> None:
-    components = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
-    assert components == {
-        "serverapp": f"{server_app.__name__}:app",
-        "clientapp": f"{client_app.__name__}:app",
-    }
     assert isinstance(server_app.app, ServerApp)
     assert isinstance(client_app.app, ClientApp)
+
+
+def test_there_is_no_app_in_the_repository_s_own_project() -> None:
+    """Flower would install this project's dependencies, PyTorch among them, for every run of it."""
+    assert "flwr" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +208,40 @@ def test_a_new_app_has_what_flower_needs(tmp_path: Path, capsys: pytest.CaptureF
     assert not [path for path in folder.rglob("*") if path.is_file() and "@" in path.read_text()]
 
 
-@pytest.mark.parametrize("name", ["my-app", "Tickets", "2x", "class", "a b"])
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # of Flower's own
+@pytest.mark.parametrize("name", ["tickets-app", "shop_desks", "a2"])
+def test_a_name_is_valid_for_flower_and_for_python(name: str, tmp_path: Path) -> None:
+    """Flower's own check of the app that it is sent: [project].name, components that exist, what may be in it."""
+    folder = tmp_path / name
+    assert main(["flower", "new", str(folder)]) == 0
+    assert build_fab_from_disk(folder)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    valid, errors, warnings = validate_config(project, project_dir=folder)
+    assert valid and not errors and not warnings
+    assert project["project"]["name"] == name.replace("_", "-")
+    assert (folder / name.replace("-", "_") / "data.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["Tickets", "2x", "class", "a b", "a-", "-a", "a--b", "ä", "a" * 33])
 def test_a_name_that_cannot_be_a_package_is_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["flower", "new", str(tmp_path / name)]) == 2
+    assert main(["flower", "new", "--", str(tmp_path / name)]) == 2
     assert "cannot name an app" in one_error(capsys)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["lora-a2", "json", "torch"])
+def test_an_app_does_not_hide_what_is_installed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flower", "new", str(tmp_path / name)]) == 2
+    assert "would hide the one that is installed" in one_error(capsys)
+
+
+def test_flower_has_nothing_to_install_for_what_we_write(tmp_path: Path) -> None:
+    write_app(tmp_path / "tickets")
+    write_run_app(tmp_path / "run", {"seed": 1})
+    for folder in (tmp_path / "tickets", tmp_path / "run"):
+        assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"] == []
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +275,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
@@ -297,7 +327,8 @@ def test_the_engine_gives_the_bytes_of_the_simulator(method: str, engine: dict[s
         **{"dtype": "float32", "method": method, "num-server-rounds": 3, "local-epochs": 1, "r": 4},
         "fraction-train": 0.8,
     }
-    log = flwr_run(ROOT, engine, 4, **given, output_dir=str(tmp_path / "run"))
+    write_app(tmp_path / "shops")
+    log = flwr_run(tmp_path / "shops", engine, 4, **given, output_dir=str(tmp_path / "run"))
     assert "Finished 3 rounds" in log
     launch(make_config(given, {"output_dir": str(tmp_path / "twin"), "num_clients": 4}), Observer())
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):

@@ -30,6 +30,7 @@ from lora_a2.flower.shares import TEST, TRAIN, share_of
 from lora_a2.node.protocol import Request, ask
 from lora_a2.runs.jobs import launch
 from needs import NGINX
+from writers import save_questions, save_writer
 
 PROGRAM = Path(sys.executable).with_name("lora-a2")
 NODES = 2
@@ -87,6 +88,27 @@ def test_it_ends_in_the_bytes_of_a_run(tmp_path: Path) -> None:
     assert summary["uploaded_bytes"] > 0
     assert "Round 2/2" in err
     assert adapter(tmp_path / "deployed") == simulated(config, tmp_path)
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.slow
+@NGINX
+def test_a_model_that_writes_is_trained_and_evaluated_on_its_nodes(tmp_path: Path) -> None:
+    """The task is found by the columns, and what nodes tell of an evaluation comes through."""
+    data, model = save_questions(tmp_path / "questions.jsonl", 30), save_writer(tmp_path / "model")
+    run = tmp_path / "deployed"
+    command = start(
+        tmp_path,
+        *("--nodes", str(NODES), "--min-train-nodes", str(NODES), "--json", f"--data={data}", f"--model={model}"),
+        *("--num-server-rounds=2", "--local-epochs=1", "--max-length=60", "--r=4", "--dtype=float32"),
+        *("--partitioner=iid", "--generate=4", f"--output-dir={run}"),
+    )
+    out, err = command.communicate(timeout=300)
+    assert command.returncode == 0, err
+    assert "was not evaluated" not in err
+    assert json.loads(out)["perplexity"] > 1
+    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert len(records) == 2 and all(record["metrics"]["chrf"] >= 0 for record in records)
     assert_nothing_is_left(tmp_path)
 
 

@@ -31,10 +31,13 @@ from lora_a2.errors import ConfigError, DataError, NodeError
 from lora_a2.node import door
 from lora_a2.node.own_data import OwnData
 from lora_a2.node.participant import Participant
-from lora_a2.node.protocol import Answer, Request, ask, read_request, receive, send
+from lora_a2.node.protocol import PERSONAL, Answer, Request, ask, outgoing, read_request, receive, send
 from lora_a2.node.refusals import Note, Reason, Refused
 from lora_a2.node.store import ClientStore
 from lora_a2.node.worker import listening, reply_to
+from lora_a2.tasks.base import flattened
+from lora_a2.tasks.causal_lm.scores import text_statistics
+from lora_a2.tasks.registry import TASKS
 from writers import save_writer
 
 JSON = st.recursive(
@@ -456,3 +459,15 @@ def test_the_client_app_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1]) == []
+
+
+def test_what_every_task_shares_may_leave_a_node() -> None:
+    """The list is the protocol's own, since it imports no task: the sums of every task, also of a client's own model, and of texts."""
+    texts = flattened(text_statistics(["a b c"], [("a b",)]))
+    for task in TASKS.values():
+        stated = {**dict.fromkeys(task.shared, 1), **texts}
+        answer = Answer(stated | {f"{name}{PERSONAL}": value for name, value in stated.items()})
+        assert outgoing(answer) is answer
+    for name in ("per_class", "bleu", "bleu.0.1", "bleu.100", "examples.x", "num_correct_other"):
+        with pytest.raises(Refused, match="may not state"):
+            outgoing(Answer({name: 1}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ from lora_a2.system.text import visible
 if TYPE_CHECKING:
     from lora_a2.federation.loop import Observer
     from lora_a2.runs.jobs import RunSummary
+    from lora_a2.system.checks import Finding
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -73,6 +75,25 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("always", LoraA2Warning)
         warnings.showwarning = lambda message, *args, **options: click.echo(visible(str(message)), err=True)
         yield
+
+
+def report_checks(findings: Iterable[Finding], *, as_json: bool) -> int:
+    """Prints what checks find, a line each as it comes; the exit status: 1 if one fails.
+
+    JSON is one object with all findings.
+    """
+    seen = []
+    for finding in findings:
+        seen.append(finding)
+        if not as_json:
+            line = f"{finding.state:<11}  {finding.what:<15}  {' '.join(finding.said.split())}"
+            click.echo(visible(line))
+    failed = [finding.what for finding in seen if finding.state == "failed"]
+    if as_json:
+        print_json({"ok": not failed, "checks": [asdict(finding) for finding in seen]})
+    elif failed:
+        click.echo(f"{len(failed)} of {len(seen)} checks failed: {', '.join(failed)}.")
+    return 1 if failed else 0
 
 
 def train(launch: Callable[[Observer], RunSummary], *, quiet: bool, as_json: bool) -> None:

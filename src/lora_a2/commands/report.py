@@ -16,7 +16,6 @@ from lora_a2.commands.common import examples
         "lora-a2 report runs/helpdesk-lora-a2-20260101-120000",
         "lora-a2 report runs/compare-20260101-120000 --output compare.html",
         "lora-a2 report runs/one runs/two",
-        "lora-a2 report runs/shopdesk --examples 10",
         "lora-a2 report runs/tickets --examples 20 --output mistakes.html",
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
@@ -201,10 +202,23 @@ def count_rows(data: str, options: DataOptions | None = None, **given: Unpack[Da
     Raises:
         DataError: it cannot be read.
     """
-    o = replace(options or DataOptions(), **given)
-    found = find_tables(data, o)
-    columns = find_columns(found.train.names, found.train.source, o.text_column, o.label_column, None)
-    return len(_read([found.train], columns, found.class_names, o)[0].texts)
+    return len(_training_rows(data, replace(options or DataOptions(), **given)).texts)
+
+
+def count_labels(data: str, options: DataOptions | None = None, **given: Unpack[DataKeywords]) -> dict[str, int]:
+    """The number of training examples of each class of `data`, by the classes' names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return dict(sorted(Counter(_training_rows(data, replace(options or DataOptions(), **given)).labels).items()))
+
+
+def _training_rows(data: str, options: DataOptions) -> _Rows:
+    found = find_tables(data, options)
+    columns = find_columns(found.train.names, found.train.source, options.text_column, options.label_column, None)
+    [rows] = _read([found.train], columns, found.class_names, options)
+    return rows
 
 
 def _read(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import tomlkit
@@ -28,7 +27,7 @@ def write_app(folder: Path, config: Mapping[str, Value]) -> None:
         "version": "1.0.0",
         "description": "Federated LoRA fine-tuning",
         "license": "Apache-2.0",
-        "dependencies": [f"lora-a2[flower]=={version('lora-a2')}"],
+        "dependencies": [],  # Flower would install them anew for every run
     }
     folder.mkdir(parents=True, exist_ok=True)
     document = tomlkit.dumps({"project": project, "tool": {"flwr": {"app": app}}})

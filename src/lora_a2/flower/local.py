@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lora_a2.config.run import RunConfig
+from lora_a2.config.setup import with_task
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.guardian import guarded_home
@@ -120,6 +121,7 @@ def launch(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[st
         LoraA2Error: an option is invalid, or the run failed.
         KeyboardInterrupt: Ctrl-C; its text says how to continue.
     """
+    config = with_task(config)  # the server has no data that would tell
     path = (Path(config.output_dir) if config.output_dir else fresh_directory(config)).resolve()
     RunDirectory.check_free(path)
     return _run(config.model_copy(update={"output_dir": str(path)}), options, say)

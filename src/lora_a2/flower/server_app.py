@@ -43,17 +43,17 @@ from lora_a2.flower.options import ServerOptions, read_options, sent_config
 from lora_a2.flower.places import Places
 from lora_a2.flower.roster import Roster
 from lora_a2.flower.simulated import LoadData
+from lora_a2.flower.superlinks import older_than_its_run
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
-from lora_a2.runs.directory import RunDirectory
+from lora_a2.runs.directory import NODES_FILE, RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.tasks.base import evaluate
 
-NODES_FILE = "nodes.json"
-"""The file in a run directory that says which node is which client."""
+NO_TESTS = "evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'."
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def make_server_app(load_data: LoadData | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         courier = Courier(grid, simulated=isinstance(grid, InMemoryGrid))  # the simulation engine's grid
+        if courier.simulated and (old := older_than_its_run()) is not None:
+            log.warning(
+                "This run is in a SuperLink that an earlier 'flwr run' left (%s): it keeps the packages and variables of that "
+                "environment, and relative paths are resolved there. To have a new one: kill %d, then run again.",
+                *(old, old.pid),
+            )
         serve(courier, context.run_config, load_data)
 
     return app
@@ -148,14 +154,18 @@ def _prepare(run_config: Mapping[str, bool | float | int | str], load_data: Load
     elif run_config.get("num-clients", "") != "":
         num_clients = config.num_clients
     config = with_task(config) if options.server_data and not options.label_names() else config
-    data = _server_data(config, options, load_data)
+    data = server_data(config, options, load_data)
     if run is not None and data.fingerprint() != run.environment()["data_sha256"]:
         raise RunError(f"The server's data of {run.path} have changed since it started: restore them, or start anew.")
     return _Start(config, options, run, run_id, num_clients, data, open_model(config, data.label_names))
 
 
-def _server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> DataSet:
-    """The server's own data: all of a simulation's; or, if class names are given, test data at most."""
+def server_data(config: RunConfig, options: ServerOptions, load_data: LoadData | None) -> DataSet:
+    """The server's own data: all of a simulation's; or, if class names are given, test data at most.
+
+    Raises:
+        LoraA2Error: they cannot be used, or class names are given for a model that writes.
+    """
     labels = options.label_names()
     if config.task == CAUSAL_LM and not options.server_data:
         if labels:
@@ -220,7 +230,7 @@ def _server_evaluation(
     if chosen == "none" or chosen == "nodes" or (chosen == "auto" and not len(test)):
         return None
     if not len(test):
-        raise ConfigError("evaluation is 'server', but the server has no test data: give test-data, or use 'nodes'.")
+        raise ConfigError(NO_TESTS)
     if courier.simulated:
         clients, tokens = open_clients(config, start.data, start.model)
         for note in tokens.notes:

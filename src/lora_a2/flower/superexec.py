@@ -59,17 +59,26 @@ class ForkingExecutor(SubprocessExecutor):
         return LaunchResult.accepted()
 
 
+def require_release() -> None:
+    """Checks that this release of Flower can be kept from running what the server sends.
+
+    Raises:
+        RunError: it loads apps in another way.
+    """
+    if missing := [name for name in REPLACED if name not in vars(run_clientapp)]:
+        raise RunError(
+            f"This release of Flower is not supported: it has no {missing[0]} for loading apps. Install flwr 1.41."
+        )
+
+
 def use_own_client_app() -> None:
     """Makes Flower run this package's ClientApp: the app that the server sends is neither unpacked nor imported.
 
     Raises:
         RunError: this release of Flower loads apps in another way.
     """
+    require_release()
     changed = vars(run_clientapp)
-    if missing := [name for name in REPLACED if name not in changed]:
-        raise RunError(
-            f"This release of Flower is not supported: it has no {missing[0]} for loading apps. Install flwr 1.41."
-        )
     changed["install_from_fab"] = lambda *given, **options: None
     changed["get_load_client_app_fn"] = lambda *given, **options: lambda *names: client_app.app
 

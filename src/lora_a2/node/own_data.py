@@ -12,7 +12,7 @@ from lora_a2.data.file_options import USUAL, FileOptions
 from lora_a2.data.finding import find_tables
 from lora_a2.data.labelled import Examples
 from lora_a2.data.options import DataOptions
-from lora_a2.data.sources import count_rows, load_data, load_examples
+from lora_a2.data.sources import count_labels, count_rows, load_data, load_examples
 from lora_a2.data.writing import WrittenOptions, load_samples, load_written
 from lora_a2.data.written import Samples
 from lora_a2.errors import DataError
@@ -20,7 +20,7 @@ from lora_a2.federation.population import Client, encoding_notes
 from lora_a2.model.pretrained import Model
 from lora_a2.node.logs import log
 from lora_a2.node.protocol import Request
-from lora_a2.settings.task import CAUSAL_LM
+from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,23 @@ class OwnData:
         if self._writes():
             return len(load_samples(self.data, self._written(), training=True, say=log.warning))
         return count_rows(self.data, self._labelled())
+
+    @property
+    def task(self) -> str:
+        """What the data are for.
+
+        Raises:
+            DataError: they cannot be found or read.
+        """
+        return CAUSAL_LM if self._writes() else CLASSIFICATION
+
+    def classes(self) -> dict[str, int]:
+        """The number of training examples of each class.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return count_labels(self.data, self._labelled())
 
     def _writes(self) -> bool:
         """Whether the columns are for a model that writes; plain texts have to be named as such."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import struct
 import time
@@ -68,12 +69,16 @@ class Answer:
     notes: tuple[str, ...] = field(default=())
 
 
+_SUMS = ("num_examples", "num_correct", "loss_sum", "learnt_tokens", "correct_tokens")
+"""What the tasks share of an evaluation (`Task.shared`), without importing them."""
 _NUMBERS = frozenset(
     {
-        *("partition", "num_partitions", "num_examples", "num_test_examples", "num_correct", "num_correct_personal"),
-        "train_seconds",
+        *("partition", "num_partitions", "num_test_examples", "train_seconds"),
+        *(name + ending for name in _SUMS for ending in ("", PERSONAL)),
     }
 )
+_TEXT_NUMBERS = re.compile(r"(examples|exact_matches|rouge_l|bleu|chrf)\.\d{1,2}(" + PERSONAL + ")?")
+"""Counts of what a model wrote, of which scores of texts are made."""
 _DIGESTS = frozenset({"layout", "fingerprint"})
 
 
@@ -84,12 +89,16 @@ def outgoing(answer: Answer) -> Answer:
         Refused: it holds anything else.
     """
     for name, value in answer.metrics.items():
-        known = _is_digest(value) if name in _DIGESTS else name in _NUMBERS and _is_number(value)
+        known = _is_digest(value) if name in _DIGESTS else _is_stated(name) and _is_number(value)
         if not known:
             raise Refused(Reason.FAILED, f"An answer may not state {name} = {value!r}.")
     if unknown := set(answer.notes) - set(Note):
         raise Refused(Reason.FAILED, f"An answer may not say {sorted(unknown)}.")
     return answer
+
+
+def _is_stated(name: str) -> bool:
+    return name in _NUMBERS or _TEXT_NUMBERS.fullmatch(name) is not None
 
 
 def _is_digest(value: object) -> bool:

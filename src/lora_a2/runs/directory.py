@@ -12,6 +12,7 @@
     adapter/          the result, once the run is complete, with SHA256SUMS of its own; or
     model/            the whole model, merged, for methods that move base weights
     personal/N/       client N's own model, for methods that make such
+    nodes.json        which node is which client, where the clients are nodes
 
 A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger
 holds at least the committed rounds; what it holds beyond them is cut off. Whatever is read back is compared with its digest;
@@ -37,6 +38,8 @@ from lora_a2.system.locks import LOCK, Lock, claimed
 
 RESULTS = ("classifier.json", "writer.json")
 """Files that a folder with a whole model has once it is complete."""
+NODES_FILE = "nodes.json"
+"""Written by a server of nodes."""
 _LEDGER, _ANALYSIS = "rounds", "analysis"
 
 

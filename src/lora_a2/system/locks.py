@@ -61,3 +61,18 @@ def claimed(folder: Path) -> Lock:
     except OSError as error:
         raise RunError(f"Output directory {folder} cannot be written: {error.strerror}.") from error
     return Lock(folder)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process, or another `Lock` of this one, holds the folder; it need not be writable."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:  # nobody ever locked it, or it is not ours to look at
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # many may ask at once
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -70,6 +70,20 @@ def private_memory() -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
+def free_memory() -> int | None:
+    """The bytes of memory that new work can have, by the kernel and by the container's limit; elsewhere None."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:  # no container, or one of another kind
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
+
+
 def keep_freed_memory() -> None:
     """Keeps memory freed by one step for the next: glibc would return it to the kernel, which clears every page again.
 
