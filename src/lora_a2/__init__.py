@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         ReplyError,
         RunError,
     )
-    from lora_a2.federation.loop import Observer, Plan
+    from lora_a2.federation.loop import Plan
+    from lora_a2.federation.observer import Observer
     from lora_a2.federation.population import Client, make_clients
     from lora_a2.federation.records import RoundRecord
     from lora_a2.methods import METHODS, get_method
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from lora_a2.model.options import ModelOptions
     from lora_a2.model.pretrained import Model, load_model
     from lora_a2.runs.history import history
-    from lora_a2.runs.jobs import RunSummary, launch, resume, save_result
+    from lora_a2.runs.jobs import launch, resume, save_result
     from lora_a2.runs.measuring import evaluate_run
     from lora_a2.runs.predict import Predictor, load_predictor
+    from lora_a2.runs.summary import RunSummary
     from lora_a2.runs.writer import load_writer
     from lora_a2.simulation import make_plan, simulate
 
@@ -52,7 +54,8 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.runs.jobs": ("RunSummary", "launch", "resume", "save_result"),
+    "lora_a2.runs.jobs": ("launch", "resume", "save_result"),
+    "lora_a2.runs.summary": ("RunSummary",),
     "lora_a2.runs.measuring": ("evaluate_run",),
     "lora_a2.methods.base": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
@@ -63,7 +66,8 @@ _HOMES = {
     "lora_a2.runs.writer": ("load_writer",),
     "lora_a2.federation.records": ("RoundRecord",),
     "lora_a2.federation.population": ("Client", "make_clients"),
-    "lora_a2.federation.loop": ("Observer", "Plan"),
+    "lora_a2.federation.loop": ("Plan",),
+    "lora_a2.federation.observer": ("Observer",),
     "lora_a2.simulation": ("make_plan", "simulate"),
     "lora_a2.core.types": ("Adapter", "Factors", "ServerState"),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lora_a2.config.setup import absolute_names
+from lora_a2.config.opening import absolute_names
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.model.backbone import find_source
 from lora_a2.model.catalog import ALIASES, BUILT_IN, full_parameters, meta_backbone, model_config

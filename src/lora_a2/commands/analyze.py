@@ -51,7 +51,7 @@ def command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def _print_one(run: RunRecord, found: Mapping[str, Any]) -> None:
     from lora_a2.analysis.ranks import selected_ranks
-    from lora_a2.display.live import print_table
+    from lora_a2.display.console import print_table
 
     print_table(_rows(found))
     click.echo("\nRank slices uploaded of each module, mean over clients and rounds:")
@@ -139,7 +139,7 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display.live import stdout_console
+    from lora_a2.display.console import stdout_console
 
     table = Table(Column(header[0], no_wrap=True), box=SIMPLE)
     for name in header[1:]:

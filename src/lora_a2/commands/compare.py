@@ -14,7 +14,7 @@ from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.runs.jobs import RunSummary
+    from lora_a2.runs.summary import RunSummary
     from lora_a2.studies.batch import PlannedRun
     from lora_a2.studies.compare import Comparison
 
@@ -152,7 +152,7 @@ def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummar
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
     from lora_a2.display.progress import human_bytes, human_time
     from lora_a2.studies.compare import best_of_each
     from lora_a2.tasks.registry import get_task

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import examples, json_option, print_json, trust_option
+from lora_a2.commands.common import RunPath, examples, json_option, print_json, trust_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.settings.errors import kebab
 
@@ -33,7 +33,7 @@ _WITHOUT_A_RUN = ("task", "model", "max_length", "system_prompt", "chat_template
     "run_dir",
     metavar="[RUN_DIR]",
     required=False,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=RunPath(),
 )
 @click.option("--data", help="Other data than the run's own test set: as --data of run.")
 @click.option("--text-column", help="Column of the texts; the run's own if the data have it.")
@@ -90,7 +90,7 @@ def command(
         print_json(found.to_json())
         return
 
-    from lora_a2.display.live import print_table
+    from lora_a2.display.console import print_table
     from lora_a2.tasks.registry import measured
 
     task = measured(found.metrics)
@@ -120,8 +120,8 @@ def _without_a_run(
 ) -> Evaluation:
     if "model" not in model or data is None:
         raise click.UsageError("Give a RUN_DIR, or --model and --data.", click.get_current_context())
+    from lora_a2.config.opening import with_task
     from lora_a2.config.run import make_config
-    from lora_a2.config.setup import with_task
     from lora_a2.runs.measuring import evaluate_model
 
     flags = {**columns, **model, "label_column": label_column, "data": data, "generate": generate}

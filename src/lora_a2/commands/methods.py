@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
 
     headers = ("Uploads", "Downloads", "Exact", "Personal", "Mixed ranks")
     table = Table(Column("Method", no_wrap=True), *headers, box=SIMPLE)

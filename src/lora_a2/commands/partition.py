@@ -72,7 +72,7 @@ def command(
 
 
 def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
-    from lora_a2.config.setup import open_data, with_task
+    from lora_a2.config.opening import open_data, with_task
     from lora_a2.data.split import split_data, split_table
 
     config = with_task(config)
@@ -82,7 +82,7 @@ def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
 
 def _show_example(config: RunConfig, index: int, as_json: bool) -> None:
     """Prints a training example as tokens; no weights are loaded."""
-    from lora_a2.config.setup import open_data, with_task
+    from lora_a2.config.opening import open_data, with_task
     from lora_a2.data.written import WrittenData
     from lora_a2.errors import ConfigError
     from lora_a2.model.causal import load_writer_tokenizer
@@ -120,7 +120,7 @@ def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | Non
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
     from lora_a2.display.progress import percent
 
     table = Table(Column("Client", no_wrap=True), box=SIMPLE)

@@ -172,7 +172,7 @@ def _print(path: Path, tables: Sequence[Sequence[Sequence[str]]], failures: Mapp
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
 
     console = stdout_console()
     for header, *rows in tables:

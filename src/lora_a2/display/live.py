@@ -6,11 +6,9 @@ Progress goes to standard error, so that standard output holds results only.
 from __future__ import annotations
 
 import shlex
-import sys
 import time
-from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,24 +17,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lora_a2.display.console import PlainConsole, print_line, print_table, stdout_console
 from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, saving, sparkline
-from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.system.text import visible
 from lora_a2.tasks.registry import get_task, measured
 
 if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
-    from lora_a2.runs.jobs import RunSummary
-
-_WIDE = 200
-
-
-class PlainConsole(Console):
-    """A console on which texts are what they say: a user's brackets are no markup, and control characters are shown."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """As the original, for text that is nobody's markup, in one line."""
-        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+    from lora_a2.runs.summary import RunSummary
 
 
 class Display(Observer):
@@ -102,7 +91,7 @@ class SilentDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it to standard error."""
-        _print_line(PlainConsole(stderr=True), text)
+        print_line(PlainConsole(stderr=True), text)
 
 
 class PlainDisplay(Display):
@@ -114,7 +103,7 @@ class PlainDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it."""
-        _print_line(self._console, text)
+        print_line(self._console, text)
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """The title at first, then a line for every round that this process trained."""
@@ -145,7 +134,7 @@ class LiveDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it above the display."""
-        _print_line(self._console, text)
+        print_line(self._console, text)
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """Draws everything anew; rich limits how often it reaches the screen."""
@@ -173,14 +162,6 @@ def render(progress: Progress) -> RenderableType:
     return Group(Text(visible(progress.title), style="bold"), grid)
 
 
-def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Names and values in two columns, to standard output; values are never cut or wrapped."""
-    rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        _print_line(console or stdout_console(), f"{name:<{width}}  {value}")
-
-
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     """The result of a run, where it is, and what to type next; to standard output."""
     console = console or stdout_console()
@@ -203,9 +184,9 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     ]
     print_table(rows, console)
     folder = shlex.quote(summary.output_dir)
-    _print_line(console, "")
-    _print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
-    _print_line(console, f"      lora-a2 evaluate {folder}")
+    print_line(console, "")
+    print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
+    print_line(console, f"      lora-a2 evaluate {folder}")
 
 
 def choose_display(quiet: bool) -> Display:
@@ -214,11 +195,6 @@ def choose_display(quiet: bool) -> Display:
         return SilentDisplay()
     console = PlainConsole(stderr=True)
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
-
-
-def stdout_console() -> Console:
-    """A console for results; in a file or a pipe tables are as wide as they need, so that no figure is cut."""
-    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=_WIDE)
 
 
 def _bar(done: int, total: int) -> RenderableType:
@@ -236,7 +212,3 @@ def _round_line(progress: Progress, record: RoundRecord) -> str:
         f"so far {human_bytes(progress.uploaded_bytes)} up, {human_bytes(progress.downloaded_bytes)} down{full}, "
         f"{progress.time_left or '?'} left"
     )
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(visible(text), soft_wrap=True, markup=False, highlight=False, emoji=False)

@@ -16,43 +16,10 @@ from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
 from lora_a2.federation.exchange import ReplyCallback, RoundRules, Train
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStart:
-    """What is known of a run before its first round in this process, which is `first_round`.
-
-    `clients_per_round` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
-    """
-
-    output_dir: str
-    num_clients: int
-    clients_per_round: int
-    first_round: int
-    num_server_rounds: int
-    full_finetuning_bytes_per_round: int
-    method: str
-    model: str
-    data: str
-
-
-class Observer:
-    """Is notified of a run's progress; each method does nothing unless overridden."""
-
-    def started(self, start: RunStart) -> None:
-        """Once, before the first round of this process."""
-
-    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
-        """After each client, or chunk of clients, of a round."""
-
-    def round_done(self, record: RoundRecord) -> None:
-        """After each round; on resuming also for each round that was done before."""
-
-    def note(self, text: str) -> None:
-        """A line that the user should see."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary
+from lora_a2.runs.summary import RunSummary
 from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated
 from lora_a2.system.locks import claimed
 from lora_a2.tasks.registry import get_task
