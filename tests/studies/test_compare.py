@@ -17,8 +17,9 @@ from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary, launch, resume
+from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.predict import load_predictor
+from lora_a2.runs.summary import RunSummary
 from run_files import run_options
 from tiny import LABELS, Stopping
 from writers import writing_options

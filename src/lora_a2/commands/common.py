@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,25 +16,9 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-
-class RunPath(click.Path):
-    """A folder that may hold a run, or what came of one; the mistake is told before PyTorch is imported."""
-
-    def __init__(self) -> None:
-        super().__init__(exists=True, file_okay=False, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path.
-
-        Raises:
-            RunError: there is nothing of that kind in it.
-        """
-        from lora_a2.runs.directory import require_some
-
-        return require_some(Path(os.fsdecode(super().convert(value, param, ctx))))
-
-
-run_dir_argument = click.argument("run_dir", metavar="RUN_DIR", type=RunPath())
+run_dir_argument = click.argument(
+    "run_dir", metavar="RUN_DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 trust_option = click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_a2.commands.common import RunPath, examples, json_option, print_json, trust_option
+from lora_a2.commands.common import examples, json_option, print_json, trust_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.settings.errors import kebab
 
@@ -33,7 +33,7 @@ _WITHOUT_A_RUN = ("task", "model", "max_length", "system_prompt", "chat_template
     "run_dir",
     metavar="[RUN_DIR]",
     required=False,
-    type=RunPath(),
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
 @click.option("--data", help="Other data than the run's own test set: as --data of run.")
 @click.option("--text-column", help="Column of the texts; the run's own if the data have it.")
@@ -69,12 +69,16 @@ def command(
     if run_dir is None:
         found = _without_a_run(data, columns, model, label_column, generate, trust_remote_code)
     else:
+        from lora_a2.runs.directory import require_some
+
         if model:
             raise click.UsageError(
                 f"--{kebab(next(iter(model)))} is for a model without a run: leave RUN_DIR or it out."
             )
         if data is None and (label_column or any(columns.values())):
             raise click.UsageError("Columns are of --data: give it too.", click.get_current_context())
+
+        require_some(run_dir)
 
         from lora_a2.runs.measuring import evaluate_run
 

@@ -39,6 +39,10 @@ def command(run_dir: Path, texts: tuple[str, ...], top: int, trust_remote_code: 
     """
     batches = _batches(given_or_lines(texts, "text"))
 
+    from lora_a2.runs.directory import require_some
+
+    require_some(run_dir)
+
     from lora_a2.runs.predict import load_predictor
 
     predictor = load_predictor(run_dir, trust_remote_code=trust_remote_code)

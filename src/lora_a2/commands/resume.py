@@ -47,6 +47,10 @@ def command(run_dir: Path, from_round: int | None, trust_remote_code: bool, as_j
         sweep.finish(run_dir, quiet=quiet, as_json=as_json)
         return
 
+    from lora_a2.runs.directory import require_some
+
+    require_some(run_dir)
+
     from lora_a2.runs.jobs import resume
 
     chosen = {} if from_round is None else {"from_round": from_round}

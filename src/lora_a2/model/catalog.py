@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants as hub
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from lora_a2.errors import ModelError
+from lora_a2.model.hub import hub_or_cache
 from lora_a2.model.names import BUILT_IN, canonical, nearest
 
-_CONNECT_SECONDS = 3.0
 LARGEST_DEPTH, LARGEST_LABELS, LARGEST_WIDTH = 1 << 12, 1 << 20, 1 << 26
 """Bounds of what a config.json may ask for: layers, labels, and all other whole numbers that shapes are made of."""
 _DEPTHS = frozenset({"layer", "layers", "blocks", "depth", "depths"})
@@ -54,13 +51,10 @@ def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig
         return _loaded(name, trust_remote_code=trust_remote_code)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"Model {name!r}: there is no such folder.")
-    try:
-        return _loaded(
-            name, local_files_only=True, trust_remote_code=trust_remote_code
-        )  # the hub's cache on this machine
-    except ModelError:
-        _require_hub(name)
-    return _loaded(name, trust_remote_code=trust_remote_code)
+    with suppress(ModelError):
+        return _loaded(name, local_files_only=True, trust_remote_code=trust_remote_code)
+    with hub_or_cache(name):
+        return _loaded(name, trust_remote_code=trust_remote_code)
 
 
 def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.Module:
@@ -132,24 +126,6 @@ def _most(key: str) -> int | None:
     if key == "num_labels":
         return LARGEST_LABELS
     return LARGEST_WIDTH if any(part in key for part in _SHAPES) else None
-
-
-def _require_hub(name: str) -> None:
-    """Fails within seconds where the hub is out of reach; its client would retry for half a minute."""
-    if hub.HF_HUB_OFFLINE:
-        raise ModelError(
-            f"Model {name!r} is neither built in nor in the cache, and HF_HUB_OFFLINE is set. {nearest(name)}"
-        )
-    url = urllib.parse.urlsplit(hub.ENDPOINT)
-    if url.hostname is None or url.scheme in urllib.request.getproxies():
-        return  # a proxy may reach what this machine cannot
-    try:
-        socket.create_connection((url.hostname, url.port or 443), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ModelError(
-            f"Model {name!r} is neither built in, a folder, nor in the cache, and {hub.ENDPOINT} cannot be reached "
-            f"({error.strerror or error}). {nearest(name)}"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -40,15 +40,14 @@ _LEDGER, _ANALYSIS = "rounds", "analysis"
 _MARKS = ("config.toml", "adapter_config.json", *RESULTS, "compare.json", "sweep.json")
 
 
-def require_some(path: Path) -> Path:
-    """A folder that may hold a run, what came of one, or several: told in a moment, before anything is loaded.
+def require_some(path: Path) -> None:
+    """Refuses a folder that holds neither a run, what came of one, nor several: in a moment, before anything is loaded.
 
     Raises:
         RunError: there is nothing of that kind in it.
     """
     if not any((path / name).is_file() for name in _MARKS):
         raise RunError(f"{path} {_no_run(path)}: expected {path / 'config.toml'}.")
-    return path
 
 
 def _no_run(path: Path) -> str:
