@@ -52,7 +52,7 @@ ALIASES: dict[str, str] = {
 
 def spelled(name: str) -> str:
     """A name that is known, in the case in which it is published; any other as it is."""
-    return _SPELLED.get(name.casefold(), name)
+    return name if name in BUILT_IN or name in ALIASES else _SPELLED.get(name.casefold(), name)
 
 
 def canonical(name: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.config.run import make_config
+from lora_a2.core.names import known_name
 from lora_a2.errors import RunError
+from lora_a2.methods import METHODS
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.summary import RunSummary
 from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated
@@ -57,7 +59,7 @@ def plan_comparison(
     given = flag_values.get("output_dir") or file_values.get("output-dir")
     path = Path(given) if given else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     runs = []
-    for method in dict.fromkeys(methods):
+    for method in dict.fromkeys(known_name(name, METHODS) for name in methods):
         usual = make_config(file_values, {**flag_values, "method": method})
         for suffix, rate in candidate_rates(usual, learning_rates, multiples).items():
             own = {"method": method, "learning_rate": rate, "output_dir": str(path / (method + suffix))}
