@@ -149,40 +149,31 @@ def _rate(run: PlannedRun) -> float | None:
 
 
 def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummary]], at_rounds: Sequence[int]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
-
     from lora_a2.display.console import print_table, stdout_console
     from lora_a2.display.progress import human_bytes, human_time
+    from lora_a2.display.tables import print_columns
     from lora_a2.studies.compare import best_of_each
     from lora_a2.tasks.registry import get_task
 
     own = any(summary.personal is not None for _, summary in results)
     task = get_task(results[0][1].task)
-    table = Table(Column("Method", no_wrap=True), box=SIMPLE)
     rounds = [f"Round {number}" for number in at_rounds]
-    for header in (
-        "Rate",
-        *rounds,
-        task.shown.capitalize(),
-        *(["Personal"] if own else []),
-        "Uploaded",
-        "Downloaded",
-        "Time",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
+    score = [task.shown.capitalize(), *(["Personal"] if own else [])]
+    rows = []
     for run, summary in best_of_each(results):
         rate, personal = _rate(run), summary.personal
-        table.add_row(
-            run.config.method,
-            "default" if rate is None else f"{rate:g}",
-            *(task.show(run.score_at(number)) for number in at_rounds),
-            task.show(summary.metrics[task.primary] or 0.0),
-            *(["" if personal is None else task.show(summary.score)] if own else []),
-            human_bytes(summary.uploaded_bytes),
-            human_bytes(summary.downloaded_bytes),
-            human_time(summary.seconds),
+        rows.append(
+            [
+                run.config.method,
+                "default" if rate is None else f"{rate:g}",
+                *(task.show(run.score_at(number)) for number in at_rounds),
+                task.show(summary.metrics[task.primary] or 0.0),
+                *(["" if personal is None else task.show(summary.score)] if own else []),
+                human_bytes(summary.uploaded_bytes),
+                human_bytes(summary.downloaded_bytes),
+                human_time(summary.seconds),
+            ]
         )
     console = stdout_console()
-    console.print(table)
+    print_columns(["Method", "Rate", *rounds, *score, "Uploaded", "Downloaded", "Time"], rows, console)
     print_table([("Directory", str(comparison.path))], console)

@@ -117,13 +117,10 @@ def _write_csv(table: SplitTable, path: Path) -> None:
 
 
 def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | None], classes: bool) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
-
     from lora_a2.display.console import print_table, stdout_console
     from lora_a2.display.progress import percent
+    from lora_a2.display.tables import print_columns
 
-    table = Table(Column("Client", no_wrap=True), box=SIMPLE)
     columns = {
         "train_examples": "Train",
         "train_classes": "Classes",
@@ -131,15 +128,14 @@ def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | Non
         "test_classes": "Classes",
     }
     shown = [name for name in columns if classes or not name.endswith("classes")]
-    for name in shown:
-        table.add_column(columns[name], justify="right", no_wrap=True)
-    if classes:
-        table.add_column("Largest class")
-    for row in rows:
-        top = [f"{row['top_class']} ({percent(row['top_share'])})"] if classes else []
-        table.add_row(row["client"], *(f"{row[name]:,}" for name in shown), *top)
+    header = ["Client", *(columns[name] for name in shown), *(["Largest class"] if classes else [])]
+    cells = [
+        [row["client"], *(f"{row[name]:,}" for name in shown)]
+        + ([f"{row['top_class']} ({percent(row['top_share'])})"] if classes else [])
+        for row in rows
+    ]
     console = stdout_console()
-    console.print(table)
+    print_columns(header, cells, console, left=[len(shown) + 1])
     s = statistics
     summary = [
         ("Clients", f"{s['num_clients']:,}"),
