@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from lora_a2.system.machine import require_unix
 
 if TYPE_CHECKING:
+    from lora_a2.config.run import RunConfig
     from lora_a2.core.types import Adapter, Factors, ServerState
+    from lora_a2.data.labelled import LabelledData
     from lora_a2.data.options import DataOptions
     from lora_a2.data.sources import load_data
     from lora_a2.data.writing import WrittenOptions, load_written
+    from lora_a2.data.written import WrittenData
     from lora_a2.errors import (
         CodecError,
         ConfigError,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
         RunError,
     )
     from lora_a2.federation.loop import Plan
-    from lora_a2.federation.observer import Observer
+    from lora_a2.federation.observer import Observer, RunStart
     from lora_a2.federation.population import Client, make_clients
     from lora_a2.federation.records import RoundRecord
     from lora_a2.methods import METHODS, get_method
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from lora_a2.runs.summary import RunSummary
     from lora_a2.runs.writer import load_writer
     from lora_a2.simulation import make_plan, simulate
+    from lora_a2.tasks.base import Evaluation
 
 _HOMES = {
     "lora_a2.data.options": ("DataOptions",),
@@ -67,7 +71,11 @@ _HOMES = {
     "lora_a2.federation.records": ("RoundRecord",),
     "lora_a2.federation.population": ("Client", "make_clients"),
     "lora_a2.federation.loop": ("Plan",),
-    "lora_a2.federation.observer": ("Observer",),
+    "lora_a2.federation.observer": ("Observer", "RunStart"),
+    "lora_a2.config.run": ("RunConfig",),
+    "lora_a2.data.labelled": ("LabelledData",),
+    "lora_a2.data.written": ("WrittenData",),
+    "lora_a2.tasks.base": ("Evaluation",),
     "lora_a2.simulation": ("make_plan", "simulate"),
     "lora_a2.core.types": ("Adapter", "Factors", "ServerState"),
 }
@@ -82,7 +90,9 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DataOptions",
+    "Evaluation",
     "Factors",
+    "LabelledData",
     "LoraA2Error",
     "Method",
     "Model",
@@ -93,9 +103,12 @@ __all__ = [
     "Predictor",
     "ReplyError",
     "RoundRecord",
+    "RunConfig",
     "RunError",
+    "RunStart",
     "RunSummary",
     "ServerState",
+    "WrittenData",
     "WrittenOptions",
     "evaluate_run",
     "get_method",

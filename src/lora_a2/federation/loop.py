@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lora_a2.core.sampling import choose_cohort
+from lora_a2.core.shown import count, shown
 from lora_a2.core.types import EVERYTHING, ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
@@ -40,6 +41,14 @@ class Plan:
     clients_per_pass: int = 1
     num_workers: int | None = None
     rules: RoundRules = field(default_factory=RoundRules)
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            self.federation.method.name,
+            count(len(self.profiles), "client"),
+            count(self.num_server_rounds, "server round"),
+        )
 
     def start(self) -> ServerState:
         """The state before round 1."""

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.randomness import generator
+from lora_a2.core.shown import count, few, shown
 from lora_a2.core.types import FloatArray, Layout
 from lora_a2.data.labelled import Examples
 from lora_a2.data.written import Samples
@@ -77,6 +78,16 @@ class Model:
     whole: PreTrainedModel | None = None
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     native: NativeHead | None = None
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            repr(self.name),
+            self.task.name,
+            few(self.label_names),
+            count(self.full_parameters, "weight"),
+            self.network.device,
+        )
 
     def pretrained(self) -> Backbone:
         """The backbone as it was before any training, in float32, loaded or copied again.
