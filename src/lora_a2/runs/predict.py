@@ -71,9 +71,8 @@ class Predictor:
         if isinstance(texts, str):
             values: FloatArray = self.logits([texts])[0]
             return values
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None or isinstance(texts, bytes):
-            raise TypeError(f"A text is a str, or a list of str; given was {wrong!r:.40}.")
+        if isinstance(texts, bytes) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"A text is a str, or a list of str; given was {texts!r:.60}.")
         if not texts:
             return np.zeros((0, len(self.label_names)), np.float32)
         return self._model.network.predict(self._adapter, self._model.tokenize(texts))

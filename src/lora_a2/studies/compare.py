@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -94,3 +95,22 @@ def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple
         if held is None or worse(summary.score) < worse(held[1].score):
             best[run.config.method] = run, summary
     return list(best.values())
+
+
+def measured_on(runs: Sequence[PlannedRun]) -> str:
+    """What the scores are of: "test", or "validation" where a part of the training set takes the test set's place."""
+    return "test" if runs[0].config.validation_fraction is None else "validation"
+
+
+def how_chosen(runs: Sequence[PlannedRun], score: str) -> str | None:
+    """By what the best of several learning rates was chosen, and what that means; None: there was nothing to choose.
+
+    `score` is the metric by which they were compared.
+    """
+    tried = max(Counter(run.config.method for run in runs).values())
+    if tried == 1:
+        return None
+    best = f"Each method is shown at the best of {tried} learning rates by {measured_on(runs)} {score}"
+    if measured_on(runs) == "validation":
+        return f"{best}: for the test set, run each at its rate without --validation-fraction."
+    return f"{best}, which flatters it: --validation-fraction 0.2 would choose without the test set."
