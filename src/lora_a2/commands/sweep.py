@@ -73,12 +73,13 @@ def command(
     Options of runs given here win over the file, and take the place of a grid. A run that fails is recorded, and the others go
     on. Whatever was interrupted goes on with the same command.
     """
-    from lora_a2.studies.sweep import Request, Sweep, default_path
-    from lora_a2.system.locks import Lock
-
     ctx = click.get_current_context()
     if (resumed is None) == (experiment is None):
         raise click.UsageError("Name an experiment file, or a sweep to --resume.", ctx)
+
+    from lora_a2.studies.sweep import Request, Sweep, default_path
+    from lora_a2.system.locks import Lock
+
     if resumed is not None:
         sweep = Sweep.open(resumed)
     else:
