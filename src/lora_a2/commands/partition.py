@@ -123,9 +123,9 @@ def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | Non
 
     columns = {
         "train_examples": "Train",
-        "train_classes": "Classes",
+        "train_classes": "Train classes",
         "test_examples": "Test",
-        "test_classes": "Classes",
+        "test_classes": "Test classes",
     }
     shown = [name for name in columns if classes or not name.endswith("classes")]
     header = ["Client", *(columns[name] for name in shown), *(["Largest class"] if classes else [])]
