@@ -22,7 +22,7 @@ from lora_a2.runs.jobs import config_of
 from lora_a2.runs.writer import Writer, load_writer
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.generation import generate_texts
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 
 SHOWN = 3
 

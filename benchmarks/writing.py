@@ -111,7 +111,7 @@ def generation(model: str, who: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lora_a2.tasks.causal_lm.generation import generate_texts
-    from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+    from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)

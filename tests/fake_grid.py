@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from lora_a2.config.setup import open_data
+from lora_a2.config.opening import open_data
 from lora_a2.errors import LoraA2Error
 from lora_a2.flower.courier import Courier
 from lora_a2.flower.messages import answer_message, error_message, read_answer, read_request_content

@@ -19,6 +19,7 @@ PUBLIC = {
     *("launch", "resume", "evaluate_run", "load_predictor", "RunSummary", "Predictor"),
     *("METHODS", "get_method", "Method", "Model", "Client", "Plan", "Observer"),
     *("DataOptions", "ModelOptions", "history"),
+    *("RunConfig", "RunStart", "LabelledData", "WrittenData", "Evaluation"),
     *("WrittenOptions", "load_written", "load_writer"),
     *("Adapter", "Factors", "ServerState", "RoundRecord"),
     *("LoraA2Error", "ConfigError", "DataError", "ModelError", "CodecError", "ReplyError", "RunError"),

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from lora_a2.system.machine import require_unix
 
 if TYPE_CHECKING:
+    from lora_a2.config.run import RunConfig
     from lora_a2.core.types import Adapter, Factors, ServerState
+    from lora_a2.data.labelled import LabelledData
     from lora_a2.data.options import DataOptions
     from lora_a2.data.sources import load_data
     from lora_a2.data.writing import WrittenOptions, load_written
+    from lora_a2.data.written import WrittenData
     from lora_a2.errors import (
         CodecError,
         ConfigError,
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
         ReplyError,
         RunError,
     )
-    from lora_a2.federation.loop import Observer, Plan
+    from lora_a2.federation.loop import Plan
+    from lora_a2.federation.observer import Observer, RunStart
     from lora_a2.federation.population import Client, make_clients
     from lora_a2.federation.records import RoundRecord
     from lora_a2.methods import METHODS, get_method
@@ -33,11 +37,13 @@ if TYPE_CHECKING:
     from lora_a2.model.options import ModelOptions
     from lora_a2.model.pretrained import Model, load_model
     from lora_a2.runs.history import history
-    from lora_a2.runs.jobs import RunSummary, launch, resume, save_result
+    from lora_a2.runs.jobs import launch, resume, save_result
     from lora_a2.runs.measuring import evaluate_run
     from lora_a2.runs.predict import Predictor, load_predictor
+    from lora_a2.runs.summary import RunSummary
     from lora_a2.runs.writer import load_writer
     from lora_a2.simulation import make_plan, simulate
+    from lora_a2.tasks.base import Evaluation
 
 _HOMES = {
     "lora_a2.data.options": ("DataOptions",),
@@ -52,7 +58,8 @@ _HOMES = {
         "ReplyError",
         "RunError",
     ),
-    "lora_a2.runs.jobs": ("RunSummary", "launch", "resume", "save_result"),
+    "lora_a2.runs.jobs": ("launch", "resume", "save_result"),
+    "lora_a2.runs.summary": ("RunSummary",),
     "lora_a2.runs.measuring": ("evaluate_run",),
     "lora_a2.methods.base": ("Method",),
     "lora_a2.methods": ("METHODS", "get_method"),
@@ -63,7 +70,12 @@ _HOMES = {
     "lora_a2.runs.writer": ("load_writer",),
     "lora_a2.federation.records": ("RoundRecord",),
     "lora_a2.federation.population": ("Client", "make_clients"),
-    "lora_a2.federation.loop": ("Observer", "Plan"),
+    "lora_a2.federation.loop": ("Plan",),
+    "lora_a2.federation.observer": ("Observer", "RunStart"),
+    "lora_a2.config.run": ("RunConfig",),
+    "lora_a2.data.labelled": ("LabelledData",),
+    "lora_a2.data.written": ("WrittenData",),
+    "lora_a2.tasks.base": ("Evaluation",),
     "lora_a2.simulation": ("make_plan", "simulate"),
     "lora_a2.core.types": ("Adapter", "Factors", "ServerState"),
 }
@@ -78,7 +90,9 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DataOptions",
+    "Evaluation",
     "Factors",
+    "LabelledData",
     "LoraA2Error",
     "Method",
     "Model",
@@ -89,9 +103,12 @@ __all__ = [
     "Predictor",
     "ReplyError",
     "RoundRecord",
+    "RunConfig",
     "RunError",
+    "RunStart",
     "RunSummary",
     "ServerState",
+    "WrittenData",
     "WrittenOptions",
     "evaluate_run",
     "get_method",

@@ -21,7 +21,8 @@ from lora_a2.federation.agreement import make_federation
 from lora_a2.federation.client import Answer, client_round
 from lora_a2.federation.exchange import ReplyCallback, Train
 from lora_a2.federation.holdings import personal, simulated
-from lora_a2.federation.loop import Evaluated, Observer, Plan, make_schedule, run_rounds
+from lora_a2.federation.loop import Evaluated, Plan, make_schedule, run_rounds
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.options import PlanOptions, own_options, usual_rank_budget
 from lora_a2.federation.population import Client, make_profiles
 from lora_a2.federation.records import RoundRecord

@@ -16,7 +16,7 @@ from cli_helpers import fake, one_error
 from lora_a2.cli import COMMANDS, main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import DataError
-from lora_a2.federation.loop import RunStart
+from lora_a2.federation.observer import RunStart
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic", "rich", "numpy", "peft", "pandas")
 
@@ -161,6 +161,7 @@ def test_run_prints_a_summary_or_one_json_object(launched: list[Any], capsys: py
 def test_resume_continues_the_directory(
     tmp_path: Path, launched: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "config.toml").touch()
     assert main(["resume", str(tmp_path), "--json"]) == 0
     assert launched == [tmp_path]
     assert json.loads(capsys.readouterr().out)["accuracy"] == 0.8125

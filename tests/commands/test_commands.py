@@ -35,6 +35,12 @@ class Found:
         return {"accuracy": self.metrics["accuracy"]}
 
 
+@pytest.fixture(autouse=True)
+def _run_directory(tmp_path: Path) -> None:
+    """What stand-ins are given looks like a run."""
+    (tmp_path / "config.toml").touch()
+
+
 def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[Any] = []
 

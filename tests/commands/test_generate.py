@@ -21,7 +21,7 @@ from lora_a2.cli import main
 from lora_a2.commands import generate
 from lora_a2.data.written import Turn
 from lora_a2.tasks.causal_lm.generation import generate_texts
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 from plain_writers import tokenizer, writer
 from terminal import Terminal
 
@@ -44,6 +44,12 @@ class Told:
         (text,) = generate_texts(self.model, self.tokenizer, [self.encode_prompt(turns)], SamplingOptions(**options))
         self.chats.pop()
         return text
+
+
+@pytest.fixture(autouse=True)
+def _run_directory(tmp_path: Path) -> None:
+    """What stand-ins are given looks like a run."""
+    (tmp_path / "config.toml").touch()
 
 
 @pytest.fixture
@@ -190,16 +196,16 @@ made.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor 
 stand_in = types.ModuleType("lora_a2.runs.writer")
 stand_in.load_writer = lambda run_dir, trust_remote_code: made
 sys.modules["lora_a2.runs.writer"] = stand_in
-sys.exit(main(["generate", ".", "--chat", *sys.argv[1:]]))
+sys.exit(main(["generate", sys.argv[1], "--chat", *sys.argv[2:]]))
 """
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
-def test_a_chat_at_a_terminal_ends_by_ctrl_d_and_by_ctrl_c_in_an_answer(interrupted: bool) -> None:
+def test_a_chat_at_a_terminal_ends_by_ctrl_d_and_by_ctrl_c_in_an_answer(interrupted: bool, tmp_path: Path) -> None:
     tests = Path(__file__).parents[1]
     environment = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "commands"), *sys.path])}
     most = "100000" if interrupted else "5"
-    with Terminal(["-c", TALK, "--max-new-tokens", most], environment) as terminal:
+    with Terminal(["-c", TALK, str(tmp_path), "--max-new-tokens", most], environment) as terminal:
         terminal.wait_for(b"> ")
         terminal.type(b"the\n")
         if interrupted:

@@ -20,7 +20,7 @@ from lora_a2.display.live import (
     stdout_console,
 )
 from lora_a2.display.progress import human_bytes, human_time, saving, sparkline
-from lora_a2.federation.loop import RunStart
+from lora_a2.federation.observer import RunStart
 from lora_a2.federation.records import RoundRecord
 
 

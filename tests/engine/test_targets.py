@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from transformers import (
 
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.errors import ModelError
-from lora_a2.model.catalog import ALIASES, BUILT_IN, full_parameters, meta_backbone, model_config
+from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
+from lora_a2.model.names import ALIASES, BUILT_IN
 
 BERT_ENDS = [
     "attention.self.query",
@@ -175,16 +174,3 @@ def test_a_folder_without_a_usable_config_is_a_model_error(tmp_path: Path, conte
     with pytest.raises(ModelError, match=r"no usable config\.json") as caught:
         model_config(str(tmp_path))
     assert "\n" not in str(caught.value)
-
-
-def test_without_network_an_unknown_name_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> socket.socket:
-        raise OSError(101, "Network is unreachable")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(urllib.request, "getproxies", dict)
-    with pytest.raises(ModelError, match=r"Network is unreachable.*Did you mean 'roberta-base'\?") as caught:
-        model_config("robrta-base")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="no such folder"):
-        model_config("./no/such/folder")

@@ -21,8 +21,9 @@ from test_flower import NODES, flower, ledger, options, simulated
 
 from fake_grid import FakeGrid, Fault, honest, silent, with_payload
 from lora_a2 import codec
+from lora_a2.config.opening import open_data
 from lora_a2.config.run import RunConfig, make_config
-from lora_a2.config.setup import federation_of, open_data, open_model, resolved
+from lora_a2.config.setup import federation_of, open_model, resolved
 from lora_a2.core.types import Factors
 from lora_a2.errors import ReplyError, RunError
 from lora_a2.federation.population import Client

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lora_a2.config.setup import absolute_names
+from lora_a2.config.opening import absolute_names
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.model.backbone import find_source
-from lora_a2.model.catalog import ALIASES, BUILT_IN, full_parameters, meta_backbone, model_config
+from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
 from lora_a2.model.language_models import HUB_IDS, LANGUAGE_MODELS
+from lora_a2.model.names import ALIASES, BUILT_IN
 
 PUBLISHED = {
     "Llama-3.2-1B": 1_235_814_400,

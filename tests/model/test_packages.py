@@ -22,9 +22,9 @@ from lora_a2.data.finding import find_tables
 from lora_a2.errors import ModelError
 from lora_a2.model import packages
 from lora_a2.model.backbone import find_source, load_backbone
-from lora_a2.model.catalog import BUILT_IN
 from lora_a2.model.causal import load_language_model
 from lora_a2.model.conversion import from_parts
+from lora_a2.model.names import BUILT_IN
 from lora_a2.model.packages import PACKAGED, Packaged, packaged_folder
 
 PARTS = (b"first ", b"second ", b"third")

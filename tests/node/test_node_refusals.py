@@ -303,6 +303,7 @@ def test_every_reason_of_the_project_s_own_errors_is_decided() -> None:
     decided = {kind.__name__: reason_of(kind("x")) for kind in vars(errors).values() if isinstance(kind, type)}
     assert decided == {
         "LoraA2Error": Reason.FAILED,
+        "LoraA2Warning": Reason.FAILED,
         "ConfigError": Reason.CONFIG,
         "DataError": Reason.DATA,
         "ModelError": Reason.MODEL,

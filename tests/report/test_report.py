@@ -385,7 +385,7 @@ def test_answers_stand_side_by_side(tmp_path: Path) -> None:
     """As the model wrote them before and writes them now, with what the data say; and only where they are asked for."""
     from lora_a2.runs.writer import load_writer
     from lora_a2.tasks.causal_lm.generation import generate_texts
-    from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+    from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 
     options = writing_options(tmp_path) | {"output_dir": str(tmp_path / "run")}
     launch(RunConfig(**options), Observer())

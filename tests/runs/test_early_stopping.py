@@ -17,7 +17,8 @@ from lora_a2.errors import ConfigError
 from lora_a2.federation.loop import Observer, RunStart
 from lora_a2.report.inputs import Run
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary, launch, resume
+from lora_a2.runs.jobs import launch, resume
+from lora_a2.runs.summary import RunSummary
 from lora_a2.studies.batch import PlannedRun, check_evaluated
 from run_files import contents, score_rounds
 from tiny import Stopping

@@ -19,8 +19,9 @@ from lora_a2.errors import RunError
 from lora_a2.federation.loop import Observer
 from lora_a2.report.inputs import Run
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary, launch, resume
+from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.measuring import evaluate_run
+from lora_a2.runs.summary import RunSummary
 from run_files import contents, score_rounds
 from tiny import Stopping
 

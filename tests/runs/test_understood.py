@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from federation import study_options
+from lora_a2.config.opening import open_data
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_data
 from lora_a2.display.live import LiveDisplay, PlainDisplay, SilentDisplay
 from lora_a2.federation.loop import Observer, RunStart
 from lora_a2.runs.jobs import launch, resume, set_up

@@ -17,8 +17,9 @@ from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary, launch, resume
+from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.predict import load_predictor
+from lora_a2.runs.summary import RunSummary
 from run_files import run_options
 from tiny import LABELS, Stopping
 from writers import writing_options
@@ -153,6 +154,34 @@ def test_compare_shows_the_best_of_the_learning_rates(
         json.loads((tmp_path / "c" / f"ffa-lora-lr{x}" / "summary.json").read_text()) for x in ("1e-09", "0.05")
     ]
     assert summaries[0]["uploaded_bytes"] == summaries[1]["uploaded_bytes"]
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_compare_says_by_what_the_best_rate_was_chosen(
+    validation: bool, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {key: value for key, value in options.items() if key not in ("test_data", "learning_rate")}
+    given |= {"num_server_rounds": 1, **({"validation_fraction": 0.3} if validation else {})}
+    folder = ["--output-dir", str(tmp_path / "c")]
+    argv = ["compare", "--methods", "ffa-lora", "--learning-rates", "1e-9,0.05", *folder, *flags(given)]
+    assert main([*argv, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    header = next(line for line in printed.splitlines() if "Rate" in line)
+    assert ("Validation accuracy" in header) == validation
+    by = "validation" if validation else "test"
+    assert f"at the best of 2 learning rates by {by} accuracy" in printed
+    assert ("which flatters it" in printed) != validation
+    assert main(["compare", "--resume", str(tmp_path / "c"), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluated_on"] == by
+
+
+def test_compare_without_several_rates_chooses_nothing(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**options, "num_server_rounds": 1}
+    argv = ["compare", "--methods", "ffa-lora", "--output-dir", str(tmp_path / "c"), *flags(given)]
+    assert main([*argv, "--quiet"]) == 0
+    assert "best of" not in capsys.readouterr().out
 
 
 def test_compare_shows_the_lowest_perplexity_of_models_that_write(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lora_a2.studies.batch
+import lora_a2.runs.jobs
 from cli_helpers import one_error
 from federation import save_data, save_model
 from lora_a2.cli import main
@@ -348,14 +348,14 @@ def test_the_same_command_goes_on(
     """Interrupted in the tuning and in the runs, resumed by either command; the result is that of a sweep at one go."""
     broken = tmp_path / "broken"
     calls = itertools.count(1)
-    launch = lora_a2.studies.batch.launch
+    launch = lora_a2.runs.jobs.launch
 
     def interrupted(*args: Any) -> Any:
         if next(calls) in (2, 6):
             raise KeyboardInterrupt
         return launch(*args)
 
-    monkeypatch.setattr(lora_a2.studies.batch, "launch", interrupted)
+    monkeypatch.setattr(lora_a2.runs.jobs, "launch", interrupted)
     for _ in range(2):
         assert sweep(folder, broken, "--quiet") == 130
         assert f"lora-a2 sweep --resume {broken}" in capsys.readouterr().err
@@ -385,14 +385,14 @@ def test_processes_of_their_own_change_nothing(
 def test_a_failure_is_recorded_and_the_others_go_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launch = lora_a2.studies.batch.launch
+    launch = lora_a2.runs.jobs.launch
 
     def failing(config: RunConfig, observer: Any) -> Any:
         if config.method == "ffa-lora" and config.seed == 0:
             raise ReplyError("values that are not finite")
         return launch(config, observer)
 
-    monkeypatch.setattr(lora_a2.studies.batch, "launch", failing)
+    monkeypatch.setattr(lora_a2.runs.jobs, "launch", failing)
     out, more = tmp_path / "out", ("--learning-rate", "0.01", "--quiet")
     assert sweep(folder, out, *more) == 1
     assert "Failed: ffa-seed0  values that are not finite" in capsys.readouterr().out
@@ -429,7 +429,7 @@ def test_candidates_that_fail_are_out(
     def failing(config: RunConfig, observer: Any) -> Any:
         raise ReplyError("no")
 
-    monkeypatch.setattr(lora_a2.studies.batch, "launch", failing)
+    monkeypatch.setattr(lora_a2.runs.jobs, "launch", failing)
     assert sweep(folder, tmp_path / "out", "--quiet") == 2
     assert "No learning rate of ffa is left" in one_error(capsys)
 

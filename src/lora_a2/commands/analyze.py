@@ -51,16 +51,20 @@ def command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def _print_one(run: RunRecord, found: Mapping[str, Any]) -> None:
     from lora_a2.analysis.ranks import selected_ranks
-    from lora_a2.display.live import print_table
+    from lora_a2.display.console import print_table
+    from lora_a2.display.tables import print_columns
 
     print_table(_rows(found))
     click.echo("\nRank slices uploaded of each module, mean over clients and rounds:")
     table = selected_ranks(run)
     cells = [["" if value != value else f"{value:.2f}" for value in row] for row in table.to_numpy()]
-    _print(["Layer", *map(str, table.columns)], [[str(n), *row] for n, row in zip(table.index, cells, strict=True)])
+    print_columns(
+        ["Layer", *map(str, table.columns)], [[str(n), *row] for n, row in zip(table.index, cells, strict=True)]
+    )
 
 
 def _print_several(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    from lora_a2.display.tables import print_columns
     from lora_a2.tasks.registry import get_task
 
     if as_json:
@@ -79,7 +83,9 @@ def _print_several(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None
         ]
         for one in found
     ]
-    _print(["Run", *(task.headline for task in tasks), "Gradient similarity", "Discordance / change", *tests], rows)
+    print_columns(
+        ["Run", *(task.headline for task in tasks), "Gradient similarity", "Discordance / change", *tests], rows
+    )
     meaning = "r, p: of the test whether clients that share classes are more alike than chance. " if tested else ""
     click.echo(f"{meaning}Values of the last round.")
 
@@ -133,17 +139,3 @@ def _sharing(found: Mapping[str, Any] | None) -> str:
     parts = [(name, test[key]) for name, key in (("share classes", "sharing"), ("share none", "apart"))]
     means = ", ".join(f"{value:.3f} where they {name}" for name, value in parts if value is not None)
     return f"{means}; with the overlap of labels r = {test['correlation']:.2f}, p = {test['p_value']:.2g}"
-
-
-def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
-
-    from lora_a2.display.live import stdout_console
-
-    table = Table(Column(header[0], no_wrap=True), box=SIMPLE)
-    for name in header[1:]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    stdout_console().print(table)

@@ -17,8 +17,8 @@ from lora_a2.errors import LoraA2Warning
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
-    from lora_a2.federation.loop import Observer
-    from lora_a2.runs.jobs import RunSummary
+    from lora_a2.federation.observer import Observer
+    from lora_a2.runs.summary import RunSummary
     from lora_a2.system.checks import Finding
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

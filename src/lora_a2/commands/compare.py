@@ -14,7 +14,7 @@ from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from lora_a2.runs.jobs import RunSummary
+    from lora_a2.runs.summary import RunSummary
     from lora_a2.studies.batch import PlannedRun
     from lora_a2.studies.compare import Comparison
 
@@ -28,18 +28,20 @@ _FIELDS = [name for name in RunConfig.model_fields if name != "method"]
     epilog=examples(
         "lora-a2 compare --methods lora-a2,fl-lora,flexlora",
         "lora-a2 compare --methods lora-a2,ffa-lora --learning-rates 5e-4,2e-3,5e-3 --data banking77 --json",
-        "lora-a2 compare --methods lora-a2,fl-lora --learning-rate-multiples 0.2,0.5,1 --at-rounds 4,8",
+        "lora-a2 compare --methods lora-a2,fl-lora --learning-rate-multiples 0.2,0.5,1 --validation-fraction 0.2",
         "lora-a2 compare --resume runs/compare-20260101-120000",
     ),
 )
 @click.option("--methods", metavar="NAME,NAME,...", help="The algorithms to compare, as of --method of run.")
 @click.option(
-    "--learning-rates", metavar="X,X,...", help="Run every method at each of these; the table shows the best of each."
+    "--learning-rates",
+    metavar="X,X,...",
+    help="Run every method at each of these; the table shows the best of each, by the test set, or by --validation-fraction.",
 )
 @click.option(
     "--learning-rate-multiples",
     metavar="X,X,...",
-    help="Run every method at each of these times the rate it would have; instead of --learning-rates.",
+    help="Run every method at each of these times the rate it would have; instead of --learning-rates, and chosen alike.",
 )
 @click.option("--at-rounds", metavar="N,N,...", help="Show the score after each of these rounds too.")
 @resume_option("comparison; all other options are its own")
@@ -59,6 +61,9 @@ def command(
     **flags: Any,
 ) -> None:
     """Run several methods on the same split, seed and cohort order, and print one table.
+
+    Of several learning rates each method is shown at its best. It is the best by the same test examples that it is shown on, unless
+    --validation-fraction holds out others for all of the table.
 
     Any Ctrl-C or crash can be continued with "lora-a2 compare --resume" or "lora-a2 resume".
     """
@@ -132,7 +137,12 @@ def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Seque
         where = shlex.quote(str(comparison.path))
         raise click.Abort(f"Interrupted; continue with: lora-a2 compare --resume {where}") from None
     if as_json:
-        print_json({"output_dir": str(comparison.path), "runs": [_entry(*each, at_rounds) for each in results]})
+        from lora_a2.studies.compare import measured_on
+
+        runs = [_entry(*each, at_rounds) for each in results]
+        print_json(
+            {"output_dir": str(comparison.path), "evaluated_on": measured_on(comparison.runs), "runs": runs},
+        )
     else:
         _print(comparison, results, at_rounds)
 
@@ -149,40 +159,34 @@ def _rate(run: PlannedRun) -> float | None:
 
 
 def _print(comparison: Comparison, results: Sequence[tuple[PlannedRun, RunSummary]], at_rounds: Sequence[int]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
-
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_line, print_table, stdout_console
     from lora_a2.display.progress import human_bytes, human_time
-    from lora_a2.studies.compare import best_of_each
+    from lora_a2.display.tables import print_columns
+    from lora_a2.studies.compare import best_of_each, how_chosen, measured_on
     from lora_a2.tasks.registry import get_task
 
     own = any(summary.personal is not None for _, summary in results)
     task = get_task(results[0][1].task)
-    table = Table(Column("Method", no_wrap=True), box=SIMPLE)
     rounds = [f"Round {number}" for number in at_rounds]
-    for header in (
-        "Rate",
-        *rounds,
-        task.shown.capitalize(),
-        *(["Personal"] if own else []),
-        "Uploaded",
-        "Downloaded",
-        "Time",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
+    of = "" if measured_on(comparison.runs) == "test" else "validation "
+    score = [f"{of}{task.shown}".capitalize(), *(["Personal"] if own else [])]
+    rows = []
     for run, summary in best_of_each(results):
         rate, personal = _rate(run), summary.personal
-        table.add_row(
-            run.config.method,
-            "default" if rate is None else f"{rate:g}",
-            *(task.show(run.score_at(number)) for number in at_rounds),
-            task.show(summary.metrics[task.primary] or 0.0),
-            *(["" if personal is None else task.show(summary.score)] if own else []),
-            human_bytes(summary.uploaded_bytes),
-            human_bytes(summary.downloaded_bytes),
-            human_time(summary.seconds),
+        rows.append(
+            [
+                run.config.method,
+                "default" if rate is None else f"{rate:g}",
+                *(task.show(run.score_at(number)) for number in at_rounds),
+                task.show(summary.metrics[task.primary] or 0.0),
+                *(["" if personal is None else task.show(summary.score)] if own else []),
+                human_bytes(summary.uploaded_bytes),
+                human_bytes(summary.downloaded_bytes),
+                human_time(summary.seconds),
+            ]
         )
     console = stdout_console()
-    console.print(table)
+    print_columns(["Method", "Rate", *rounds, *score, "Uploaded", "Downloaded", "Time"], rows, console)
+    if (note := how_chosen(comparison.runs, task.shown)) is not None:
+        print_line(console, note)
     print_table([("Directory", str(comparison.path))], console)

@@ -54,28 +54,28 @@ def command(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         print_json({**asdict(cost), "reduction_percent": cost.reduction_percent})
         return
 
-    from lora_a2.display.live import print_table
+    from lora_a2.display.console import print_table
 
     print_table(_rows(cost))
 
 
 def _estimate(config: RunConfig) -> Cost:
     from lora_a2.core.types import Layout
-    from lora_a2.engine.targets import find_target_modules
+    from lora_a2.engine.matching import choose_layers
     from lora_a2.errors import ConfigError
     from lora_a2.federation.cost import estimate_cost
-    from lora_a2.model.catalog import full_parameters, meta_backbone, model_config
+    from lora_a2.model.shapes import model_shape
 
     if config.num_clients is None:
         raise ConfigError("num-clients: the natural partitioner takes it from the data; give the number here.")
-    architecture = model_config(config.model)
+    shape = model_shape(config.model)
     return estimate_cost(
-        Layout(find_target_modules(meta_backbone(architecture), config.target_modules)),
+        Layout(choose_layers(shape.layers, config.target_modules)),
         config.chosen_method(),
         r=config.r,
         rank_budgets=config.budgets(config.num_clients),
         num_server_rounds=config.num_server_rounds,
-        full_parameters=full_parameters(architecture),
+        full_parameters=shape.full_parameters,
         fraction_train=config.fraction_train,
         dtype=config.wire_dtype,
     )

@@ -78,6 +78,8 @@ def command(
         with warnings_as_lines():
             found = _without_a_run(data, columns, model, label_column, generate, trust_remote_code)
     else:
+        from lora_a2.runs.directory import require_some
+
         if model:
             raise click.UsageError(
                 f"--{kebab(next(iter(model)))} is for a model without a run: leave RUN_DIR or it out."
@@ -86,6 +88,8 @@ def command(
             raise click.UsageError(
                 "Columns and how files are read are of --data: give it too.", click.get_current_context()
             )
+
+        require_some(run_dir)
 
         from lora_a2.runs.measuring import evaluate_run
 
@@ -107,7 +111,8 @@ def command(
 
 
 def _print(found: Evaluation) -> None:
-    from lora_a2.display.live import print_rows, print_table
+    from lora_a2.display.console import print_table
+    from lora_a2.display.tables import print_rows
     from lora_a2.tasks.registry import measured
 
     task = measured(found.metrics)
@@ -138,8 +143,8 @@ def _without_a_run(
 ) -> Evaluation:
     if "model" not in model or data is None:
         raise click.UsageError("Give a RUN_DIR, or --model and --data.", click.get_current_context())
+    from lora_a2.config.opening import with_task
     from lora_a2.config.run import make_config
-    from lora_a2.config.setup import with_task
     from lora_a2.runs.measuring import evaluate_model
 
     flags = {**columns, **model, "label_column": label_column, "data": data, "generate": generate}

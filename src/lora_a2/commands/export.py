@@ -30,6 +30,10 @@ def command(run_dir: Path, folder: Path, merged: bool, push_to_hub: str | None, 
     Of methods that move base weights, what all rounds taught is one adapter of a higher rank, where that is exact and small;
     otherwise they need --merged. For llama.cpp, give a merged folder to its convert_hf_to_gguf.py.
     """
+    from lora_a2.runs.directory import require_some
+
+    require_some(run_dir)
+
     from lora_a2.runs.export import export
 
     export(run_dir, folder, merged=merged, push_to_hub=push_to_hub, trust_remote_code=trust_remote_code)

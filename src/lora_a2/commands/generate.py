@@ -18,7 +18,7 @@ from lora_a2.system.text import visible, visible_lines
 if TYPE_CHECKING:
     from lora_a2.data.written import Turn
     from lora_a2.runs.writer import Writer
-    from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+    from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 
 _MOST_AT_ONCE = 32
 """Prompts that are read before the first of them is answered."""
@@ -79,9 +79,11 @@ def command(
     given = lines() if chat else given_or_lines(prompts, "prompt")
 
     from lora_a2.data.written import Turn
-    from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+    from lora_a2.runs.directory import require_some
+    from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 
     options = SamplingOptions(**sampling)
+    require_some(run_dir)
     start = [] if system_prompt is None else [Turn("system", system_prompt)]
 
     from lora_a2.runs.writer import load_writer

@@ -25,21 +25,18 @@ def command(as_json: bool) -> None:
         print_json({m.name: _row(m) for m in METHODS.values()})
         return
 
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
+    from lora_a2.display.console import print_table, stdout_console
+    from lora_a2.display.tables import print_columns
 
-    from lora_a2.display.live import print_table, stdout_console
-
-    headers = ("Uploads", "Downloads", "Exact", "Personal", "Mixed ranks")
-    table = Table(Column("Method", no_wrap=True), *headers, box=SIMPLE)
-    references = []
-    for method in METHODS.values():
-        flags = ("yes" if flag else "no" for flag in (method.exact, method.private, method.mixed_ranks))
-        table.add_row(method.name, method.uploads, method.downloads, *flags)
-        references.append((method.name, method.reference))
     console = stdout_console()
-    console.print(table)
-    print_table(references, console)
+    header = ("Method", "Uploads", "Downloads", "Exact", "Personal", "Mixed ranks")
+    print_columns(header, [_cells(method) for method in METHODS.values()], console, left=range(len(header)))
+    print_table([(method.name, method.reference) for method in METHODS.values()], console)
+
+
+def _cells(method: Method) -> list[str]:
+    flags = ("yes" if flag else "no" for flag in (method.exact, method.private, method.mixed_ranks))
+    return [method.name, method.uploads, method.downloads, *flags]
 
 
 def _row(method: Method) -> dict[str, object]:

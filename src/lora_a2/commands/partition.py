@@ -72,7 +72,7 @@ def command(
 
 
 def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
-    from lora_a2.config.setup import open_data, with_task
+    from lora_a2.config.opening import open_data, with_task
     from lora_a2.data.split import split_data, split_table
 
     config = with_task(config)
@@ -82,7 +82,7 @@ def _table(config: RunConfig) -> tuple[SplitTable, Sequence[str]]:
 
 def _show_example(config: RunConfig, index: int, as_json: bool) -> None:
     """Prints a training example as tokens; no weights are loaded."""
-    from lora_a2.config.setup import open_data, with_task
+    from lora_a2.config.opening import open_data, with_task
     from lora_a2.data.written import WrittenData
     from lora_a2.errors import ConfigError
     from lora_a2.model.causal import load_writer_tokenizer
@@ -117,29 +117,25 @@ def _write_csv(table: SplitTable, path: Path) -> None:
 
 
 def _print(rows: Sequence[Mapping[str, Any]], statistics: Mapping[str, int | None], classes: bool) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Column, Table
-
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
     from lora_a2.display.progress import percent
+    from lora_a2.display.tables import print_columns
 
-    table = Table(Column("Client", no_wrap=True), box=SIMPLE)
     columns = {
         "train_examples": "Train",
-        "train_classes": "Classes",
+        "train_classes": "Train classes",
         "test_examples": "Test",
-        "test_classes": "Classes",
+        "test_classes": "Test classes",
     }
     shown = [name for name in columns if classes or not name.endswith("classes")]
-    for name in shown:
-        table.add_column(columns[name], justify="right", no_wrap=True)
-    if classes:
-        table.add_column("Largest class")
-    for row in rows:
-        top = [f"{row['top_class']} ({percent(row['top_share'])})"] if classes else []
-        table.add_row(row["client"], *(f"{row[name]:,}" for name in shown), *top)
+    header = ["Client", *(columns[name] for name in shown), *(["Largest class"] if classes else [])]
+    cells = [
+        [row["client"], *(f"{row[name]:,}" for name in shown)]
+        + ([f"{row['top_class']} ({percent(row['top_share'])})"] if classes else [])
+        for row in rows
+    ]
     console = stdout_console()
-    console.print(table)
+    print_columns(header, cells, console, left=[len(shown) + 1])
     s = statistics
     summary = [
         ("Clients", f"{s['num_clients']:,}"),

@@ -88,6 +88,10 @@ def command(
         if os.path.isfile(text):
             _hint(run_dir, text)
 
+    from lora_a2.runs.directory import require_some
+
+    require_some(run_dir)
+
     from lora_a2.runs.predict import load_predictor
 
     say_standing(run_dir)
@@ -169,7 +173,7 @@ def _shown(batches: range) -> Iterator[int]:
     """The batches, with a bar on a terminal."""
     from rich.progress import track
 
-    from lora_a2.display.live import PlainConsole
+    from lora_a2.display.console import PlainConsole
 
     console = PlainConsole(stderr=True)
     yield from track(batches, "Labelling", console=console, transient=True, disable=not console.is_terminal)

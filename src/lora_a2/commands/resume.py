@@ -83,6 +83,10 @@ def command(
         sweep.finish(run_dir, quiet=quiet, as_json=as_json)
         return
 
+    from lora_a2.runs.directory import require_some
+
+    require_some(run_dir)
+
     from lora_a2.runs.jobs import resume
 
     train(

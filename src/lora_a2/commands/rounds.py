@@ -67,7 +67,7 @@ def _print(records: Sequence[RoundRecord], marks: dict[int, str]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from lora_a2.display.live import stdout_console
+    from lora_a2.display.console import stdout_console
     from lora_a2.display.progress import human_bytes, human_time
     from lora_a2.tasks.base import PERSONAL
     from lora_a2.tasks.registry import task_of

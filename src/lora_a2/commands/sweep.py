@@ -73,12 +73,13 @@ def command(
     Options of runs given here win over the file, and take the place of a grid. A run that fails is recorded, and the others go
     on. Whatever was interrupted goes on with the same command.
     """
-    from lora_a2.studies.sweep import Request, Sweep, default_path
-    from lora_a2.system.locks import Lock
-
     ctx = click.get_current_context()
     if (resumed is None) == (experiment is None):
         raise click.UsageError("Name an experiment file, or a sweep to --resume.", ctx)
+
+    from lora_a2.studies.sweep import Request, Sweep, default_path
+    from lora_a2.system.locks import Lock
+
     if resumed is not None:
         sweep = Sweep.open(resumed)
     else:
@@ -169,17 +170,12 @@ def _run(sweep: Sweep, how: _How, *, as_json: bool) -> int:
 
 
 def _print(path: Path, tables: Sequence[Sequence[Sequence[str]]], failures: Mapping[str, str]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    from lora_a2.display.live import print_table, stdout_console
+    from lora_a2.display.console import print_table, stdout_console
+    from lora_a2.display.tables import print_columns
 
     console = stdout_console()
     for header, *rows in tables:
-        table = Table(*header, box=SIMPLE)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        print_columns(header, rows, console, left=range(len(header)))
     print_table([(f"Failed: {name}", message) for name, message in failures.items()], console)
     print_table([("Directory", str(path)), ("Tables", f"{path}/results.md, .csv, .parquet")], console)
 

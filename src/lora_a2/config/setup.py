@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from lora_a2.config.opening import learning_rate
 from lora_a2.config.run import RunConfig
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ClientProfile
-from lora_a2.data.chats import find_task
-from lora_a2.data.finding import find_tables
-from lora_a2.data.sources import BUILT_IN as BUILT_IN_DATA
-from lora_a2.data.sources import load_data
-from lora_a2.data.writing import load_written
 from lora_a2.data.written import DataSet
 from lora_a2.engine.precision import dtype_name
-from lora_a2.federation.agreement import Federation, make_federation, usual_learning_rate
+from lora_a2.federation.agreement import Federation, make_federation
 from lora_a2.federation.exchange import RoundRules
 from lora_a2.federation.loop import Plan, make_schedule
 from lora_a2.federation.population import Client, SplitChoice, TokenCounts, encoded_clients, make_profile
 from lora_a2.federation.probes import resolved_probe
 from lora_a2.model.config import ModelConfig
 from lora_a2.model.defaults import ModelDefaults, model_defaults
-from lora_a2.model.packages import find_packaged
 from lora_a2.model.pretrained import Model, load_model
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.tasks.options import WritingOptions
-
-
-def absolute_names(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Options, by snake_case or kebab-case key, with data and models that lie in `folder` by their absolute paths.
-
-    Names of shipped data, of models in packages, and of a hub stay as they are.
-    """
-    found = dict(values)
-    for key, value in values.items():
-        path = folder / Path(str(value)).expanduser()
-        if (
-            (key == "data" and value not in BUILT_IN_DATA and path.exists())
-            or (key == "model" and find_packaged(str(value)) is None and path.is_dir())
-            or (key in ("test_data", "test-data", "output_dir") and value is not None)
-        ):
-            found[key] = str(path.absolute())
-    return found
-
-
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with every file and folder by its absolute path, so that a run can be taken up from anywhere."""
-    named = {name: getattr(config, name) for name in ("data", "model", "test_data", "output_dir")}
-    return config.model_copy(update=absolute_names(named, Path.cwd()))
-
-
-def with_task(config: RunConfig) -> RunConfig:
-    """The configuration with its task: the one given, or the one that options or the columns of the data are for.
-
-    Defaults that depend on it are chosen anew.
-
-    Raises:
-        DataError: the data cannot be found or read, or their columns do not tell.
-        ConfigError: an option that the task does not have.
-    """
-    if config.task is not None:
-        return config
-    given = config.model_dump(by_alias=True, include=config.model_fields_set)
-    return RunConfig.model_validate({**given, "task": _found_task(config)})
-
-
-def _found_task(config: RunConfig) -> str:
-    if config.label_column is not None:
-        return CLASSIFICATION
-    if any((config.prompt_column, config.completion_column, config.messages_column)):
-        return CAUSAL_LM
-    return find_task(find_tables(config.data, config.file_options()).train.names) or CLASSIFICATION
-
-
-def open_data(config: RunConfig) -> DataSet:
-    """The data set of a configuration, whose task is known.
-
-    Raises:
-        DataError: it cannot be found, read, or used.
-    """
-    if config.task == CAUSAL_LM:
-        return load_written(**config.data_options())
-    return load_data(**config.data_options())
 
 
 def open_model(config: RunConfig, label_names: Sequence[str]) -> Model:
@@ -132,13 +69,6 @@ def _head(config: RunConfig, model: Model, defaults: ModelDefaults) -> dict[str,
     if model.task.name != CLASSIFICATION:
         return {}
     return {"head_scale": config.head_scale or defaults.head_scale, "pooling": model.network.objective.pooling}
-
-
-def learning_rate(config: RunConfig) -> float:
-    """The learning rate of A in a run: the one given, or the default of method and model."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return usual_learning_rate(config.model, config.chosen_method())
 
 
 def usual_cohort(model: Model, num_clients: int, fraction_train: float) -> int:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
 
 Distribution = Literal["uniform", "heavy-tail", "normal"]
@@ -33,7 +34,7 @@ def parse_budget(value: object) -> RankBudget:
         ConfigError: none of these.
     """
     if isinstance(value, str):
-        text = value.strip()
+        text = known_name(value.strip(), DISTRIBUTIONS)
         for name in DISTRIBUTIONS:
             if name == text:
                 return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
 
 Value = bool | int | float | str
@@ -56,6 +57,7 @@ class Option:
             names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
             raise ConfigError(f"{self.key}: {value!r} should be {names[kind]}.")
         if isinstance(value, str):
+            value = known_name(value, self.choices)
             if value not in self.choices:
                 raise ConfigError(f"{self.key}: {value!r} is not one of {', '.join(self.choices)}.")
         elif not math.isfinite(value):

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lora_a2.core.shown import count, few, shown
 from lora_a2.core.tensors import Key, Tensors
 
 FloatArray = npt.NDArray[np.float32]
@@ -93,6 +94,9 @@ class Factors:
     B: FloatArray
     R: FloatArray | None = None
 
+    def __repr__(self) -> str:
+        return shown(self, *(f"{kind}={self.get(kind).shape}" for kind in self.kinds))
+
     @property
     def rank(self) -> int:
         """Number of rank slices r."""
@@ -135,6 +139,15 @@ class Adapter:
     factors: Mapping[str, Factors]
     lora_alpha: float
     head: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            f"rank={self.rank}",
+            f"lora_alpha={self.lora_alpha:g}",
+            count(len(self.factors), "module"),
+            few([*self.head]),
+        )
 
     @property
     def rank(self) -> int:
@@ -298,6 +311,9 @@ class ServerState:
     held: Mapping[int, int] = field(default_factory=dict)
     client_ranks: Mapping[int, int] = field(default_factory=dict)
     extra: Tensors = field(default_factory=Tensors)
+
+    def __repr__(self) -> str:
+        return shown(self, f"server_round={self.server_round}", f"adapter={self.adapter!r}", f"seed={self.seed}")
 
     @cached_property
     def base(self) -> BaseDelta:

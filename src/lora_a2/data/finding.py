@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from lora_a2.core.names import known_name
 from lora_a2.data.columns import opening
 from lora_a2.data.file_options import USUAL, FileOptions
 from lora_a2.data.objects import EXPECTED, DataSource, splits_of
@@ -221,6 +222,8 @@ def _named(data: str, file: FileOptions) -> Tables:
         return _from_folder(path, file)
     if path.is_file():
         return Tables(split_ending(path)[0], read_table(path, file=file), None)
+    if (known := known_name(data, BUILT_IN)) in BUILT_IN:
+        return BUILT_IN[known]()
     hub_id = _HUB_ID.fullmatch(data)
     if hub_id is None or split_ending(path)[1]:
         near = difflib.get_close_matches(data, BUILT_IN, n=1)

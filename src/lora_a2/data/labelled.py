@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lora_a2.core.shown import count, few, shown
 from lora_a2.data.partition import IntArray
 
 
@@ -17,6 +18,14 @@ class Examples:
     texts: tuple[str, ...]
     labels: IntArray
     clients: tuple[str, ...] | None
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            count(len(self), "text"),
+            count(len(set(self.labels.tolist())), "label"),
+            "" if self.clients is None else count(len(set(self.clients)), "client"),
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -43,6 +52,11 @@ class LabelledData:
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown(
+            self, repr(self.name), f"train={self.train!r}", f"test={self.test!r}", f"labels: {few(self.label_names)}"
+        )
 
     def fingerprint(self) -> str:
         """64 hex digits (SHA-256) over every text, label, client and label name, in order.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from lora_a2.core.shown import count, shown
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.partition import IntArray
 
@@ -43,6 +44,11 @@ class Samples:
     samples: tuple[Sample, ...]
     clients: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        return shown(
+            self, count(len(self), "example"), "" if self.clients is None else count(len(set(self.clients)), "client")
+        )
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -72,6 +78,9 @@ class WrittenData:
     test: Samples
     notes: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown(self, repr(self.name), f"train={self.train!r}", f"test={self.test!r}")
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -6,13 +6,11 @@ Progress goes to standard error, so that standard output holds results only.
 from __future__ import annotations
 
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -20,26 +18,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lora_a2.display.console import PlainConsole, print_line, print_table, stdout_console
 from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, saving, sparkline
-from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.system.text import visible
 from lora_a2.tasks.registry import get_task, measured
 
 if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
-    from lora_a2.runs.jobs import RunSummary
-
-_WIDE = 200
-_MOST_ROWS = 20
-"""Of a table."""
-
-
-class PlainConsole(Console):
-    """A console on which texts are what they say: a user's brackets are no markup, and control characters are shown."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """As the original, for text that is nobody's markup, in one line."""
-        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+    from lora_a2.runs.summary import RunSummary
 
 
 class Display(Observer):
@@ -105,7 +92,7 @@ class SilentDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it to standard error."""
-        _print_line(PlainConsole(stderr=True), text)
+        print_line(PlainConsole(stderr=True), text)
 
 
 class PlainDisplay(Display):
@@ -117,7 +104,7 @@ class PlainDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it."""
-        _print_line(self._console, text)
+        print_line(self._console, text)
 
     def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
         """Prints them."""
@@ -152,7 +139,7 @@ class LiveDisplay(Display):
 
     def note(self, text: str) -> None:
         """Prints it above the display."""
-        _print_line(self._console, text)
+        print_line(self._console, text)
 
     def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
         """Prints them above the display."""
@@ -184,44 +171,6 @@ def render(progress: Progress) -> RenderableType:
     return Group(Text(visible(progress.title), style="bold"), grid)
 
 
-def print_table(rows: Iterable[tuple[str, str]], console: Console | None = None) -> None:
-    """Names and values in two columns, to standard output where no console is given; values are never cut or wrapped."""
-    rows, console = list(rows), console or stdout_console()
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        _print_line(console, f"{name:<{width}}  {value}")
-
-
-def print_rows(
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    show: Callable[[str, float], str],
-    console: Console | None = None,
-) -> None:
-    """A table with the keys of its rows at its head, to standard output; of many rows the first ones. `show` tells of fractions."""
-    console = console or stdout_console()
-    table = Table(box=SIMPLE, title=visible(title), title_justify="left", title_style="bold", pad_edge=False)
-    for name, value in rows[0].items():
-        text = isinstance(value, str)
-        table.add_column(_head(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    for row in rows[:_MOST_ROWS]:
-        table.add_row(*(_cell(name, value, show) for name, value in row.items()))
-    console.print(table)
-    if len(rows) > _MOST_ROWS:
-        _print_line(console, f"  and {len(rows) - _MOST_ROWS:,} more: --json has all of them")
-
-
-def _head(name: str) -> str:
-    """num_examples → Examples"""
-    return name.removeprefix("num_").replace("_", " ").capitalize()
-
-
-def _cell(name: str, value: Any, show: Callable[[str, float], str]) -> str:
-    if value is None:
-        return "-"
-    return show(name, value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     """The result of a run, where it is, and what to type next; to standard output."""
     console = console or stdout_console()
@@ -245,9 +194,9 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     ]
     print_table(rows, console)
     folder = shlex.quote(summary.output_dir)
-    _print_line(console, "")
-    _print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
-    _print_line(console, f"      lora-a2 evaluate {folder}")
+    print_line(console, "")
+    print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
+    print_line(console, f"      lora-a2 evaluate {folder}")
 
 
 def _rounds(summary: RunSummary) -> str:
@@ -270,11 +219,6 @@ def choose_display(quiet: bool) -> Display:
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
 
 
-def stdout_console() -> Console:
-    """A console for results; in a file or a pipe tables are as wide as they need, so that no figure is cut."""
-    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=_WIDE)
-
-
 def _bar(done: int, total: int) -> RenderableType:
     row = Table.grid(padding=(0, 2))
     row.add_row(ProgressBar(total=max(total, 1), completed=done, width=40), f"{done}/{total}")
@@ -290,7 +234,3 @@ def _round_line(progress: Progress, record: RoundRecord) -> str:
         f"so far {human_bytes(progress.uploaded_bytes)} up, {human_bytes(progress.downloaded_bytes)} down{full}, "
         f"{progress.time_left or '?'} left"
     )
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(visible(text), soft_wrap=True, markup=False, highlight=False, emoji=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lora_a2.core.shown import count, shown
 from lora_a2.core.types import Adapter, Mask
 from lora_a2.methods.base import Penalty
 
@@ -21,6 +22,9 @@ class TokenizedExamples:
     input_ids: tuple[np.ndarray, ...]
     labels: Labels
     references: tuple[tuple[str, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        return shown(self, count(len(self), "example"), count(sum(map(len, self.input_ids)), "token"))
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -16,7 +16,7 @@ from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.federation.proximal import proximal_penalty
 from lora_a2.federation.schedule import STEADY, RateSchedule
 from lora_a2.methods.base import Method
-from lora_a2.model.defaults import model_defaults
+from lora_a2.model.defaults import usual_learning_rate
 from lora_a2.model.pretrained import Model, layout_head
 from lora_a2.privacy.laplace import make_noise
 
@@ -110,11 +110,6 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
         transforms=(*noise, *method.transforms),
         schedule=options.chosen_schedule(),
     )
-
-
-def usual_learning_rate(model: str, method: Method) -> float:
-    """The learning rate of A if none is given."""
-    return model_defaults(model).learning_rate * method.learning_rate_scale
 
 
 def federation_layout(model: Model, method: Method) -> Layout:

@@ -11,53 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lora_a2.core.sampling import choose_cohort
+from lora_a2.core.shown import count, shown
 from lora_a2.core.types import EVERYTHING, ClientProfile, ServerState
 from lora_a2.errors import ReplyError
 from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import WINDOW
 from lora_a2.federation.exchange import ReplyCallback, RoundRules, Train
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.scores import best_round, evaluations_since_best, out_of_patience, score
 from lora_a2.federation.server import server_round
 from lora_a2.tasks.registry import measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStart:
-    """What is known of a run before its first round in this process, which is `first_round`.
-
-    `clients_per_round` clients take part in each round; full fine-tuning would upload `full_finetuning_bytes_per_round`.
-    """
-
-    output_dir: str
-    num_clients: int
-    clients_per_round: int
-    first_round: int
-    num_server_rounds: int
-    full_finetuning_bytes_per_round: int
-    method: str
-    model: str
-    data: str
-
-
-class Observer:
-    """Is notified of a run's progress; each method does nothing unless overridden."""
-
-    def started(self, start: RunStart) -> None:
-        """Once, before the first round of this process."""
-
-    def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Once, before `started`: what a run understood of its data, names and values in the order to be read."""
-
-    def clients_done(self, server_round: int, done: int, cohort: int) -> None:
-        """After each client, or chunk of clients, of a round."""
-
-    def round_done(self, record: RoundRecord) -> None:
-        """After each round; on resuming also for each round that was done before."""
-
-    def note(self, text: str) -> None:
-        """A line that the user should see."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +45,14 @@ class Plan:
     clients_per_pass: int = 1
     num_workers: int | None = None
     rules: RoundRules = field(default_factory=RoundRules)
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            self.federation.method.name,
+            count(len(self.profiles), "client"),
+            count(self.num_server_rounds, "server round"),
+        )
 
     def start(self) -> ServerState:
         """The state before round 1."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_a2.core.shown import count, shown
 from lora_a2.errors import RunError
 from lora_a2.system.journal import Journal
 
@@ -52,6 +53,15 @@ class RoundRecord:
     refused: dict[int, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            f"server_round={self.server_round}",
+            count(len(self.clients), "client"),
+            f"train_loss={self.train_loss:.4g}",
+            *(f"{name}={value:.4g}" for name, value in [*self.metrics.items()][:3] if isinstance(value, float)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""

@@ -12,8 +12,9 @@ import click
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import get_fused_config_from_dir, parse_config_args
 
+from lora_a2.config.opening import with_task
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_model, with_task
+from lora_a2.config.setup import open_model
 from lora_a2.data.written import DataSet
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.flower.options import ServerOptions, read_options

@@ -16,7 +16,8 @@ from lora_a2.errors import ReplyError
 from lora_a2.federation.bounds import fair_share
 from lora_a2.federation.exchange import Rejected, Train
 from lora_a2.federation.holdings import Outbox
-from lora_a2.federation.loop import Evaluated, Observer, Plan
+from lora_a2.federation.loop import Evaluated, Plan
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.flower.absence import Absence
 from lora_a2.flower.courier import NO_ANSWER, Courier, Late, log

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lora_a2.config.opening import with_task
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import with_task
 from lora_a2.flower.app_folder import Value, write_app
 from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.guardian import guarded_home

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
-from lora_a2.federation.exchange import RoundRules
 from lora_a2.privacy.laplace import refuse_noise
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.options import Options, marks_of, option
+
+if TYPE_CHECKING:
+    from lora_a2.federation.exchange import RoundRules
 
 USUAL_RATIO = 10.0
 """Default `max-update-ratio` if the clients are nodes. Honest replies reached 6 times the median (1 example, 6 epochs,
@@ -52,6 +54,8 @@ class ServerOptions(Options):
     def rules(self, simulated: bool, max_update_ratio: float | None) -> RoundRules:
         """The rules of a round. None for `max_update_ratio` means `USUAL_RATIO` for nodes, and no bound in simulations; 0
         means no bound."""
+        from lora_a2.federation.exchange import RoundRules  # and with it PyTorch, which an app's keys do without
+
         ratio = USUAL_RATIO if max_update_ratio is None and not simulated else max_update_ratio
         return RoundRules(
             min_replies=self.min_train_nodes,

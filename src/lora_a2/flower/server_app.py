@@ -14,16 +14,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
+from lora_a2.config.opening import open_data, with_absolute_paths, with_task
 from lora_a2.config.run import RunConfig, dump_config
-from lora_a2.config.setup import (
-    open_clients,
-    open_data,
-    open_model,
-    plan_of,
-    resolved,
-    with_absolute_paths,
-    with_task,
-)
+from lora_a2.config.setup import open_clients, open_model, plan_of, resolved
 from lora_a2.core.types import ServerState
 from lora_a2.data.labelled import Examples, LabelledData
 from lora_a2.data.options import DataOptions
@@ -35,7 +28,8 @@ from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.agreement import federation_layout
 from lora_a2.federation.exchange import ReplyCallback
-from lora_a2.federation.loop import Observer, run_rounds
+from lora_a2.federation.loop import run_rounds
+from lora_a2.federation.observer import Observer
 from lora_a2.flower.courier import Courier, log
 from lora_a2.flower.driver import FlowerDriver
 from lora_a2.flower.messages import request_content

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lora_a2.config.opening import open_data
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_data
 from lora_a2.data.split import split_data
 from lora_a2.data.written import Part, Sample, Samples
 from lora_a2.system.files import write_atomic

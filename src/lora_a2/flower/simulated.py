@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lora_a2.config.opening import open_data
 from lora_a2.config.run import RunConfig
-from lora_a2.config.setup import open_clients, open_data
+from lora_a2.config.setup import open_clients
 from lora_a2.data.written import DataSet
 from lora_a2.federation.population import Client
 from lora_a2.model.pretrained import Model

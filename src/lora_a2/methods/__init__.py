@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
 from lora_a2.methods import (
     fed_sb,
@@ -49,13 +50,14 @@ DEFAULT_METHOD = next(iter(METHODS))
 
 
 def get_method(name: str, **options: Any) -> Method:
-    """The method called `name`, with options of its own, in snake_case; one that is None was not given.
+    """The method called `name`, in any case, with options of its own, in snake_case; one that is None was not given.
 
     Raises:
         ConfigError: there is none (the message names the nearest), it has no such option, or the option no such value.
     """
+    name = known_name(name, METHODS)
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name.casefold(), METHODS, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"Unknown method {name!r}.{hint} Known methods: {', '.join(METHODS)}.")
     method, own = METHODS[name], {}

@@ -15,6 +15,7 @@ import numpy as np
 from lora_a2.core.algebra import add, truncate
 from lora_a2.core.options import Option
 from lora_a2.core.reduce import example_weights, mean
+from lora_a2.core.shown import shown
 from lora_a2.core.tensors import Key
 from lora_a2.core.transforms import Transform
 from lora_a2.core.types import (
@@ -207,6 +208,9 @@ class Method:
     update_rank: Callable[[int, int], int] | None = None
     options: tuple[Option, ...] = ()
     variant: Callable[..., Method] | None = None
+
+    def __repr__(self) -> str:
+        return shown(self, repr(self.name), f"uploads {self.uploads}")
 
     @property
     def factors(self) -> tuple[Factor, ...]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.engine.packing import Pooling
-from lora_a2.model.catalog import ALIASES, has_optional_pooling, model_config
+from lora_a2.model.catalog import has_optional_pooling, model_config
 from lora_a2.model.checkpoint import load_tokenizer, load_weights
 from lora_a2.model.fingerprint import fingerprint
+from lora_a2.model.hub import hub_or_cache
 from lora_a2.model.language_models import HUB_IDS
+from lora_a2.model.names import canonical
 from lora_a2.model.packages import find_packaged, packaged_folder
 from lora_a2.model.pooling import usual_pooling
 
@@ -51,13 +53,15 @@ def load_backbone(name: str, pooling: Pooling | None = None, trust_remote_code: 
     """
     source = find_source(name, trust_remote_code)
     options = {"add_pooling_layer": False} if has_optional_pooling(source.config) else {}
-    module = load_weights(name, source.where, trust_remote_code, **options)
-    tokenizer = load_tokenizer(name, source.where, module, trust_remote_code)
+    with hub_or_cache(source.where, name):
+        module = load_weights(name, source.where, trust_remote_code, **options)
+        tokenizer = load_tokenizer(name, source.where, module, trust_remote_code)
+        usual = pooling or usual_pooling(source.where, source.config)
     return Backbone(
         name=source.name,
         module=module,
         tokenizer=tokenizer,
-        pooling=pooling or usual_pooling(source.where, source.config),
+        pooling=usual,
         fingerprint=fingerprint(module, tokenizer),
         revision=getattr(module.config, "_commit_hash", None),
     )
@@ -83,7 +87,7 @@ def find_source(name: str, trust_remote_code: bool = False) -> Source:
     if packaged is not None and packaged.hub_id is not None:
         return Source(str(folder or packaged.hub_id), packaged.hub_id, config)
     if folder is None and not Path(name).is_dir():
-        hub_id = HUB_IDS.get(ALIASES.get(name, name), name)
+        hub_id = HUB_IDS.get(canonical(name), name)
         return Source(hub_id, hub_id, config)
     where = str((folder or Path(name)).absolute())
     return Source(where, where, config)

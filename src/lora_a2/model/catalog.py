@@ -1,40 +1,24 @@
-"""Model configurations by name, a few of them built in so that they need no network, and models without weights."""
+"""Configurations of models by name, and models without weights."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants as hub
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from lora_a2.errors import ModelError
-from lora_a2.model.language_models import HUB_IDS, LANGUAGE_MODELS
+from lora_a2.model.hub import hub_or_cache
+from lora_a2.model.names import BUILT_IN, canonical, nearest
 
-_CONNECT_SECONDS = 3.0
 LARGEST_DEPTH, LARGEST_LABELS, LARGEST_WIDTH = 1 << 12, 1 << 20, 1 << 26
 """Bounds of what a config.json may ask for: layers, labels, and all other whole numbers that shapes are made of."""
 _DEPTHS = frozenset({"layer", "layers", "blocks", "depth", "depths"})
 """Last words of the names of numbers of layers: num_hidden_layers, n_layer, encoder_layers, …"""
-
-_BERT: dict[str, Any] = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
-_ROBERTA: dict[str, Any] = {
-    "model_type": "roberta",
-    "vocab_size": 50265,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 
 _SHAPES = (
     "layer",
@@ -51,36 +35,6 @@ _SHAPES = (
     "d_ff",
 )
 
-BUILT_IN: dict[str, dict[str, Any]] = {
-    "roberta-base": _ROBERTA,
-    "roberta-large": _ROBERTA
-    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "bert-base-uncased": _BERT,
-    "distilbert-base-uncased": {"model_type": "distilbert", "vocab_size": 30522},
-    "all-MiniLM-L6-v2": _BERT | {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
-    "gpt2": {"model_type": "gpt2"},
-    "mpnet-base": {"model_type": "mpnet", "vocab_size": 30527, "max_position_embeddings": 514, "layer_norm_eps": 1e-5},
-    **LANGUAGE_MODELS,
-}
-"""Name → what differs from the defaults of its Transformers configuration class, with `model_type`."""
-
-ALIASES: dict[str, str] = {
-    "FacebookAI/roberta-base": "roberta-base",
-    "FacebookAI/roberta-large": "roberta-large",
-    "google-bert/bert-base-uncased": "bert-base-uncased",
-    "bert-base": "bert-base-uncased",
-    "distilbert/distilbert-base-uncased": "distilbert-base-uncased",
-    "distilbert-base": "distilbert-base-uncased",
-    "sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2",
-    "openai-community/gpt2": "gpt2",
-    "sentence-transformers/all-mpnet-base-v2": "mpnet-base",
-    **{hub_id: name for name, hub_id in HUB_IDS.items()},
-    "gemma-3-1b": "gemma-3-1b-pt",
-    "Phi-3.5-mini": "Phi-3.5-mini-instruct",
-    "TinyLlama-1.1B": "TinyLlama-1.1B-Chat-v1.0",
-}
-"""Other names of built-in models."""
-
 
 def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration called `name`: built in, else a local folder with a config.json, else from the model hub.
@@ -90,20 +44,17 @@ def model_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig
     Raises:
         ModelError: there is none, or the hub cannot be reached; the message names the nearest built-in model.
     """
-    built_in = BUILT_IN.get(ALIASES.get(name, name))
+    built_in = BUILT_IN.get(canonical(name))
     if built_in is not None:
         return AutoConfig.for_model(**built_in)
     if Path(name).is_dir():
         return _loaded(name, trust_remote_code=trust_remote_code)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"Model {name!r}: there is no such folder.")
-    try:
-        return _loaded(
-            name, local_files_only=True, trust_remote_code=trust_remote_code
-        )  # the hub's cache on this machine
-    except ModelError:
-        _require_hub(name)
-    return _loaded(name, trust_remote_code=trust_remote_code)
+    with suppress(ModelError):
+        return _loaded(name, local_files_only=True, trust_remote_code=trust_remote_code)
+    with hub_or_cache(name):
+        return _loaded(name, trust_remote_code=trust_remote_code)
 
 
 def meta_backbone(config: PretrainedConfig, pooling: bool = False) -> torch.nn.Module:
@@ -148,7 +99,7 @@ def _loaded(name: str, **options: Any) -> PretrainedConfig:
     except ModelError:
         raise
     except Exception as error:  # whatever its readers of damaged files come upon
-        raise ModelError(f"Model {name!r}: no usable config.json: {_first_line(error)} {_nearest(name)}") from error
+        raise ModelError(f"Model {name!r}: no usable config.json: {_first_line(error)} {nearest(name)}") from error
     _check_bounds(name, config.to_dict())
     return config
 
@@ -175,30 +126,6 @@ def _most(key: str) -> int | None:
     if key == "num_labels":
         return LARGEST_LABELS
     return LARGEST_WIDTH if any(part in key for part in _SHAPES) else None
-
-
-def _require_hub(name: str) -> None:
-    """Fails within seconds where the hub is out of reach; its client would retry for half a minute."""
-    if hub.HF_HUB_OFFLINE:
-        raise ModelError(
-            f"Model {name!r} is neither built in nor in the cache, and HF_HUB_OFFLINE is set. {_nearest(name)}"
-        )
-    url = urllib.parse.urlsplit(hub.ENDPOINT)
-    if url.hostname is None or url.scheme in urllib.request.getproxies():
-        return  # a proxy may reach what this machine cannot
-    try:
-        socket.create_connection((url.hostname, url.port or 443), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ModelError(
-            f"Model {name!r} is neither built in, a folder, nor in the cache, and {hub.ENDPOINT} cannot be reached "
-            f"({error.strerror or error}). {_nearest(name)}"
-        ) from error
-
-
-def _nearest(name: str) -> str:
-    known = [*BUILT_IN, *ALIASES]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Built in: {', '.join(BUILT_IN)}."
 
 
 def _first_line(error: Exception) -> str:

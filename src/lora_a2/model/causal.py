@@ -17,6 +17,7 @@ from lora_a2.errors import ModelError
 from lora_a2.model.backbone import Backbone, find_source
 from lora_a2.model.checkpoint import load_tokenizer, load_weights, read_tokenizer
 from lora_a2.model.fingerprint import fingerprint
+from lora_a2.model.hub import hub_or_cache
 from lora_a2.tasks.causal_lm.objective import Head
 
 _TOLERANCE = 1e-4
@@ -54,8 +55,9 @@ def load_language_model(name: str, trust_remote_code: bool = False) -> LanguageM
     """
     source = find_source(name, trust_remote_code)
     _require_causal(name, source.config)
-    whole = load_weights(name, source.where, trust_remote_code, auto=AutoModelForCausalLM)
-    tokenizer = load_tokenizer(name, source.where, whole, trust_remote_code)
+    with hub_or_cache(source.where, name):
+        whole = load_weights(name, source.where, trust_remote_code, auto=AutoModelForCausalLM)
+        tokenizer = load_tokenizer(name, source.where, whole, trust_remote_code)
     module = whole.base_model
     assert isinstance(module, PreTrainedModel)
     whole.train(False)
@@ -75,7 +77,8 @@ def load_writer_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrai
     """
     source = find_source(name, trust_remote_code)
     _require_causal(name, source.config)
-    return read_tokenizer(name, source.where, trust_remote_code)
+    with hub_or_cache(source.where, name):
+        return read_tokenizer(name, source.where, trust_remote_code)
 
 
 def _require_causal(name: str, config: PretrainedConfig) -> None:

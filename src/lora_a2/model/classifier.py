@@ -15,6 +15,7 @@ from lora_a2.model.backbone import Backbone, find_source
 from lora_a2.model.checkpoint import fit_tokenizer, load_headed, load_tokenizer
 from lora_a2.model.fingerprint import fingerprint
 from lora_a2.model.given import Given, copied_classifier, label_rows, name_of, stated_labels
+from lora_a2.model.hub import hub_or_cache
 from lora_a2.model.native import NativeHead, Start, head_weights, take_head
 
 
@@ -78,10 +79,11 @@ def load_classifier(name: str, num_labels: int, trust_remote_code: bool = False)
     """
     source = find_source(name, trust_remote_code)
     require_head(name, source.config)
-    whole, new = load_headed(name, source.where, num_labels, trust_remote_code)
-    base = whole.base_model
-    assert isinstance(base, PreTrainedModel)
-    tokenizer = load_tokenizer(name, source.where, base, trust_remote_code)
+    with hub_or_cache(source.where, name):
+        whole, new = load_headed(name, source.where, num_labels, trust_remote_code)
+        base = whole.base_model
+        assert isinstance(base, PreTrainedModel)
+        tokenizer = load_tokenizer(name, source.where, base, trust_remote_code)
     known = stated_labels(source.config)
     return Classifier(source.name, whole, new, known, tokenizer, getattr(whole.config, "_commit_hash", None))
 

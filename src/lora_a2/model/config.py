@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from lora_a2.model.heads import FORMER_HEADS
+from lora_a2.model.names import spelled
 from lora_a2.settings.options import MOST, Float, Int, Options, option, split_names
 from lora_a2.settings.task import LABELLING, by_task
 
 
 def _full_dtype(value: Any) -> Any:
-    return {"fp32": "float32", "bf16": "bfloat16"}.get(value, value) if isinstance(value, str) else value
+    return {"fp32": "float32", "bf16": "bfloat16"}.get(value.casefold(), value) if isinstance(value, str) else value
+
+
+def _spelled(name: str) -> str:
+    return name if Path(name).exists() else spelled(name)
 
 
 class ModelConfig(Options):
@@ -22,7 +28,7 @@ class ModelConfig(Options):
     "frozen" and "trained", the former values of `head`, mean a linear one, without and with `train_head`.
     """
 
-    model: str = option(
+    model: Annotated[str, AfterValidator(_spelled)] = option(
         by_task("all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"),
         "Model",
         "A known model, a folder, or a model of the hub.",

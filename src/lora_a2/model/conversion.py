@@ -10,12 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-from lora_a2.engine.calling import first_line
 from lora_a2.errors import ModelError
-from lora_a2.model.checkpoint import quiet
 
 _WANTED = (".json", ".txt", ".safetensors")
 
@@ -26,6 +21,12 @@ def from_gguf(files: Sequence[Path], out: Path) -> None:
     Raises:
         ModelError: Transformers cannot read it.
     """
+    import torch  # here, since all that asks where a model is imports this module
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from lora_a2.engine.calling import first_line
+    from lora_a2.model.checkpoint import quiet
+
     (path,) = files
     with quiet(), redirect_stderr(io.StringIO()):  # one of its progress bars listens to nothing
         try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_a2.model.catalog import ALIASES
+from lora_a2.methods.base import Method
+from lora_a2.model.names import canonical
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,9 @@ _KNOWN = {"all-MiniLM-L6-v2": ModelDefaults(learning_rate=5e-3)}
 
 def model_defaults(model: str) -> ModelDefaults:
     """The defaults for the model called `model`, those of the paper if it is not known."""
-    return _KNOWN.get(ALIASES.get(model, model), ModelDefaults())
+    return _KNOWN.get(canonical(model), ModelDefaults())
+
+
+def usual_learning_rate(model: str, method: Method) -> float:
+    """The learning rate of A if none is given."""
+    return model_defaults(model).learning_rate * method.learning_rate_scale

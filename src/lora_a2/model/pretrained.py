@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_a2.core.randomness import generator
+from lora_a2.core.shown import count, few, shown
 from lora_a2.core.types import FloatArray, Layout
 from lora_a2.data.labelled import Examples
 from lora_a2.data.written import Samples
@@ -27,6 +28,7 @@ from lora_a2.model.causal import LanguageModel, load_language_model
 from lora_a2.model.classifier import Classifier, copy_classifier, load_classifier
 from lora_a2.model.defaults import model_defaults
 from lora_a2.model.given import Given
+from lora_a2.model.names import spelled
 from lora_a2.model.native import NativeHead, Start
 from lora_a2.model.options import ModelKeywords, ModelOptions
 from lora_a2.tasks.base import Encoded, EncodingOptions, Task
@@ -76,6 +78,16 @@ class Model:
     whole: PreTrainedModel | None = None
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     native: NativeHead | None = None
+
+    def __repr__(self) -> str:
+        return shown(
+            self,
+            repr(self.name),
+            self.task.name,
+            few(self.label_names),
+            count(self.full_parameters, "weight"),
+            self.network.device,
+        )
 
     def pretrained(self) -> Backbone:
         """The backbone as it was before any training, in float32, loaded or copied again.
@@ -212,7 +224,9 @@ def _name(model: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | No
     """A model's name; a folder's is absolute, but for one that is given as a text."""
     if tokenizer is not None:
         raise ModelError("tokenizer is for a loaded model: a name or a folder brings its own, so leave it out.")
-    return model if isinstance(model, str) else str(Path(model).expanduser().absolute())
+    if not isinstance(model, str):
+        return str(Path(model).expanduser().absolute())
+    return model if Path(model).exists() else spelled(model)
 
 
 def _writer(

@@ -41,6 +41,21 @@ RESULTS = ("classifier.json", "writer.json")
 NODES_FILE = "nodes.json"
 """Written by a server of nodes."""
 _LEDGER, _ANALYSIS = "rounds", "analysis"
+_MARKS = ("config.toml", "adapter_config.json", *RESULTS, "compare.json", "sweep.json")
+
+
+def require_some(path: Path) -> None:
+    """Refuses a folder that holds neither a run, what came of one, nor several: in a moment, before anything is loaded.
+
+    Raises:
+        RunError: there is nothing of that kind in it.
+    """
+    if not any((path / name).is_file() for name in _MARKS):
+        raise RunError(f"{path} {_no_run(path)}: expected {path / 'config.toml'}.")
+
+
+def _no_run(path: Path) -> str:
+    return "is not a run directory" if path.is_dir() else "does not exist"
 
 
 class RunDirectory:
@@ -107,8 +122,7 @@ class RunDirectory:
         """
         for name in ("config.toml", "environment.json"):
             if not (path / name).is_file():
-                what = "is not a run directory" if path.is_dir() else "does not exist"
-                raise RunError(f"{path} {what}: expected {path / name}.")
+                raise RunError(f"{path} {_no_run(path)}: expected {path / name}.")
         known = check(path)
         if not known >= {"config.toml", "environment.json"}:
             raise RunError(f"{path / SUMS} is damaged: expected config.toml and environment.json in it.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 
 from lora_a2.analysis.record import clients_json
 from lora_a2.analysis.recording import Recorder
+from lora_a2.config.opening import open_data, with_absolute_paths, with_task
 from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
-from lora_a2.config.setup import open_clients, open_data, open_model, plan_of, resolved, with_absolute_paths, with_task
+from lora_a2.config.setup import open_clients, open_model, plan_of, resolved
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
 from lora_a2.data.written import DataSet
@@ -22,7 +23,8 @@ from lora_a2.engine.pool import peak_memory
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.exchange import ReplyCallback
 from lora_a2.federation.holdings import personal
-from lora_a2.federation.loop import Observer, Plan, RunStart
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.federation.population import Client, TokenCounts
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.scores import best_round, is_best, out_of_patience
@@ -33,58 +35,12 @@ from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
+from lora_a2.runs.summary import RunSummary
 from lora_a2.runs.understood import understood
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import ClientStates, simulate
-from lora_a2.tasks.registry import get_task
 from lora_a2.trackers import require_trackers
 from lora_a2.trackers.observer import tracking
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a finished run comes to.
-
-    `metrics` are those of the evaluation after round `kept_round`, whose model is the result, of the global model, by name, with the clients' figures of the primary one;
-    `personal` those of the clients' own models on their own examples, if the method makes such.
-    `full_finetuning_parameters` is what full fine-tuning would have uploaded in the same rounds from the same clients;
-    `reduction_percent` how much less the run uploaded.
-    `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
-    exactly, by the method and with what the run put on top of it. `ended_early`: by `--early-stopping-patience`.
-    """
-
-    task: str
-    metrics: Mapping[str, float | None]
-    uploaded_parameters: int
-    uploaded_bytes: int
-    downloaded_parameters: int
-    downloaded_bytes: int
-    full_finetuning_parameters: int
-    reduction_percent: float
-    server_rounds: int
-    num_clients: int
-    seconds: float
-    peak_memory_bytes: int
-    method: str
-    output_dir: str
-    personal: Mapping[str, float | None] | None = None
-    evaluation_bytes: int = 0
-    exact_aggregation: bool = False
-    ended_early: bool = False
-    kept_round: int | None = None
-
-    @property
-    def score(self) -> float:
-        """The task's primary metric, by which runs are compared: the personal models' if the method makes such."""
-        value = (self.personal or self.metrics)[get_task(self.task).primary]
-        assert value is not None, "every evaluation has it"
-        return value
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`; the metrics among them by their own names."""
-        values = asdict(self)
-        own = {f"personal_{name}": value for name, value in (values.pop("personal") or {}).items()}
-        return {**values.pop("metrics"), **own, **values}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_a2.core.shown import count, few, shown
 from lora_a2.core.types import Adapter, FloatArray
 from lora_a2.errors import ModelError, RunError
 from lora_a2.model.fingerprint import require_same
@@ -58,13 +60,32 @@ class Predictor:
             require_same(self._model.name, self._model.fingerprint, classifier.fingerprint, str(folder))
         self._adapter = _fitting(saved, self._model, folder) if saved else None
 
-    def logits(self, texts: Sequence[str]) -> FloatArray:
-        """(n, C) float32."""
+    def __repr__(self) -> str:
+        return shown(self, repr(self._model.name), count(len(self.label_names), "label"), few(self.label_names))
+
+    def logits(self, texts: str | Sequence[str]) -> FloatArray:
+        """(n, C) float32; of one text that is no list, (C,).
+
+        Raises:
+            TypeError: one of them is no text.
+        """
+        if isinstance(texts, str):
+            values: FloatArray = self.logits([texts])[0]
+            return values
+        if isinstance(texts, bytes) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"A text is a str, or a list of str; given was {texts!r:.60}.")
+        if not texts:
+            return np.zeros((0, len(self.label_names)), np.float32)
         return self._model.network.predict(self._adapter, self._model.tokenize(texts))
 
-    def predict(self, texts: Sequence[str]) -> FloatArray:
-        """Probabilities (n, C) float32 of the labels in `label_names`."""
-        probabilities: FloatArray = torch.softmax(torch.from_numpy(self.logits(texts)), 1).numpy()
+    def predict(self, texts: str | Sequence[str]) -> FloatArray:
+        """Probabilities (n, C) float32 of the labels in `label_names`; of one text that is no list, (C,), as Transformers' tokenizers
+        and pipelines answer one text for one text.
+
+        Raises:
+            TypeError: one of them is no text.
+        """
+        probabilities: FloatArray = torch.softmax(torch.from_numpy(self.logits(texts)), -1).numpy()
         return probabilities
 
 

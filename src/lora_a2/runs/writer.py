@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_a2.core.shown import count, shown
 from lora_a2.data.written import Turn
 from lora_a2.engine.targets import linear_layers
 from lora_a2.errors import RunError
@@ -36,6 +37,9 @@ class Writer:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoding: EncodingOptions
+
+    def __repr__(self) -> str:
+        return shown(self, type(self.model).__name__, count(self.model.num_parameters(), "weight"))
 
     def encode_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
         """(length,) int64: the chat as the model saw chats while it was trained, up to where the answer begins.

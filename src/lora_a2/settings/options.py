@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from lora_a2.core.names import known_name
 from lora_a2.core.options import Option
 from lora_a2.errors import ConfigError
 from lora_a2.settings.errors import kebab, one_line
@@ -104,10 +105,11 @@ def split_names(value: Any) -> Any:
 
 
 def among(names: Iterable[str]) -> AfterValidator:
-    """A validator for the names of a table's rows."""
+    """A validator for the names of a table's rows, in any case."""
     known = tuple(names)
 
     def check(name: str) -> str:
+        name = known_name(name, known)
         if name not in known:
             raise ValueError(f"{name!r} is not one of {', '.join(known)}.")
         return name
@@ -142,6 +144,17 @@ class Options(BaseModel):
         """None means "not given", so that dependent defaults apply."""
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, Mapping) else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _any_case(cls, values: Any) -> Any:
+        """Words from a list may be typed in any case."""
+        if not isinstance(values, Mapping):
+            return values
+        words = {
+            key: _words(field.annotation) for name, field in cls.model_fields.items() for key in (name, kebab(name))
+        }
+        return {k: known_name(v, words.get(k, ())) if isinstance(v, str) else v for k, v in values.items()}
+
     @model_validator(mode="wrap")
     @classmethod
     def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -149,6 +162,13 @@ class Options(BaseModel):
             return handler(values)
         except ValidationError as error:
             raise ConfigError(one_line(error, list(map(kebab, cls.model_fields)))) from None
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words that a type allows."""
+    if get_origin(annotation) is Literal:
+        return tuple(word for word in get_args(annotation) if isinstance(word, str))
+    return tuple(word for part in get_args(annotation) for word in _words(part))
 
 
 def declaring(options: Iterable[Option], group: str) -> Callable[[type[Group]], type[Group]]:

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from lora_a2.config.opening import learning_rate, with_absolute_paths
 from lora_a2.config.run import RunConfig, make_config
-from lora_a2.config.setup import learning_rate, with_absolute_paths
 from lora_a2.errors import ConfigError, RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary, launch, resume
+from lora_a2.runs.summary import RunSummary
 from lora_a2.system.files import check, read_json_object, read_sealed, write_all, write_sealed
 from lora_a2.tasks.base import Task
 from lora_a2.tasks.registry import DEFAULT_TASK, get_task, measured
@@ -46,6 +46,8 @@ class PlannedRun:
         """Starts it, continues it, or reads what came of it."""
         if (found := self.summary()) is not None:
             return found
+        from lora_a2.runs.jobs import launch, resume  # and with it PyTorch, which plans do without
+
         started = (self.path / "config.toml").exists()
         summary = resume(self.path, observer) if started else launch(self.config, observer)
         write_sealed(self.path / "summary.json", asdict(summary))

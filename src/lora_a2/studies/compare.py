@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lora_a2.config.run import make_config
+from lora_a2.core.names import known_name
 from lora_a2.errors import RunError
+from lora_a2.methods import METHODS
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import RunSummary
+from lora_a2.runs.summary import RunSummary
 from lora_a2.studies.batch import Batch, PlannedRun, candidate_rates, check_evaluated
 from lora_a2.system.locks import claimed
 from lora_a2.tasks.registry import get_task
@@ -57,7 +60,7 @@ def plan_comparison(
     given = flag_values.get("output_dir") or file_values.get("output-dir")
     path = Path(given) if given else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     runs = []
-    for method in dict.fromkeys(methods):
+    for method in dict.fromkeys(known_name(name, METHODS) for name in methods):
         usual = make_config(file_values, {**flag_values, "method": method})
         for suffix, rate in candidate_rates(usual, learning_rates, multiples).items():
             own = {"method": method, "learning_rate": rate, "output_dir": str(path / (method + suffix))}
@@ -92,3 +95,22 @@ def best_of_each(results: Sequence[tuple[PlannedRun, RunSummary]]) -> list[tuple
         if held is None or worse(summary.score) < worse(held[1].score):
             best[run.config.method] = run, summary
     return list(best.values())
+
+
+def measured_on(runs: Sequence[PlannedRun]) -> str:
+    """What the scores are of: "test", or "validation" where a part of the training set takes the test set's place."""
+    return "test" if runs[0].config.validation_fraction is None else "validation"
+
+
+def how_chosen(runs: Sequence[PlannedRun], score: str) -> str | None:
+    """By what the best of several learning rates was chosen, and what that means; None: there was nothing to choose.
+
+    `score` is the metric by which they were compared.
+    """
+    tried = max(Counter(run.config.method for run in runs).values())
+    if tried == 1:
+        return None
+    best = f"Each method is shown at the best of {tried} learning rates by {measured_on(runs)} {score}"
+    if measured_on(runs) == "validation":
+        return f"{best}: for the test set, run each at its rate without --validation-fraction."
+    return f"{best}, which flatters it: --validation-fraction 0.2 would choose without the test set."

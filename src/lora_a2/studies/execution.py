@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.studies.batch import Batch, PlannedRun
 from lora_a2.system.machine import cores
 from lora_a2.tasks.registry import get_task

@@ -34,6 +34,7 @@ from lora_a2.settings.errors import kebab
 PUBLISHED = "published"
 _SECTIONS = {"title", "run", "grid", "arms", "tune", "table", "published", "profiles", "only"}
 _TUNE = {"learning-rates", "learning-rate-multiples", "per", "run", "arms"}
+_TABLE = {"rows", "columns", "at-rounds"}
 _SHORT = {"learning-rate": "lr", "rank-budget": "rank", "num-server-rounds": "rounds", "num-clients": "clients"}
 
 Values = Mapping[str, Any]
@@ -130,6 +131,9 @@ def _experiment(raw: dict[str, Any]) -> Experiment:
     if not arms:
         raise ConfigError("it has no [arms.NAME]: there is nothing to run.")
     table = raw.get("table", {})
+    _check_known(table, _TABLE, "option of [table]")
+    for laid_out in ("rows", "columns"):
+        _check_keys(table.get(laid_out, ()), {"arm"}, f"option in [table] {laid_out}")
     return Experiment(
         title=str(raw.get("title", "")),
         values=_options(raw.get("run", {}), "run"),
@@ -167,8 +171,14 @@ def _tuning(raw: Mapping[str, Any]) -> Tuning:
     rates, multiples = (tuple(map(float, raw.get(f"learning-rate{s}", ()))) for s in ("s", "-multiples"))
     if bool(rates) == bool(multiples):
         raise ConfigError("[tune] needs learning-rates or learning-rate-multiples, one of them.")
+    _check_keys(raw.get("per", ()), set(), "option in [tune] per")
     arms = {name: _options(values, f"tune.arms.{name}") for name, values in raw.get("arms", {}).items()}
     return Tuning(rates, multiples, tuple(raw.get("per", ())), _options(raw.get("run", {}), "tune.run"), arms)
+
+
+def _check_keys(keys: Sequence[str], more: set[str], what: str) -> None:
+    """Refuses keys that are neither options of a run nor among `more`."""
+    _check_known(dict.fromkeys(keys), {*map(kebab, RunConfig.model_fields), *more}, what)
 
 
 def _options(values: Mapping[str, Any], where: str) -> dict[str, Any]:

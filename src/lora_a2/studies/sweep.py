@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_a2.config.opening import absolute_names
 from lora_a2.config.run import fields_of
-from lora_a2.config.setup import absolute_names
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.settings.errors import kebab

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lora_a2.core.shown import count, shown
 from lora_a2.core.types import FloatArray
 from lora_a2.data.partition import IntArray
 from lora_a2.engine.work import Labels, TokenizedExamples
@@ -224,6 +225,11 @@ class Evaluation:
     per_client_examples: dict[str, int]
     extra: Mapping[str, int | float] = field(default_factory=dict)
     tables: Tables = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return shown(
+            self, count(self.num_examples, "example"), *(f"{name}={value:.4g}" for name, value in self.metrics.items())
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
 from lora_a2.settings.task import CLASSIFICATION
 from lora_a2.tasks import causal_lm, classification
@@ -21,6 +22,7 @@ def get_task(name: str) -> Task:
     Raises:
         ConfigError: there is none.
     """
+    name = known_name(name, TASKS)
     if name not in TASKS:
         raise ConfigError(f"Unknown task {name!r}: choose one of {', '.join(TASKS)}.")
     return TASKS[name]

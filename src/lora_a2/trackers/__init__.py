@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
 
+from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
 
 TRACKERS: Mapping[str, str] = MappingProxyType({"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"})
@@ -21,7 +22,8 @@ def known_trackers(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: an unknown one.
     """
-    wanted = tuple(dict.fromkeys(name for name in names if name != "none"))
+    given = (known_name(name, (*TRACKERS, "none")) for name in names)
+    wanted = tuple(dict.fromkeys(name for name in given if name != "none"))
     for name in wanted:
         if name not in TRACKERS:
             raise ConfigError(f"{name!r} is not a tracker; choose from {', '.join(TRACKERS)}.")

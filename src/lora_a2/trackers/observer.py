@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.federation.records import RoundRecord
 from lora_a2.tasks.base import PERSONAL
 from lora_a2.tasks.registry import measured

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from lora_a2.errors import ConfigError, DataError
 from lora_a2.tasks.causal_lm.generation import generate_texts, stream_text
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions, logits_processors
+from lora_a2.tasks.causal_lm.sampling import logits_processors
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 from lora_a2.tasks.causal_lm.stopping import positions, stop_ids
 from plain_writers import tokenizer, writer
 

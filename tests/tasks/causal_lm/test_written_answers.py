@@ -20,7 +20,7 @@ from lora_a2.runs.jobs import launch
 from lora_a2.runs.writer import load_writer
 from lora_a2.tasks.causal_lm.encoding import IGNORED
 from lora_a2.tasks.causal_lm.generation import generate_texts
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 from lora_a2.tasks.causal_lm.scores import text_metrics, text_statistics
 from lora_a2.tasks.causal_lm.writing import LONGEST_ANSWER, chosen_examples, prompt_of, write
 from tiny import random_adapter

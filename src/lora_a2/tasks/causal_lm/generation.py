@@ -20,7 +20,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from lora_a2.errors import DataError
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions, logits_processors
+from lora_a2.tasks.causal_lm.sampling import logits_processors
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 from lora_a2.tasks.causal_lm.stopping import positions, stop_ids, vocabulary_size
 
 __all__ = ["SamplingOptions", "generate_texts", "stream_text"]

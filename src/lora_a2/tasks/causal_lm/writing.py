@@ -16,7 +16,7 @@ from lora_a2.engine.work import TokenizedExamples
 from lora_a2.errors import ConfigError
 from lora_a2.tasks.causal_lm.encoding import IGNORED
 from lora_a2.tasks.causal_lm.generation import generate_texts
-from lora_a2.tasks.causal_lm.sampling import SamplingOptions
+from lora_a2.tasks.causal_lm.sampling_options import SamplingOptions
 from lora_a2.tasks.causal_lm.scores import require_metrics
 
 LONGEST_ANSWER = 128
