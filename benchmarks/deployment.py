@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from listening_proxy import ListeningProxy
 from lora_a2.config.run import RunConfig, make_config
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.flower.app_folder import write_app
 from lora_a2.flower.deployment import RUN
 from lora_a2.flower.local import LocalDeployment, local_deployment, run_values

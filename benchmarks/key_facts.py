@@ -17,8 +17,8 @@ from typing import Any
 from lora_a2.config.run import RunConfig
 from lora_a2.data.written import Turn
 from lora_a2.model.causal import load_language_model
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of
 from lora_a2.runs.writer import Writer, load_writer
 from lora_a2.tasks.base import EncodingOptions
 from lora_a2.tasks.causal_lm.generation import generate_texts

@@ -39,7 +39,15 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "factors": next(iter(state.adapter.factors.values())),
         "method": lora_a2.get_method("flora"),
         "predictor": lora_a2.load_predictor(folder / "result"),
-        "evaluation": Evaluation({"accuracy": 0.5}, 24, 0.5, 0.1, 0.25, {f"client-{n}": 0.5 for n in range(99)}),
+        "evaluation": Evaluation(
+            {"accuracy": 0.5},
+            24,
+            0.5,
+            0.1,
+            0.25,
+            {f"client-{n}": 0.5 for n in range(99)},
+            {f"client-{n}": 1 for n in range(99)},
+        ),
     }
 
 

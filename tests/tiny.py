@@ -32,7 +32,7 @@ from lora_a2.engine.network import Network
 from lora_a2.engine.packing import Pooling
 from lora_a2.engine.targets import find_target_modules
 from lora_a2.engine.work import TokenizedExamples
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.population import Client
 from lora_a2.federation.records import RoundRecord
 from lora_a2.model.fingerprint import fingerprint

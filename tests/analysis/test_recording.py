@@ -23,7 +23,7 @@ from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.core.algebra import delta_weight
 from lora_a2.core.types import Factors, Reply, ServerState, dense, weight_name
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.methods import METHODS
 from lora_a2.methods.base import trained_adapter
 from lora_a2.runs.jobs import launch

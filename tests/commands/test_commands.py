@@ -38,7 +38,7 @@ class Found:
 @pytest.fixture(autouse=True)
 def _run_directory(tmp_path: Path) -> None:
     """What stand-ins are given looks like a run."""
-    (tmp_path / "config.toml").touch()
+    (tmp_path / "adapter_config.json").touch()
 
 
 def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

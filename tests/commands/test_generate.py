@@ -49,7 +49,7 @@ class Told:
 @pytest.fixture(autouse=True)
 def _run_directory(tmp_path: Path) -> None:
     """What stand-ins are given looks like a run."""
-    (tmp_path / "config.toml").touch()
+    (tmp_path / "adapter_config.json").touch()
 
 
 @pytest.fixture

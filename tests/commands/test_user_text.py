@@ -23,7 +23,7 @@ from lora_a2.data.sources import load_data
 from lora_a2.data.tables import read_table
 from lora_a2.display.console import PlainConsole, print_table
 from lora_a2.errors import ConfigError, DataError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.predict import load_predictor
@@ -263,7 +263,7 @@ def test_errors_and_predictions_show_control_characters(
             return np.full((len(given), 2), 0.5)
 
     monkeypatch.setattr("lora_a2.runs.predict.load_predictor", lambda *args, **options: Oracle())
-    (tmp_path / "config.toml").touch()
+    (tmp_path / "adapter_config.json").touch()
     assert main(["predict", str(tmp_path), "te\x1bxt"]) == 0
     assert main(["partition", "--data", "no\x1b[31m.csv"]) == 2
     printed = capsys.readouterr()

@@ -21,7 +21,7 @@ from lora_a2.engine.local import train_cohort
 from lora_a2.engine.packing import PackedBatch
 from lora_a2.engine.padding import PaddedBatch, pad
 from lora_a2.errors import ModelError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.model.pretrained import random_head
 from lora_a2.simulation import make_plan, simulate
 from naive import NAIVE

@@ -25,7 +25,8 @@ from lora_a2.federation.agreement import Federation
 from lora_a2.federation.bounds import FARTHEST_STEP, credible_examples, fair_share, local_steps, usual_norm
 from lora_a2.federation.client import upload_schema
 from lora_a2.federation.exchange import RoundRules, Train
-from lora_a2.federation.loop import Observer, Plan
+from lora_a2.federation.loop import Plan
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.federation.server import server_round
 from lora_a2.methods import METHODS

@@ -21,7 +21,7 @@ from lora_a2.analysis.summary import analyze
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import ConfigError, ReplyError, RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.flower.messages import (
     SMALL,
     answer_message,

@@ -32,7 +32,7 @@ from federation import save_data, save_model
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.errors import ConfigError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.flower import client_app, server_app
 from lora_a2.flower.app_folder import write_app as write_run_app
 from lora_a2.flower.messages import request_content

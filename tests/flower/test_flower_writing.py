@@ -12,7 +12,7 @@ from test_flower import NODES, ledger, tensors
 
 from fake_grid import FakeGrid
 from lora_a2.config.run import make_config
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.flower.server_app import serve
 from lora_a2.methods import METHODS
 from lora_a2.runs.jobs import launch

@@ -23,7 +23,7 @@ from listening_proxy import ListeningProxy
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import ConfigError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.flower import proxy
 from lora_a2.flower.local import LocalDeployment, follow, local_deployment, server_line
 from lora_a2.flower.shares import TEST, TRAIN, share_of

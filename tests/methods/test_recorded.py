@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lora_a2.config.run import RunConfig
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch
 
 RECORD = Path(__file__).with_name("recorded.json")

@@ -26,7 +26,7 @@ from lora_a2.config.setup import open_model
 from lora_a2.core.types import Adapter, FloatArray, ServerState
 from lora_a2.engine.work import TokenizedExamples
 from lora_a2.errors import ConfigError, ModelError, RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.population import Client
 from lora_a2.model.checkpoint import quiet
 from lora_a2.model.classifier import require_head
@@ -34,8 +34,9 @@ from lora_a2.model.native import Start, fill, head_weights, prefix_of, take_head
 from lora_a2.model.options import ModelOptions
 from lora_a2.model.peft_io import read_adapter
 from lora_a2.model.pretrained import Model, load_model
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, launch
+from lora_a2.runs.jobs import launch
 from lora_a2.runs.predict import load_predictor
 from lora_a2.simulation import make_plan, simulate
 from lora_a2.system.files import SUMS, write_all

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lora_a2.config.run import RunConfig, make_config
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch
 from pages import HOSTILE
 from tiny import WORDS

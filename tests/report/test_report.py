@@ -20,7 +20,7 @@ from lora_a2.config.run import RunConfig, make_config
 from lora_a2.data.written import Turn
 from lora_a2.display.progress import human_bytes, percent
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch
 from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.mistakes import Mistakes, mistakes_of

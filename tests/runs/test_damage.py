@@ -19,7 +19,7 @@ from lora_a2.analysis.record import load_run
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.history import history
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.measuring import evaluate_run

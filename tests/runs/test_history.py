@@ -14,7 +14,7 @@ import pytest
 from federation import study_options
 from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.history import TRAFFIC, history
 from lora_a2.runs.jobs import launch, resume

@@ -16,7 +16,7 @@ from lora_a2.analysis.record import load_run
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.report.inputs import Run
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import launch, resume

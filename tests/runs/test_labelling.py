@@ -15,7 +15,7 @@ from federation import study_options, texts
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.data.tables import read_table
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch
 from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.predict import load_predictor
@@ -107,7 +107,7 @@ def test_a_text_that_is_a_file_s_name_is_pointed_out(
         (["--data", "DATA", "--output", "DATA"], "is the file of --data"),
         (["--data", "DATA", "--output", "x.csv", "--top", "2"], "leave --top out"),
         (["--data", "DATA", "--text-column", "body"], "has no column 'body'"),
-        (["--data", "EMPTY"], "has an empty text"),
+        (["--data", "EMPTY"], "has no text"),
     ],
 )
 def test_what_cannot_be_is_one_line(

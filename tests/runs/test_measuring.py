@@ -17,7 +17,7 @@ from cli_helpers import one_error
 from federation import study_options
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch
 from lora_a2.runs.writer import load_writer
 from writers import PACKED, whole_model

@@ -15,7 +15,7 @@ from federation import study_options
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import launch, resume
 from run_files import contents

@@ -30,7 +30,7 @@ from lora_a2.analysis.record import load_run
 from lora_a2.config.run import RunConfig
 from lora_a2.core.types import Layout
 from lora_a2.errors import RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.state_tensors import server_tensors
 from lora_a2.methods import METHODS
 from lora_a2.runs.directory import RunDirectory

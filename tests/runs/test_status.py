@@ -15,7 +15,7 @@ from cli_helpers import one_error
 from federation import study_options
 from lora_a2.cli import main
 from lora_a2.config.run import make_config
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.directory import NODES_FILE, RunDirectory
 from lora_a2.runs.jobs import launch

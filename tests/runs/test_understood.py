@@ -16,7 +16,7 @@ from federation import study_options
 from lora_a2.config.opening import open_data
 from lora_a2.config.run import RunConfig
 from lora_a2.display.live import LiveDisplay, PlainDisplay, SilentDisplay
-from lora_a2.federation.loop import Observer, RunStart
+from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.runs.jobs import launch, resume, set_up
 from tiny import Stopping
 from writers import writing_options

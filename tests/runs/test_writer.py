@@ -11,7 +11,7 @@ import pytest
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
 from lora_a2.errors import DataError, RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.measuring import evaluate_run
 from lora_a2.runs.writer import load_writer

@@ -12,7 +12,7 @@ import pytest
 
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.probes import PROBES, ProbeName
 from lora_a2.methods import METHODS
 from lora_a2.model.pretrained import load_model

@@ -14,7 +14,7 @@ from cli_helpers import one_error
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, dump_config
 from lora_a2.errors import ConfigError, RunError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.trackers import TRACKERS, require_trackers

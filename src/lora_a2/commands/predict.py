@@ -142,8 +142,8 @@ def _table(
 ) -> tuple[AnyTable, list[str]]:
     """The table of --data, and its texts, read as the run read its own."""
     from lora_a2.data.sources import load_texts
+    from lora_a2.runs.configured import config_of
     from lora_a2.runs.directory import RunDirectory
-    from lora_a2.runs.jobs import config_of
     from lora_a2.runs.predict import is_model_folder
 
     usual: dict[str, Any] = {}

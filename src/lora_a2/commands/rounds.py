@@ -30,8 +30,8 @@ def command(run_dir: Path, as_json: bool) -> None:
     """
     from lora_a2.errors import RunError
     from lora_a2.federation.scores import best_round
+    from lora_a2.runs.configured import config_of
     from lora_a2.runs.directory import RunDirectory
-    from lora_a2.runs.jobs import config_of
 
     run = RunDirectory.open(run_dir)
     records, config = run.load_records(), config_of(run)
@@ -64,33 +64,29 @@ def _row(record: RoundRecord) -> dict[str, Any]:
 
 
 def _print(records: Sequence[RoundRecord], marks: dict[int, str]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    from lora_a2.display.console import stdout_console
     from lora_a2.display.progress import human_bytes, human_time
+    from lora_a2.display.tables import print_columns
     from lora_a2.tasks.base import PERSONAL
     from lora_a2.tasks.registry import task_of
 
     evaluations = [record.metrics for record in records]
     task, own = task_of(evaluations), any(PERSONAL in metrics for metrics in evaluations)
     names = [name for name in task.columns(evaluations) if any(name in metrics for metrics in evaluations)]
-    table = Table(box=SIMPLE, pad_edge=False)
-    heads = ["Round", "Loss", *map(task.title, names), *(["Personal"] if own else []), "Up", "Down", "Time"]
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("")
+    heads = ["Round", "Loss", *map(task.title, names), *(["Personal"] if own else []), "Up", "Down", "Time", "Model"]
+    rows = []
     for record in records:
         metrics: Any = record.metrics
         personal = metrics.get(PERSONAL, {})
-        table.add_row(
-            str(record.server_round),
-            f"{record.train_loss:.3f}",
-            *(task.show_metric(name, metrics[name]) if name in metrics else "" for name in names),
-            *([task.show(personal[task.primary]) if personal else ""] if own else []),
-            human_bytes(record.uploaded_bytes),
-            human_bytes(record.downloaded_bytes),
-            human_time(sum(record.seconds.values())),
-            marks.get(record.server_round, ""),
+        rows.append(
+            [
+                str(record.server_round),
+                f"{record.train_loss:.3f}",
+                *(task.show_metric(name, metrics[name]) if name in metrics else "" for name in names),
+                *([task.show(personal[task.primary]) if personal else ""] if own else []),
+                human_bytes(record.uploaded_bytes),
+                human_bytes(record.downloaded_bytes),
+                human_time(sum(record.seconds.values())),
+                marks.get(record.server_round, ""),
+            ]
         )
-    stdout_console().print(table)
+    print_columns(heads, rows, left=[len(heads) - 1])

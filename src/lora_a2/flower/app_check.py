@@ -20,8 +20,8 @@ from lora_a2.errors import ConfigError, RunError
 from lora_a2.flower.options import ServerOptions, read_options
 from lora_a2.flower.server_app import NO_TESTS, server_data
 from lora_a2.flower.simulated import LoadData
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of
 from lora_a2.system.checks import NotChecked, writable
 from lora_a2.system.locks import is_locked
 

@@ -19,8 +19,9 @@ from lora_a2.flower.deployment import RUN, Deployment, worker
 from lora_a2.flower.guardian import guarded_home
 from lora_a2.flower.processes import Processes
 from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, fresh_directory
+from lora_a2.runs.jobs import fresh_directory
 from lora_a2.system.signals import interruptible
 
 Say = Callable[[str], None]

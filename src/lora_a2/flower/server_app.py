@@ -40,9 +40,10 @@ from lora_a2.flower.simulated import LoadData
 from lora_a2.flower.superlinks import older_than_its_run
 from lora_a2.model.pretrained import Model
 from lora_a2.node.protocol import Request
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import NODES_FILE, RunDirectory
 from lora_a2.runs.environment import environment
-from lora_a2.runs.jobs import Progress, Rounds, config_of, describe_clients, finish, fresh_directory
+from lora_a2.runs.jobs import Progress, Rounds, describe_clients, finish, fresh_directory
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import evaluate_clients, make_pool
 from lora_a2.tasks.base import evaluate

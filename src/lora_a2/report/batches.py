@@ -53,7 +53,7 @@ def _rates(file: Path, groups: Sequence[dict[str, Any]]) -> Section:
         rows.append([group["arm"], *(str(group[key]) for key in keys), *cells, chosen, edge, group["runs"]])
     header = ["Arm", *keys, *(f"{rate:g}" for rate in rates), "Chosen", "At the edge", "Runs"]
     named = " or ".join(task.shown for task in tasks.values())
-    on = _tested_on(file.parent / "tuning")
+    on = _tested_on(file.parent / "tuning") if len(tasks) == 1 else ""
     said = [f"Mean {named} of the tuning runs at each learning rate{on}. They have seeds and rounds of their own."]
     if any(group["at_edge"] for group in groups):
         said.append("A rate at the edge of the candidates may not be the best there is.")

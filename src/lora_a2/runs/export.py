@@ -16,8 +16,9 @@ from lora_a2.model.concatenated import concatenated
 from lora_a2.model.merged import save_merged
 from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, save_result
+from lora_a2.runs.jobs import save_result
 from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.system.files import seal, write_atomic

@@ -14,7 +14,7 @@ import numpy as np
 from lora_a2.analysis.record import clients_json
 from lora_a2.analysis.recording import Recorder
 from lora_a2.config.opening import open_data, with_absolute_paths, with_task
-from lora_a2.config.run import RunConfig, dump_config, load_config, make_config
+from lora_a2.config.run import RunConfig, dump_config, make_config
 from lora_a2.config.setup import open_clients, open_model, plan_of, resolved
 from lora_a2.core.sampling import cohort_size
 from lora_a2.core.types import ServerState
@@ -33,6 +33,7 @@ from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
 from lora_a2.runs.summary import RunSummary
@@ -338,15 +339,6 @@ def _kept_record(config: RunConfig, records: Sequence[RoundRecord]) -> RoundReco
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of an evaluation, without those of single clients."""
     return {name: value for name, value in metrics.items() if not isinstance(value, Mapping)}
-
-
-def config_of(run: RunDirectory, trust_remote_code: bool = False) -> RunConfig:
-    """The configuration of a run, resolved. Whether code of its model may run is up to the caller, not to the file.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
-    return make_config(load_config(run.path / "config.toml"), {"trust_remote_code": trust_remote_code})
 
 
 def fresh_directory(config: RunConfig) -> Path:

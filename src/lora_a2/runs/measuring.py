@@ -20,8 +20,9 @@ from lora_a2.data.written import Samples
 from lora_a2.engine.evaluate import measure
 from lora_a2.errors import ConfigError, DataError
 from lora_a2.model.pretrained import Model
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, require_unchanged, set_up
+from lora_a2.runs.jobs import require_unchanged, set_up
 from lora_a2.runs.predict import load_predictor
 from lora_a2.runs.unfinished import model_of, state_of
 from lora_a2.settings.errors import kebab

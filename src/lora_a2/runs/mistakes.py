@@ -13,8 +13,9 @@ from lora_a2.data.partition import IntArray
 from lora_a2.engine.evaluate import measure
 from lora_a2.engine.work import end_to_end
 from lora_a2.errors import RunError
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, require_unchanged, set_up
+from lora_a2.runs.jobs import require_unchanged, set_up
 from lora_a2.runs.unfinished import state_of
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import make_pool

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_a2.analysis.record import CLIENTS_FILE
-from lora_a2.config.run import load_config, make_config
 from lora_a2.errors import RunError
 from lora_a2.federation.records import RoundRecord
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import NODES_FILE, RunDirectory
 from lora_a2.system.files import read_json_object
 from lora_a2.system.locks import is_locked
@@ -60,7 +60,7 @@ def run_status(path: Path, now: datetime | None = None) -> RunStatus:
         RunError: it is not a run directory, or is damaged.
     """
     run = RunDirectory.open(path)
-    total = make_config(load_config(run.path / "config.toml"), {}).num_server_rounds
+    total = config_of(run).num_server_rounds
     records = run.load_records()
     ended = _last_commit(run) if records else None
     state = _state(run)

@@ -12,8 +12,9 @@ from lora_a2.config.setup import open_model
 from lora_a2.core.types import ServerState
 from lora_a2.model.fingerprint import require_same
 from lora_a2.model.pretrained import Model
+from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import config_of, save_result
+from lora_a2.runs.jobs import save_result
 
 
 def standing(run: RunDirectory) -> str | None:

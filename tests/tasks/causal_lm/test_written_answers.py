@@ -14,7 +14,7 @@ from lora_a2.config.run import RunConfig
 from lora_a2.data.written import Samples
 from lora_a2.engine.pool import Pool
 from lora_a2.errors import ConfigError
-from lora_a2.federation.loop import Observer
+from lora_a2.federation.observer import Observer
 from lora_a2.model.pretrained import load_model
 from lora_a2.runs.jobs import launch
 from lora_a2.runs.writer import load_writer
