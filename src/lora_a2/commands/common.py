@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_a2.errors import LoraA2Warning
+from lora_a2.system.invocation import program
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
@@ -120,4 +121,4 @@ def interrupted(output_dir: str | None) -> str:
     """What to say after Ctrl-C."""
     if output_dir is None:
         return "Interrupted before the first round; nothing to continue."
-    return f"Interrupted; continue with: lora-a2 resume {shlex.quote(output_dir)}"
+    return f"Interrupted; continue with: {program()} resume {shlex.quote(output_dir)}"

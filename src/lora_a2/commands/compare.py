@@ -12,6 +12,7 @@ import click
 from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option, resume_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
+from lora_a2.system.invocation import program
 
 if TYPE_CHECKING:
     from lora_a2.runs.summary import RunSummary
@@ -135,7 +136,7 @@ def _run(comparison: Comparison, *, quiet: bool, as_json: bool, at_rounds: Seque
                     results.append((run, run.run(display)))
     except KeyboardInterrupt:
         where = shlex.quote(str(comparison.path))
-        raise click.Abort(f"Interrupted; continue with: lora-a2 compare --resume {where}") from None
+        raise click.Abort(f"Interrupted; continue with: {program()} compare --resume {where}") from None
     if as_json:
         from lora_a2.studies.compare import measured_on
 

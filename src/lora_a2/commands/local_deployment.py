@@ -11,6 +11,7 @@ import click
 from lora_a2.commands.common import config_option, examples, json_option, print_json, quiet_option
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
+from lora_a2.system.invocation import program
 
 _GIVEN_OTHERWISE = {"num_clients", "clients_per_pass", "num_workers", "device"}
 
@@ -85,4 +86,4 @@ def command(
         return
     for name, value in summary.items():
         click.echo(f"{name.replace('_', ' ')}: {value}")
-    click.echo(f"Evaluate it with: lora-a2 evaluate {shlex.quote(str(summary['output_dir']))}")
+    click.echo(f"Evaluate it with: {program()} evaluate {shlex.quote(str(summary['output_dir']))}")

@@ -23,6 +23,7 @@ from lora_a2.commands.given import given_or_lines
 from lora_a2.commands.options import field_options
 from lora_a2.data.file_options import FILE_OPTIONS, FileOptions, take_file_options
 from lora_a2.settings.errors import kebab
+from lora_a2.system.invocation import program
 from lora_a2.system.text import visible
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _check(
 
 def _hint(run_dir: Path, text: str) -> None:
     run, name = shlex.quote(str(run_dir)), shlex.quote(text)
-    line = f"{text!r} is labelled as a text, and it is a file's name; for what is in the file: lora-a2 predict {run} --data {name}"
+    line = f"{text!r} is labelled as a text, and it is a file's name; for what is in the file: {program()} predict {run} --data {name}"
     click.echo(visible(line), err=True)
 
 

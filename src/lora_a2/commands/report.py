@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lora_a2.commands.common import examples
+from lora_a2.system.invocation import installer
 
 
 @click.command(
@@ -54,7 +55,7 @@ def command(paths: tuple[Path, ...], output: Path, number: int) -> None:
     from lora_a2.errors import ConfigError
 
     if any(find_spec(name) is None for name in ("altair", "jinja2", "vl_convert")):
-        raise ConfigError("report: what draws the pictures is not installed; run: pip install 'lora-a2[report]'")
+        raise ConfigError(f"report: what draws the pictures is not installed; run: {installer('report')}")
 
     from lora_a2.report.answers import answer_sections
     from lora_a2.report.batches import batch_sections

@@ -13,6 +13,7 @@ from lora_a2.commands.common import examples, json_option, print_json, quiet_opt
 from lora_a2.commands.options import GroupedCommand, field_options
 from lora_a2.config.run import RunConfig
 from lora_a2.settings.errors import kebab
+from lora_a2.system.invocation import program
 
 if TYPE_CHECKING:
     from lora_a2.studies.batch import Batch
@@ -98,7 +99,7 @@ def command(
             failed = _run(sweep, how, as_json=as_json)
     except KeyboardInterrupt:
         where = shlex.quote(str(sweep.path))
-        raise click.Abort(f"Interrupted; continue with: lora-a2 sweep --resume {where}") from None
+        raise click.Abort(f"Interrupted; continue with: {program()} sweep --resume {where}") from None
     ctx.exit(1 if failed else 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_a2.data.records import Records
 from lora_a2.errors import DataError
+from lora_a2.system.invocation import installer
 
 
 def read_excel(path: Path, most: int) -> tuple[Records, list[str]]:
@@ -22,7 +23,7 @@ def read_excel(path: Path, most: int) -> tuple[Records, list[str]]:
         ValueError: it unpacks to more than `most` bytes, has no row below its header, or a column name occurs twice.
     """
     if find_spec("openpyxl") is None:
-        raise DataError("Excel files need openpyxl: pip install 'lora-a2[excel]', or save the sheet as CSV.")
+        raise DataError(f"Excel files need openpyxl: {installer('excel')}; or save the sheet as CSV.")
     import pandas as pd
 
     with zipfile.ZipFile(path) as packed:

@@ -21,6 +21,7 @@ from rich.text import Text
 from lora_a2.display.console import PlainConsole, print_line, print_table, stdout_console
 from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, saving, sparkline
 from lora_a2.federation.observer import Observer, RunStart
+from lora_a2.system.invocation import program
 from lora_a2.system.text import visible
 from lora_a2.tasks.registry import get_task, measured
 
@@ -195,8 +196,8 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     print_table(rows, console)
     folder = shlex.quote(summary.output_dir)
     print_line(console, "")
-    print_line(console, f'Next: lora-a2 {task.command} {folder} "your text"')
-    print_line(console, f"      lora-a2 evaluate {folder}")
+    print_line(console, f'Next: {program()} {task.command} {folder} "your text"')
+    print_line(console, f"      {program()} evaluate {folder}")
 
 
 def _rounds(summary: RunSummary) -> str:

@@ -22,6 +22,7 @@ from lora_a2.flower.shares import TEST, TRAIN, share_of, write_shares
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.jobs import fresh_directory
+from lora_a2.system.invocation import program
 from lora_a2.system.signals import interruptible
 
 Say = Callable[[str], None]
@@ -150,7 +151,7 @@ def _run(config: RunConfig, options: Mapping[str, Value], say: Say) -> dict[str,
 
 
 def _interrupted(path: Path) -> str:
-    return f"Interrupted; continue with: lora-a2 flower local-deployment --resume {shlex.quote(str(path))}"
+    return f"Interrupted; continue with: {program()} flower local-deployment --resume {shlex.quote(str(path))}"
 
 
 def summary(run: RunDirectory) -> dict[str, Value]:

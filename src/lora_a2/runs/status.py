@@ -18,6 +18,7 @@ from lora_a2.federation.records import RoundRecord
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import NODES_FILE, RunDirectory
 from lora_a2.system.files import read_json_object
+from lora_a2.system.invocation import program
 from lora_a2.system.locks import is_locked
 
 State = Literal["running", "stopped", "finished"]
@@ -128,7 +129,7 @@ def _next(run: RunDirectory, state: State) -> str | None:
         return None
     folder = shlex.quote(str(run.path))
     if not (run.path / NODES_FILE).exists():
-        return f"lora-a2 resume {folder}"
+        return f"{program()} resume {folder}"
     if run.path.with_name(f"{run.path.name}-nodes").is_dir():  # what the nodes of a local deployment keep
-        return f"lora-a2 flower local-deployment --resume {folder}"
+        return f"{program()} flower local-deployment --resume {folder}"
     return f"flwr run APP CONNECTION --run-config \"resume='{run.path.absolute()}'\" --stream"

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from lora_a2.core.names import known_name
 from lora_a2.errors import ConfigError
+from lora_a2.system.invocation import installer
 
 TRACKERS: Mapping[str, str] = MappingProxyType({"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"})
 """Name → the package that it needs. The name is that of the extra and of the module here too."""
@@ -38,4 +39,4 @@ def require_trackers(names: Iterable[str]) -> None:
     """
     for name in names:
         if find_spec(TRACKERS[name]) is None:
-            raise ConfigError(f"report-to: {name} is not installed; run: pip install 'lora-a2[{name}]'")
+            raise ConfigError(f"report-to: {name} is not installed; run: {installer(name)}")

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lora_a2.errors import ConfigError, DataError
+from lora_a2.system.invocation import installer
 
 STATISTICS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
     "examples": ((1,), np.int64),
@@ -99,7 +100,7 @@ def require_metrics() -> None:
         ConfigError: one is missing; the message says what to install.
     """
     if any(find_spec(name) is None for name in ("sacrebleu", "rouge_score")):
-        raise ConfigError("What scores written texts is not installed; run: pip install 'lora-a2[text]'")
+        raise ConfigError(f"What scores written texts is not installed; run: {installer('text')}")
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
