@@ -21,7 +21,7 @@ from needs import NGINX
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- run by tests/flower/test_documented.py -->\n```\n"
-PAGES = ("docs/flower.md",)
+PAGES = ("README.md", "docs/flower.md")
 
 
 def commands(page: str) -> list[str]:
