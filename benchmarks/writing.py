@@ -74,13 +74,13 @@ def peer(model: str, data: str, dtype: str, examples: int) -> dict[str, Any]:
     del loaded
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     network = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config).train()
-    start = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+    initial = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
     began, loss_sum, learnt = 0.0, 0.0, 0
     for turn in range(2):  # the first warms up
         began = time.perf_counter()
         loss_sum, learnt = 0.0, 0
         for client in members:
-            network.load_state_dict(start, strict=False)
+            network.load_state_dict(initial, strict=False)
             optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=RATE)
             order = np.random.default_rng(turn).permutation(len(client.train))
             for start in range(0, len(order), BATCH):

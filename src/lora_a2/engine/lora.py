@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_a2.engine.kernels.frozen import FrozenWeight
+from lora_a2.engine.kernels.frozen import Frozen, FrozenWeight
+from lora_a2.engine.kernels.packed import Packed, PackedWeight, Pair
 from lora_a2.engine.kernels.skinny import down, outer, up
 from lora_a2.errors import ModelError
 
@@ -35,6 +36,22 @@ class Slot:
     dBt: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What is merged into a layer's frozen weights: scaling · B A, and a change of its pre-trained weights; None: nothing."""
+
+    pair: Pair | None = None
+    scaling: float = 1.0
+    moved: Tensor | None = None
+
+    def into(self, base: Tensor) -> Tensor:
+        """base (d_out, d_in) with both; formed in float32."""
+        delta = None if self.pair is None else (self.pair[0] @ self.pair[1]).mul_(self.scaling)
+        if self.moved is not None:
+            delta = self.moved if delta is None else delta + self.moved
+        return base if delta is None else base + delta.to(base.dtype)
+
+
 _ANCHOR = torch.zeros((), requires_grad=True)
 """Makes autograd visit the lowest trained module, whose input needs no gradient; slots take their gradients themselves."""
 
@@ -48,7 +65,7 @@ class _LoraProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, frozen: FrozenWeight, spans: Sequence[slice], slots: Sequence[Slot]
+        ctx: Any, x: Tensor, anchor: Tensor, frozen: Frozen, spans: Sequence[slice], slots: Sequence[Slot]
     ) -> Tensor:
         y = frozen.product(x)
         stacked = torch.cat([s.A for s in slots], 1) if len(slots) > 1 else slots[0].A
@@ -90,26 +107,36 @@ class LoraLinear(nn.Module):
     `LinearGroup`, whose first caller computes the products of all.
     """
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, in_4bit: bool = False) -> None:
         super().__init__()
         self.conv1d = isinstance(linear, Conv1D)
         weight, bias = cast(Tensor, linear.weight), cast("Tensor | None", linear.bias)
-        base = weight.t() if self.conv1d else weight
-        self.base = nn.Parameter(base.detach().contiguous(), requires_grad=False)
+        own = (weight.t() if self.conv1d else weight).detach().contiguous()
+        self._shape = tuple(own.shape)
+        self.packed = Packed(own) if in_4bit else None
+        self._base = None if in_4bit else nn.Parameter(own, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.slot: Slot | None = None
         self.group = LinearGroup([self])
         self.weight_reads = 0
 
     @property
+    def base(self) -> Tensor:
+        """The pre-trained weights (d_out, d_in); packed ones are unpacked, in float32."""
+        if self.packed is not None:
+            return self.packed.dense(torch.float32)
+        assert self._base is not None, "weights are packed or not"
+        return self._base
+
+    @property
     def d_out(self) -> int:
         """Width of the output."""
-        return int(self.base.shape[0])
+        return int(self._shape[0])
 
     @property
     def d_in(self) -> int:
         """Width of the input."""
-        return int(self.base.shape[1])
+        return int(self._shape[1])
 
     @property
     def weight(self) -> Tensor:
@@ -147,27 +174,30 @@ class LinearGroup:
         self.members = tuple(members)
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
-        self._frozen: FrozenWeight | None = None
-        self._plain: FrozenWeight | None = None
+        self._frozen: Frozen | None = None
+        self._plain: Frozen | None = None
 
-    def load(self, deltas: Sequence[Tensor | None], dtype: torch.dtype) -> None:
-        """Sets the frozen weights to base + delta (d_out, d_in; None: zero), stacked, in `dtype`."""
-        if any(d is not None for d in deltas):
-            self._frozen = self._stacked(deltas, dtype)
+    def load(self, merged: Sequence[Merged], dtype: torch.dtype) -> None:
+        """Sets the frozen weights to the base with what is merged into each member's, stacked, in `dtype`."""
+        if any(found.pair is not None or found.moved is not None for found in merged):
+            self._frozen = self._stacked(merged, dtype)
             return
         if self._plain is None:
-            self._plain = self._stacked(deltas, dtype)
+            self._plain = self._stacked(merged, dtype)
         self._frozen = self._plain
 
-    def _stacked(self, deltas: Sequence[Tensor | None], dtype: torch.dtype) -> FrozenWeight:
-        parts = [
-            m.base if d is None else m.base + d.to(m.base.dtype) for m, d in zip(self.members, deltas, strict=True)
-        ]
-        weight = torch.cat([p.to(dtype) for p in parts]) if len(parts) > 1 else parts[0].to(dtype)
+    def _stacked(self, merged: Sequence[Merged], dtype: torch.dtype) -> Frozen:
         bias = None
         if any(m.bias is not None for m in self.members):
-            bias = torch.cat([m.base.new_zeros(m.d_out) if m.bias is None else m.bias for m in self.members]).to(dtype)
-        return FrozenWeight(weight, bias)
+            device = next(m.bias.device for m in self.members if m.bias is not None)
+            bias = torch.cat([torch.zeros(m.d_out, device=device) if m.bias is None else m.bias for m in self.members])
+            bias = bias.to(dtype)
+        packed = [m.packed for m in self.members if m.packed is not None]
+        if packed:
+            beside = [None if m.pair is None else (m.pair[0] * m.scaling, m.pair[1]) for m in merged]
+            return PackedWeight(packed, beside, bias, dtype)
+        parts = [found.into(m.base).to(dtype) for m, found in zip(self.members, merged, strict=True)]
+        return FrozenWeight(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
 
     def weight(self, member: LoraLinear) -> Tensor:
         """A member's frozen weights (d_out, d_in) as they are loaded."""
@@ -203,12 +233,16 @@ class LinearGroup:
         return {id(m): out for m, out in zip(self.members, outputs, strict=True)}
 
 
-def install(backbone: nn.Module, names: Sequence[str]) -> dict[str, LoraLinear]:
-    """Puts a `LoraLinear` in the place of each named module; returns them by name, in the given order."""
+def install(backbone: nn.Module, names: Sequence[str], in_4bit: bool = False) -> dict[str, LoraLinear]:
+    """Puts a `LoraLinear` in the place of each named module; returns them by name, in the given order.
+
+    Raises:
+        ModelError: weights are to be held in 4 bits, and what packs them is not installed.
+    """
     layers = {}
     for name in names:
         parent = backbone.get_submodule(name.rpartition(".")[0])
-        layers[name] = LoraLinear(backbone.get_submodule(name))
+        layers[name] = LoraLinear(backbone.get_submodule(name), in_4bit)
         setattr(parent, name.rpartition(".")[2], layers[name])
     return layers
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from lora_a2.engine.checkpointing import recomputing
 from lora_a2.engine.fit import find_fit
 from lora_a2.engine.kernels.activations import tabulate
 from lora_a2.engine.kernels.attention import ATTENTION, packed_attention
-from lora_a2.engine.lora import LoraLinear, Slot, install, share_inputs
+from lora_a2.engine.lora import LoraLinear, Merged, Slot, install, share_inputs
 from lora_a2.engine.objective import Batch, Objective
 from lora_a2.engine.packing import pack
 from lora_a2.engine.padding import PaddedBatch, pad
@@ -69,7 +70,9 @@ class Network:
         dtype: torch.dtype = torch.float32,
         pad_token_id: int = 0,
         max_length: int = 128,
+        load_in_4bit: bool = False,
     ) -> None:
+        self.load_in_4bit = load_in_4bit
         self.backbone = backbone.requires_grad_(False)
         self.backbone.train(False)
         self.objective = objective
@@ -86,7 +89,7 @@ class Network:
             else f"{type(backbone).__name__} is trained on padded sentences, which is slower: {fit.reason}."
         )
         kinds = {} if dtype == torch.float32 else dtypes_in(backbone, dtype)
-        self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules])
+        self.layers: dict[str, LoraLinear] = install(backbone, [m.name for m in modules], load_in_4bit)
         self._groups = [layer.group for layer in self.layers.values()]
         self._loaded: Adapter | None = None
         lists = block_lists(backbone)
@@ -210,18 +213,18 @@ class Network:
         """
         if adapter is self._loaded and self._loaded is not None:
             return
-        deltas: dict[int, Tensor] = {}
+        merged: dict[int, Merged] = {}
         for name, layer in self.layers.items():
+            moved = self._base.get(weight_name(name))
+            own = Merged(moved=None if moved is None else to_device(moved, self.device))
             if adapter is not None and adapter.factors[name].B.any():
                 f = adapter.factors[name].pair
-                b, a = (to_device(v, self.device) for v in (f.B, f.A))
-                deltas[id(layer)] = (b @ a).mul_(adapter.scaling)
-            moved = self._base.get(weight_name(name))
-            if moved is not None:
-                change = to_device(moved, self.device)
-                deltas[id(layer)] = deltas[id(layer)] + change if id(layer) in deltas else change
+                own = replace(
+                    own, pair=(to_device(f.B, self.device), to_device(f.A, self.device)), scaling=adapter.scaling
+                )
+            merged[id(layer)] = own
         for group in self._groups:
-            group.load([deltas.get(id(member)) for member in group.members], self.dtype)
+            group.load([merged[id(member)] for member in group.members], self.dtype)
         self._loaded = adapter
 
     @property
@@ -230,9 +233,15 @@ class Network:
         return self._base
 
     def set_base(self, base: BaseDelta) -> None:
-        """Moves the frozen weights to pre-trained + `base`; the next `load` merges an adapter into these."""
+        """Moves the frozen weights to pre-trained + `base`; the next `load` merges an adapter into these.
+
+        Raises:
+            ModelError: they are held in 4 bits.
+        """
         if base is self._base or not (base or self._base):
             return
+        if self.load_in_4bit:
+            raise ModelError("load-in-4bit: base weights of 4 bits cannot be moved; choose another method.")
         targets = {weight_name(name) for name in self.layers}
         parameters = dict(self.backbone.named_parameters())
         for name in (base.keys() | self._base.keys()) - targets:

@@ -11,6 +11,7 @@ from lora_a2.core.transforms import Transform
 from lora_a2.core.types import Adapter, Layout
 from lora_a2.engine.full import weight_shapes
 from lora_a2.engine.work import TrainingSettings
+from lora_a2.errors import ConfigError
 from lora_a2.federation.options import PlanOptions
 from lora_a2.federation.probes import Probe, epoch, get_probe
 from lora_a2.federation.proximal import proximal_penalty
@@ -78,8 +79,13 @@ def make_federation(model: Model, method: Method, options: PlanOptions, num_clie
 
     Raises:
         ModelError: a model whose blocks cannot be computed once more, where options ask for it.
-        ConfigError: a probe, or noise, that is not for this method; rank budgets for another number of clients.
+        ConfigError: base weights of 4 bits, for a method that moves them; a probe, or noise, that is not for this method; rank
+            budgets for another number of clients.
     """
+    if method.moves_base and model.network.load_in_4bit:
+        raise ConfigError(
+            f"load-in-4bit: {method.name} moves base weights, which those of 4 bits cannot; choose another method."
+        )
     noise = make_noise(options, full=method.full)
     if options.gradient_checkpointing:
         model.network.check_recomputing()

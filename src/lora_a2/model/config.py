@@ -80,6 +80,12 @@ class ModelConfig(Options):
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_full_dtype)] = option(
         "auto", "Model", "Number type of the model's computation (fp32 and bf16 mean the same).", reach="nodes"
     )
+    load_in_4bit: bool = option(
+        False,
+        "Model",
+        "Hold the adapted layers' frozen weights in 4 bits (NF4), as QLoRA does: less memory, slower. Needs the extra quantized.",
+        reach="nodes",
+    )
     device: str = option("auto", "Model", "auto, cpu, cuda, cuda:1 and so on.", reach="nobody")
 
     @model_validator(mode="before")

@@ -27,6 +27,7 @@ class ModelOptions:
         pooling: "mean", "cls", "last", or "auto": the model's usual one.
         dtype: of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
         device: "cpu", "cuda", "cuda:1", … or "auto".
+        load_in_4bit: whether the adapted layers' frozen weights are held in 4 bits (NF4), as QLoRA holds them.
         max_length: tokens after which a text is cut.
         seed: of the head.
         trust_remote_code: whether Python in the model's folder may run.
@@ -44,6 +45,7 @@ class ModelOptions:
     pooling: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    load_in_4bit: bool = False
     max_length: int = 128
     seed: int = 0
     trust_remote_code: bool = False
@@ -83,6 +85,7 @@ class ModelKeywords(TypedDict, total=False):
     pooling: str
     dtype: str
     device: str
+    load_in_4bit: bool
     max_length: int
     seed: int
     trust_remote_code: bool

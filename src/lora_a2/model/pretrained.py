@@ -271,6 +271,7 @@ def _prepared(
         dtype=pick_dtype(o.dtype, where),
         pad_token_id=int(backbone.tokenizer.pad_token_id or 0),
         max_length=o.max_length,
+        load_in_4bit=o.load_in_4bit,
     )
     return Model(
         name=backbone.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -11,26 +12,50 @@ _ROWS_HINT = 512
 """Rows that the layout is prepared for; other numbers are right too."""
 
 
-class FrozenWeight:
-    """A weight W (d_out, d_in) and a bias (d_out,) that get no gradient, both in the compute dtype.
+class Frozen(ABC):
+    """A weight W (d_out, d_in) and a bias (d_out,) that get no gradient."""
 
-    In bfloat16 on a CPU, oneDNN otherwise lays W out anew in every product.
-    """
+    bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._prepared = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _can_prepare()
-        self._forward: Tensor | None = None
-        self._backward: Tensor | None = None
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """W."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """As `product`, and differentiable in x."""
         found: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
         return found
 
+    @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """x (…, T, d_in) → x Wᵀ + b (…, T, d_out); no gradient passes."""
+
+    @abstractmethod
+    def gradient(self, grad: Tensor) -> Tensor:
+        """g (…, T, d_out) → g W (…, T, d_in), the gradient of x."""
+
+
+class FrozenWeight(Frozen):
+    """A weight W (d_out, d_in) and a bias (d_out,) that get no gradient, both in the compute dtype.
+
+    In bfloat16 on a CPU, oneDNN otherwise lays W out anew in every product.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self.bias = bias
+        self._prepared = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _can_prepare()
+        self._forward: Tensor | None = None
+        self._backward: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """As it was given."""
+        return self._weight
+
+    def product(self, x: Tensor) -> Tensor:
+        """As of every frozen weight."""
         if not self._prepared:
             return torch.nn.functional.linear(x, self.weight, self.bias)
         if self._forward is None:
@@ -38,7 +63,7 @@ class FrozenWeight:
         return _multiply(x, self._forward, self.bias)
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """g (…, T, d_out) → g W (…, T, d_in), the gradient of x."""
+        """As of every frozen weight."""
         if not self._prepared:
             return grad @ self.weight
         if self._backward is None:
@@ -48,7 +73,7 @@ class FrozenWeight:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight) -> Tensor:
+    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:
         ctx.frozen = frozen
         return frozen.product(x)
 
