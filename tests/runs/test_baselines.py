@@ -122,7 +122,7 @@ def test_tuning_goes_on_from_the_result(method: str) -> None:
     assert found.stages[0].steps == 2 * 3
     start, end = found.start.tensors, trained(model.network, found).tensors
     moved = {key for key in start if not np.array_equal(start[key], end[key])}
-    assert {kind for kind, _ in moved} == ({"R"} if method == "fed-sb" else {"A", "B"})
+    assert {kind for kind, _ in moved} - {"head"} == ({"R"} if method == "fed-sb" else {"A", "B"})
     model.network.set_base({})
 
 
