@@ -24,7 +24,12 @@ def joining(run: Run) -> Section | None:
     rows = sorted(beside["clients"], key=lambda row: str(row["client"]))
     drawn = rows[:MAX_CLIENTS]
     points = [
-        {"name": row["client"], "value": row[kind], "kind": COLUMNS[kind], "said": task.show(row[kind])}
+        {
+            "name": row["client"],
+            "value": row[kind],
+            "kind": COLUMNS[kind],
+            "said": f"{row['client']}, {COLUMNS[kind].lower()}: {task.show(row[kind])}",
+        }
         for row in drawn
         for kind in kinds
         if row[kind] is not None

@@ -74,7 +74,7 @@ def bars(rows: Rows, x: str, *, x_format: str, rule: float | None = None) -> dic
 
 
 def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str, Any]:
-    """Rows of name, value, kind and said, the value as text: a line for each name, a point on it for each kind. Kinds, in the
+    """Rows of name, value, kind and said, all of it in words: a line for each name, a point on it for each kind. Kinds, in the
     order of the legend, differ in colour and shape."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(grid=False))
@@ -88,10 +88,11 @@ def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str
         y=y,
         color=alt.Color("kind:N", scale=alt.Scale(domain=list(kinds), range=hues), legend=legend),
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=list(kinds), range=shapes), legend=legend),
+        description="said:N",
         tooltip=[
             alt.Tooltip("name:N", title="Client"),
             alt.Tooltip("kind:N", title="Model"),
-            alt.Tooltip("said:N", title=x),
+            alt.Tooltip("value:Q", title=x, format=x_format),
         ],
     )
     return spec(reach + points, height=24 * len(names))
