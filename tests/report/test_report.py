@@ -110,7 +110,10 @@ def test_runs_without_baselines_have_no_such_section(folder: Path, tmp_path: Pat
     shutil.copytree(folder / "selecting", copy)
     values = read_sealed(copy / "baselines.json")
     write_sealed(copy / "baselines.json", {**values, "server_round": values["server_round"] - 1})
-    assert joining(find_runs([copy])[0][0]) is None  # rounds were added since
+    section = joining(find_runs([copy])[0][0])  # rounds were added since
+    assert section is not None and not section.figures
+    (said,) = section.sentences
+    assert said.startswith("Not computed yet: alone, centralised, after personal tuning.") and f"resume {copy}" in said
     (copy / "baselines.json").write_text("{}")
     with pytest.raises(RunError, match="damaged"):
         joining(find_runs([copy])[0][0])

@@ -30,6 +30,7 @@ from lora_a2.runs.baselines import Result, centralised, local, trained, tuned
 from lora_a2.runs.jobs import launch, resume
 from lora_a2.runs.summary import RunSummary
 from lora_a2.simulation import evaluate_clients, make_plan, make_workers, simulate
+from lora_a2.studies.batch import PlannedRun
 from lora_a2.tasks.registry import get_task
 from run_files import contents
 from writers import whole_model, writing_clients, writing_model, writing_options
@@ -281,3 +282,28 @@ def test_records_count_up_to_the_round_that_is_kept() -> None:
     config = RunConfig(**OPTIONS)
     assert len(local(config, model, plan, clients[0], first).stages) == 1
     assert len(centralised(config, model, plan, clients, first).stages) == 1
+
+
+def test_a_comparison_keeps_them(options: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config({}, {**options, "baselines": "local", "personalize": 0, "output_dir": str(tmp_path / "run")})
+    planned = PlannedRun("run", config)
+    done = planned.run(Observer())
+    read_back = planned.summary()
+    assert read_back is not None and read_back.baselines == done.baselines
+    assert done.baselines is not None and list(done.baselines["mean"]) == ["local", TOGETHER]
+
+
+def test_a_client_without_tests_is_in_no_table_and_a_new_one_is_not_alone() -> None:
+    model, clients = federation(LABELLING)
+    silent = replace(clients[1], test=clients[1].test.take(np.zeros(0, np.int64)))
+    clients = (clients[0], silent, clients[2])
+    plan, result = simulated(model, clients, method="fl-lora", **{**OPTIONS, "num_server_rounds": 1})
+    absent = [replace(r, clients=[c for c in r.clients if c.id != 2]) for r in result.records]
+    config = RunConfig(**OPTIONS, baselines="local,centralised", personalize=1)
+    found = lora_a2.runs.baselines._wanted(config, model, plan, clients, replace(result, records=absent))
+    assert [(b.kind, [c.id for c in b.clients]) for b in found] == [
+        ("local", [0]),
+        ("tuned", [0]),
+        ("tuned", [2]),
+        ("centralised", [0, 2]),
+    ]

@@ -77,7 +77,7 @@ def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str
     """Rows of name, value, kind and said, all of it in words: a line for each name, a point on it for each kind. Kinds, in the
     order of the legend, differ in colour and shape."""
     names = list(dict.fromkeys(row["name"] for row in rows))
-    y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(grid=False))
+    y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(grid=False), scale=alt.Scale(padding=0.35))
     shapes = ["circle", "square", "triangle-up", "diamond"][: len(kinds)]
     hues = [f"var(--c{k + 1})" for k in range(len(kinds))]
     legend = alt.Legend(title=None, orient="bottom", direction="horizontal", symbolOpacity=1)
@@ -86,6 +86,7 @@ def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=alt.X("value:Q", title=x, axis=alt.Axis(format=x_format, tickCount=5), scale=alt.Scale(zero=False)),
         y=y,
+        yOffset=alt.YOffset("kind:N", scale=alt.Scale(domain=list(kinds))),  # equal values stay apart
         color=alt.Color("kind:N", scale=alt.Scale(domain=list(kinds), range=hues), legend=legend),
         shape=alt.Shape("kind:N", scale=alt.Scale(domain=list(kinds), range=shapes), legend=legend),
         description="said:N",
@@ -95,7 +96,7 @@ def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str
             alt.Tooltip("value:Q", title=x, format=x_format),
         ],
     )
-    return spec(reach + points, height=24 * len(names))
+    return spec(reach + points, height=(12 * len(kinds) + 10) * len(names))
 
 
 def histogram(rows: Rows, x: str, *, x_format: str) -> dict[str, Any]:
