@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,8 @@ from lora_a2.analysis.baselines import BASELINES_FILE, TOGETHER, read_baselines,
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
 from lora_a2.core.types import Adapter, ServerState
+from lora_a2.display.console import PlainConsole
+from lora_a2.display.live import LiveDisplay, PlainDisplay
 from lora_a2.engine.work import end_to_end
 from lora_a2.errors import ConfigError, RunError
 from lora_a2.federation.loop import Plan
@@ -307,3 +310,35 @@ def test_a_client_without_tests_is_in_no_table_and_a_new_one_is_not_alone() -> N
         ("tuned", [2]),
         ("centralised", [0, 2]),
     ]
+
+
+class Listening(Observer):
+    """Keeps what it is told of baselines."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int]] = []
+
+    def baselines_done(self, done: int, total: int) -> None:
+        self.heard.append((done, total))
+
+
+def test_an_observer_hears_of_each(options: dict[str, Any], tmp_path: Path) -> None:
+    observer = Listening()
+    run(options, tmp_path / "run", observer)
+    assert observer.heard == [(k, 7) for k in range(8)]
+    again = Listening()
+    resume(tmp_path / "run", again)
+    assert again.heard == []
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_displays_count_them(live: bool) -> None:
+    console = PlainConsole(file=io.StringIO(), force_terminal=live, width=80, record=True)
+    display = LiveDisplay(console) if live else PlainDisplay(console)
+    with display:
+        for done in range(3):
+            display.baselines_done(done, 2)
+        if isinstance(display, LiveDisplay):
+            console.print(display._live.renderable)
+    printed = console.export_text()
+    assert "2/2" in printed and "ompared with" in printed

@@ -113,6 +113,11 @@ class PlainDisplay(Display):
         """Prints them."""
         print_table(rows, self._console)
 
+    def baselines_done(self, done: int, total: int) -> None:
+        """A line for each."""
+        if done:
+            self.note(f"compared with: {done}/{total} models")
+
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """The title at first, then a line for every round that this process trained."""
         if finished is None:
@@ -147,6 +152,12 @@ class LiveDisplay(Display):
     def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
         """Prints them above the display."""
         print_table(rows, self._console)
+
+    def baselines_done(self, done: int, total: int) -> None:
+        """A bar of their own: the rounds are over."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(Spinner("dots"), Text("Compared with", style="dim"), _bar(done, total))
+        self._live.update(grid)
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """Draws everything anew; rich limits how often it reaches the screen."""

@@ -109,13 +109,14 @@ def add_baselines(
     if not missing:
         return found
     observer.note(f"Does joining help? Training {len(missing)} models to compare with: {_listed(missing)}.")
+    observer.baselines_done(0, len(missing))
     with make_pool(model, plan) as pool:
         done = pool.map(_work(model.task, missing), range(len(missing)))
         for k, (baseline, measured) in enumerate(zip(missing, done, strict=True)):
             found.setdefault(baseline.kind, {}).update(measured)
             with run.writing():
                 write_sealed(run.path / BASELINES_FILE, {"server_round": number, "kinds": found})
-            observer.clients_done(number, k + 1, len(missing))
+            observer.baselines_done(k + 1, len(missing))
     return found
 
 
