@@ -157,6 +157,7 @@ def test_the_table(options: dict[str, Any], tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     task = get_task(summary.task)
     assert f"Does joining help? {task.headline} on each client's test examples" in printed
+    assert "\\n" not in printed
     for row in found["clients"]:
         line = next(line.split() for line in printed.splitlines() if line.strip().startswith(row["client"]))
         assert line[-4 * len(task.show(0.5).split()) :] == " ".join(task.show(row[k]) for k in kinds).split()
