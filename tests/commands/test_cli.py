@@ -30,7 +30,7 @@ class Summary:
     full_finetuning_parameters, reduction_percent = 2_240_000_000, 99.94
     server_rounds, seconds, output_dir = 10, 75.2, "runs/my run"
     peak_memory_bytes, evaluation_bytes, exact_aggregation = 900_000_000, 0, True
-    ended_early, kept_round = False, 10
+    ended_early, kept_round, baselines = False, 10, None
 
     def to_json(self) -> dict[str, Any]:
         return {"accuracy": self.metrics["accuracy"], "output_dir": self.output_dir}

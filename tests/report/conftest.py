@@ -57,7 +57,7 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "r": 4,
     }
     for name, own in {
-        "selecting": {"rank_budget": 1},
+        "selecting": {"rank_budget": 1, "baselines": "local,centralised", "personalize": 1},
         "again": {"rank_budget": 1, "seed": 1},
         "full": {"method": "full"},
     }.items():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lora_a2.report.baselines
 from cli_helpers import one_error
 from lora_a2.cli import main
 from lora_a2.config.run import RunConfig, make_config
@@ -34,8 +35,9 @@ vl_convert = pytest.importorskip("vl_convert", reason="the report is an extra")
 
 from lora_a2.report.answers import answer_sections  # noqa: E402
 from lora_a2.report.axes import PERCENT, PLAIN  # noqa: E402
+from lora_a2.report.baselines import joining  # noqa: E402
 from lora_a2.report.batches import batch_sections  # noqa: E402
-from lora_a2.report.blocks import Section, table  # noqa: E402
+from lora_a2.report.blocks import Figure, Section, table  # noqa: E402
 from lora_a2.report.charts import histogram  # noqa: E402
 from lora_a2.report.detail import detail  # noqa: E402
 from lora_a2.report.groups import grouped  # noqa: E402
@@ -61,6 +63,60 @@ def test_the_page_says_what_the_ledger_says(page: Path, runs: list[Run]) -> None
     assert full.full_bytes is not None
     assert f"Full fine-tuning would upload: {human_bytes(full.full_bytes)}" in page.read_text(), "of all the same"
     assert full.uploaded_bytes == pytest.approx(full.full_bytes, rel=0.03)  # headers more, the frozen head less
+
+
+def _drawn(figure: Figure) -> list[dict[str, Any]]:
+    """The rows of a picture that has one table of them."""
+    (rows,) = figure.spec["datasets"].values()
+    return list(rows)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_alone_or_together(task: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "selecting"
+    if task == "causal-lm":
+        path = tmp_path / "run"
+        options = {**writing_options(tmp_path), "baselines": "local", "output_dir": str(path)}
+        launch(make_config({}, options), Observer())
+    run = find_runs([path])[0][0]
+    section = joining(run)
+    assert section is not None
+    kinds = read_sealed(path / "baselines.json")["kinds"]
+    (figure,) = section.figures
+    heads = ["Alone", "Together", *(["After personal tuning", "Centralised"] if task == "classification" else [])]
+    assert list(figure.table.header) == ["Client", "Test examples", *heads]
+    for name, count, *cells in figure.table.rows:
+        own = {"Together": run.metrics["per_client"][name], "Alone": kinds["local"][name][run.task.primary]}
+        assert count == kinds["local"][name]["num_examples"] == run.metrics["per_client_examples"][name]
+        assert cells[:2] == [run.task.show(own["Alone"]), run.task.show(own["Together"])]
+    points = figure.spec["layer"][1]
+    assert [(row["name"], row["kind"]) for row in _drawn(figure)[:2]] == [
+        (figure.table.rows[0][0], h) for h in heads[:2]
+    ]
+    assert len(_drawn(figure)) == len(heads) * len(figure.table.rows)
+    assert points["encoding"]["color"]["scale"]["domain"] == heads
+    assert "Means over" in section.sentences[0] and "better than alone for" in section.sentences[1]
+    few = 2
+    monkeypatch.setattr(lora_a2.report.baselines, "MAX_CLIENTS", few)
+    cut = joining(run)
+    assert cut is not None and len(_drawn(cut.figures[0])) == few * len(heads)
+    assert f"The first {few} of" in cut.figures[0].description
+
+
+def test_runs_without_baselines_have_no_such_section(folder: Path, tmp_path: Path) -> None:
+    runs = find_runs([folder])[0]
+    assert [run.name for run in runs if joining(run) is not None] == ["selecting"]
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "selecting", copy)
+    values = read_sealed(copy / "baselines.json")
+    write_sealed(copy / "baselines.json", {**values, "server_round": values["server_round"] - 1})
+    section = joining(find_runs([copy])[0][0])  # rounds were added since
+    assert section is not None and not section.figures
+    (said,) = section.sentences
+    assert said.startswith("Not computed yet: alone, centralised, after personal tuning.") and f"resume {copy}" in said
+    (copy / "baselines.json").write_text("{}")
+    with pytest.raises(RunError, match="damaged"):
+        joining(find_runs([copy])[0][0])
 
 
 def test_every_chart_is_valid_and_has_its_numbers_beside_it(page: Path) -> None:

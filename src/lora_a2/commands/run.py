@@ -18,6 +18,7 @@ from lora_a2.commands.options import GroupedCommand, field_options
     epilog=examples(
         "lora-a2 run",
         "lora-a2 run --data reviews.csv --client-column user --model roberta-base",
+        "lora-a2 run --data tickets.csv --client-column site --baselines local,centralised --personalize 1",
         "lora-a2 run --config study.toml --rank-budget 1 --seed 7 --json > result.json",
     ),
 )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
+from lora_a2.config.baselines import BaselineOptions
 from lora_a2.config.effects import check_effects
 from lora_a2.core.budgets import check_length
 from lora_a2.data.config import ClientConfig, DataConfig
@@ -75,7 +76,9 @@ class RunOptions(Options):
 
 
 # pydantic takes the fields of the last base first.
-class RunConfig(RunOptions, PlanOptions, ModelConfig, WritingOptions, ClientConfig, DataConfig, TaskChoice):
+class RunConfig(
+    RunOptions, BaselineOptions, PlanOptions, ModelConfig, WritingOptions, ClientConfig, DataConfig, TaskChoice
+):
     """Everything that determines a run. None stands for "not given"; such defaults are described at the field.
 
     `part` gives one of the groups of options that this is made of.
@@ -104,6 +107,7 @@ class RunConfig(RunOptions, PlanOptions, ModelConfig, WritingOptions, ClientConf
             raise ConfigError("test-data: validation-fraction takes the place of the test set; give one of them.")
         check_effects(self)
         self.check_with(self.chosen_method())
+        self.check_baselines(self.chosen_method())
         if isinstance(self.rank_budget, tuple) and self.num_clients is not None and self.partitioner != "natural":
             check_length(self.rank_budget, self.num_clients)
         return self

@@ -18,8 +18,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lora_a2.analysis.baselines import COLUMNS
 from lora_a2.display.console import PlainConsole, print_line, print_table, stdout_console
 from lora_a2.display.progress import Clock, Progress, human_bytes, human_time, saving, sparkline
+from lora_a2.display.tables import print_rows
 from lora_a2.federation.observer import Observer, RunStart
 from lora_a2.system.invocation import program
 from lora_a2.system.text import visible
@@ -28,6 +30,7 @@ from lora_a2.tasks.registry import get_task, measured
 if TYPE_CHECKING:
     from lora_a2.federation.records import RoundRecord
     from lora_a2.runs.summary import RunSummary
+    from lora_a2.tasks.base import Task
 
 
 class Display(Observer):
@@ -111,6 +114,11 @@ class PlainDisplay(Display):
         """Prints them."""
         print_table(rows, self._console)
 
+    def baselines_done(self, done: int, total: int) -> None:
+        """A line for each."""
+        if done:
+            self.note(f"compared with: {done}/{total} models")
+
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """The title at first, then a line for every round that this process trained."""
         if finished is None:
@@ -145,6 +153,12 @@ class LiveDisplay(Display):
     def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
         """Prints them above the display."""
         print_table(rows, self._console)
+
+    def baselines_done(self, done: int, total: int) -> None:
+        """A bar of their own: the rounds are over."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(Spinner("dots"), Text("Compared with", style="dim"), _bar(done, total))
+        self._live.update(grid)
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
         """Draws everything anew; rich limits how often it reaches the screen."""
@@ -194,10 +208,27 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         ("Run directory", summary.output_dir),
     ]
     print_table(rows, console)
+    if summary.baselines is not None:
+        print_baselines(summary.baselines, task, console)
     folder = shlex.quote(summary.output_dir)
     print_line(console, "")
     print_line(console, f'Next: {program()} {task.command} {folder} "your text"')
     print_line(console, f"      {program()} evaluate {folder}")
+
+
+def print_baselines(found: Mapping[str, Any], task: Task, console: Console | None = None) -> None:
+    """The clients' values beside those that they would have alone, tuned, or with all data in one place; their means first."""
+
+    def row(name: str, examples: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        shown = {head: values[kind] for kind, head in COLUMNS.items() if kind in found["mean"]}
+        return {"client": name, "num_test_examples": examples, **shown}
+
+    rows = [row(each["client"], each["num_examples"], each) for each in found["clients"]]
+    total = sum(each["num_examples"] for each in found["clients"])
+    rows.insert(0, row(f"mean of {found['num_compared']}", total, found["mean"]))
+    print_rows(
+        f"Does joining help? {task.headline} on each client's test examples", rows, lambda _, v: task.show(v), console
+    )
 
 
 def _rounds(summary: RunSummary) -> str:

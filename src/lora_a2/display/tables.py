@@ -107,7 +107,8 @@ def print_rows(
 ) -> None:
     """A table with the keys of its rows at its head, to standard output; of many rows the first ones. `show` tells of fractions."""
     console = console or stdout_console()
-    print_line(console, f"\n{title}")
+    print_line(console, "")
+    print_line(console, title)
     left = [number for number, value in enumerate(rows[0].values()) if isinstance(value, str)]
     cells = [[_cell(name, value, show) for name, value in row.items()] for row in rows[:_MOST_ROWS]]
     print_columns([_head(name) for name in rows[0]], cells, console, left=left)

@@ -41,5 +41,8 @@ class Observer:
     def round_done(self, record: RoundRecord) -> None:
         """After each round; on resuming also for each round that was done before."""
 
+    def baselines_done(self, done: int, total: int) -> None:
+        """Before and after each of the models that a finished run is compared with."""
+
     def note(self, text: str) -> None:
         """A line that the user should see."""

@@ -95,6 +95,7 @@ def read_options(values: Mapping[str, Any]) -> tuple[RunConfig, ServerOptions]:
     options.label_names()
     config = make_config({key: v for key, v in given.items() if key not in own}, {})
     refuse_noise(config)
+    config.refuse_baselines()
     return config, options
 
 

@@ -73,6 +73,32 @@ def bars(rows: Rows, x: str, *, x_format: str, rule: float | None = None) -> dic
     return spec(chart, height=20 * len(names))
 
 
+def dots(rows: Rows, kinds: Sequence[str], x: str, *, x_format: str) -> dict[str, Any]:
+    """Rows of name, value, kind and said, all of it in words: a line for each name, a point on it for each kind. Kinds, in the
+    order of the legend, differ in colour and shape."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(grid=False), scale=alt.Scale(padding=0.35))
+    shapes = ["circle", "square", "triangle-up", "diamond"][: len(kinds)]
+    hues = [f"var(--c{k + 1})" for k in range(len(kinds))]
+    legend = alt.Legend(title=None, orient="bottom", direction="horizontal", symbolOpacity=1)
+    base = alt.Chart(data(rows))
+    reach = base.mark_rule(color="var(--line)", strokeWidth=2).encode(x="min(value):Q", x2="max(value):Q", y=y)
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=alt.X("value:Q", title=x, axis=alt.Axis(format=x_format, tickCount=5), scale=alt.Scale(zero=False)),
+        y=y,
+        yOffset=alt.YOffset("kind:N", scale=alt.Scale(domain=list(kinds))),  # equal values stay apart
+        color=alt.Color("kind:N", scale=alt.Scale(domain=list(kinds), range=hues), legend=legend),
+        shape=alt.Shape("kind:N", scale=alt.Scale(domain=list(kinds), range=shapes), legend=legend),
+        description="said:N",
+        tooltip=[
+            alt.Tooltip("name:N", title="Client"),
+            alt.Tooltip("kind:N", title="Model"),
+            alt.Tooltip("value:Q", title=x, format=x_format),
+        ],
+    )
+    return spec(reach + points, height=(12 * len(kinds) + 10) * len(names))
+
+
 def histogram(rows: Rows, x: str, *, x_format: str) -> dict[str, Any]:
     """Rows of value: how many fall in each twentieth of 0..1 if they are shares, else of round steps, about twenty."""
     share = x_format == PERCENT

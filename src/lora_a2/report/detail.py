@@ -10,6 +10,7 @@ from lora_a2.analysis.convergence import client_scores, discordance
 from lora_a2.analysis.intervals import Interval, client_intervals
 from lora_a2.analysis.similarity import gradient_similarity
 from lora_a2.report import axes, charts
+from lora_a2.report.baselines import joining
 from lora_a2.report.blocks import Cell, Figure, Section, table, trimmed
 from lora_a2.report.clients import labels
 from lora_a2.report.figures import INTERVAL, TEST_EXAMPLES, interval_text
@@ -31,7 +32,7 @@ def detail(run: Run, alone: bool = False) -> list[Section]:
     the page the first picture stands above already."""
     evaluated = [] if alone or run.score is None else [spread(run)]
     rounds = Section("Rounds", figures=(*evaluated, losses(run)), tables=(("Every round", ledger(run)),))
-    parts = (clients, labels, ranks, similarity, averaging, configuration)
+    parts = (clients, joining, labels, ranks, similarity, averaging, configuration)
     return [rounds, *(section for part in parts if (section := part(run)) is not None)]
 
 

@@ -15,7 +15,7 @@ from lora_a2.report.inputs import Run
 from lora_a2.tasks.base import Task
 
 SEED = "seed"
-NOT_COMPARED = ("output-dir", "report-to", "clients-per-pass", "num-workers", "device")
+NOT_COMPARED = ("output-dir", "report-to", "clients-per-pass", "num-workers", "device", "baselines", "personalize")
 """What a run's result does not depend on."""
 
 

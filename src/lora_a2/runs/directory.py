@@ -12,6 +12,7 @@
     adapter/          the result, once the run is complete, with SHA256SUMS of its own; or
     model/            the whole model, merged, for methods that move base weights
     personal/N/       client N's own model, for methods that make such
+    baselines.json    what the result is compared with, client by client, for runs with --baselines or --personalize
     nodes.json        which node is which client, where the clients are nodes
 
 A round is committed by replacing `checkpoint/state.json`. Its ledger line is written before, so on resuming the ledger

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_a2.analysis.baselines import side_by_side
 from lora_a2.analysis.record import clients_json
 from lora_a2.analysis.recording import Recorder
 from lora_a2.config.opening import open_data, with_absolute_paths, with_task
@@ -33,6 +34,7 @@ from lora_a2.model.merged import save_merged
 from lora_a2.model.peft_io import save_adapter
 from lora_a2.model.pretrained import Model
 from lora_a2.model.writer_io import save_merged_writer, save_writer_adapter
+from lora_a2.runs.baselines import Result, add_baselines
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
 from lora_a2.runs.environment import environment
@@ -179,7 +181,18 @@ def _simulated(
         )
 
     records, seconds = finish(run, setup.config, setup.model, setup.plan, rounds, observer, from_round, began)
-    return _summary(run, setup.config, setup.model, setup.plan, records, seconds)
+    summary = _summary(run, setup.config, setup.model, setup.plan, records, seconds)
+    return replace(summary, baselines=_compared(run, setup, records, observer)) if setup.config.compares else summary
+
+
+def _compared(run: RunDirectory, setup: Setup, records: Sequence[RoundRecord], observer: Observer) -> dict[str, Any]:
+    """The result beside the configuration's baselines; those that are missing are computed."""
+    config, model = setup.config, setup.model
+    with run.locked():
+        state, kept = run.load_kept(model.layout)
+        result = Result(state, kept, records[: state.server_round])
+        found = add_baselines(run, config, model, setup.plan, setup.clients, result, observer)
+    return side_by_side(model.task, found, _kept_record(config, records).metrics)
 
 
 Rounds = Iterator[tuple[ServerState, RoundRecord]]

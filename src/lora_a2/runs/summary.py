@@ -20,6 +20,7 @@ class RunSummary:
     `reduction_percent` how much less the run uploaded.
     `evaluation_bytes` were downloaded for evaluation on nodes alone. `exact_aggregation`: the effective weights were averaged
     exactly, by the method and with what the run put on top of it. `ended_early`: by `--early-stopping-patience`.
+    `baselines`: the clients' values beside those of `--baselines` and `--personalize`, see `analysis.baselines.side_by_side`.
     """
 
     task: str
@@ -41,6 +42,7 @@ class RunSummary:
     exact_aggregation: bool = False
     ended_early: bool = False
     kept_round: int | None = None
+    baselines: Mapping[str, Any] | None = None
 
     @property
     def score(self) -> float:
@@ -52,5 +54,7 @@ class RunSummary:
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`; the metrics among them by their own names."""
         values = asdict(self)
+        if values["baselines"] is None:
+            del values["baselines"]
         own = {f"personal_{name}": value for name, value in (values.pop("personal") or {}).items()}
         return {**values.pop("metrics"), **own, **values}

@@ -47,6 +47,10 @@ class Tracking(Observer):
         """Passed on."""
         self._observer.clients_done(server_round, done, cohort)
 
+    def baselines_done(self, done: int, total: int) -> None:
+        """Passed on."""
+        self._observer.baselines_done(done, total)
+
     def note(self, text: str) -> None:
         """Passed on."""
         self._observer.note(text)
