@@ -80,6 +80,7 @@ PROGRAM = {
     "report/render.py",
     "trackers/mlflow.py",
     "trackers/wandb.py",
+    "system/invocation.py",
 }
 """Where "lora-a2" is the name of the program or the distribution, not of the method."""
 
