@@ -115,6 +115,37 @@ def test_the_title_tells_where_a_run_continues(first_round: int, ending: str) ->
     assert display.progress.title.endswith(ending)
 
 
+def test_a_long_round_is_not_silent() -> None:
+    """A line every half minute, at the end of a client; none where lines come often anyway."""
+    console, clock = Console(file=io.StringIO(), width=200), Clock()
+    with PlainDisplay(console, clock) as display:
+        start(display)
+        for done in range(1, 5):
+            clock.now += 20
+            display.clients_done(1, done, 4)
+        display.round_done(record(1, 0.5))
+        clock.now += 10
+        display.clients_done(2, 1, 4)
+    assert [line.partition(", so far")[0] for line in text_of(console).splitlines()[1:]] == [
+        "round 1/5: 2 of 4 clients, 6:00 left",
+        "round 1/5: 4 of 4 clients, 5:20 left",
+        "round 1/5: accuracy 50.0 %, loss 1.500",
+    ]
+
+
+def test_rounds_stay_in_the_scrollback_and_loading_has_a_clock() -> None:
+    console, clock = terminal(), Clock()
+    with LiveDisplay(console, clock) as display:
+        clock.now = 65
+        display._live.refresh()
+        assert "Loading model and data … 1:05" in text_of(console)
+        start(display, first_round=2)
+        display.round_done(record(1, 0.4))
+        display.round_done(record(2, 0.5))
+    shown = text_of(console)
+    assert shown.count("round 2/5: accuracy 50.0 %") == 1 and "round 1/5" not in shown
+
+
 def test_live_display_on_a_terminal() -> None:
     console, clock = terminal(), Clock()
     with LiveDisplay(console, clock) as display:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from lora_a2.tasks.base import Task
 
 
+_LONGEST_SILENCE = 30.0
+"""Seconds without a line where there is something to say."""
+
+
 class Display(Observer):
     """An observer that is entered for the length of a run. This one adds up and shows nothing."""
 
@@ -100,14 +104,16 @@ class SilentDisplay(Display):
 
 
 class PlainDisplay(Display):
-    """One line a round, for logs and pipes."""
+    """A line a round, and within long rounds one every half minute, for logs and pipes."""
 
     def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console or PlainConsole(stderr=True)
+        self._spoke = self._clock()
 
     def note(self, text: str) -> None:
         """Prints it."""
+        self._spoke = self._clock()
         print_line(self._console, text)
 
     def loaded(self, rows: Sequence[tuple[str, str]]) -> None:
@@ -120,22 +126,28 @@ class PlainDisplay(Display):
             self.note(f"compared with: {done}/{total} models")
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
-        """The title at first, then a line for every round that this process trained."""
+        """The title at first, then a line for every round that this process trained, and where a round is after a long silence."""
         if finished is None:
             if progress.rounds_done == progress.clients_done == 0:
                 self.note(progress.title)
+            elif progress.clients_done and self._clock() - self._spoke >= _LONGEST_SILENCE:
+                self.note(
+                    f"round {progress.rounds_done + 1}/{progress.num_server_rounds}: {progress.clients_done} of {progress.cohort} "
+                    f"clients, {progress.time_left} left"
+                )
         elif finished.server_round >= progress.first_round:
             self.note(_round_line(progress, finished))
 
 
 class LiveDisplay(Display):
-    """Bars for rounds and cohort, the score with its trend, traffic, time left."""
+    """Bars for rounds and cohort, the score with its trend, traffic, time left; above them a line for each round that is done."""
 
     def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console or PlainConsole(stderr=True)
-        waiting = Spinner("dots", "Loading model and data …")
-        self._live = Live(waiting, console=self._console, transient=True, refresh_per_second=4)
+        self._live = Live(
+            _Waiting("Loading model and data …", clock), console=self._console, transient=True, refresh_per_second=4
+        )
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
@@ -161,8 +173,22 @@ class LiveDisplay(Display):
         self._live.update(grid)
 
     def show(self, progress: Progress, finished: RoundRecord | None) -> None:
-        """Draws everything anew; rich limits how often it reaches the screen."""
+        """Draws everything anew; rich limits how often it reaches the screen. What a round came to stays in the scrollback."""
+        if finished is not None and finished.server_round >= progress.first_round:
+            self.note(_round_line(progress, finished))
         self._live.update(render(progress))
+
+
+class _Waiting:
+    """A spinner with the time that has passed."""
+
+    def __init__(self, text: str, clock: Clock) -> None:
+        self._text, self._clock, self._began = text, clock, clock()
+        self._spinner = Spinner("dots")
+
+    def __rich__(self) -> RenderableType:
+        self._spinner.update(text=f"{self._text} {human_time(self._clock() - self._began)}")
+        return self._spinner
 
 
 def render(progress: Progress) -> RenderableType:
