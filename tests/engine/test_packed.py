@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_engine import SETTINGS, _relative
 
@@ -36,6 +36,7 @@ DEVICES = [
 ]
 
 
+@example(seed=129, members=2, d_in=2, merged=False, biased=False)  # with a weight of shape (1, 2)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 70), st.booleans(), st.booleans())
 def test_products_are_those_of_the_unpacked_weights(
     seed: int, members: int, d_in: int, merged: bool, biased: bool

@@ -30,6 +30,7 @@ def plain_layers(network: Network) -> Iterator[None]:
     """Linear layers in the places of the LoRA layers, on the same weights, for as long as this is entered."""
     for name, layer in network.layers.items():
         linear = nn.Linear(layer.d_in, layer.d_out, bias=layer.bias is not None, device="meta")
+        assert layer.base is not None, "a method that trains it is refused weights of 4 bits"
         linear.weight = layer.base
         if layer.bias is not None:
             linear.bias = layer.bias

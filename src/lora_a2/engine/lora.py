@@ -114,19 +114,19 @@ class LoraLinear(nn.Module):
         own = (weight.t() if self.conv1d else weight).detach().contiguous()
         self._shape = tuple(own.shape)
         self.packed = Packed(own) if in_4bit else None
-        self._base = None if in_4bit else nn.Parameter(own, requires_grad=False)
+        self.base = None if in_4bit else nn.Parameter(own, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.slot: Slot | None = None
         self.group = LinearGroup([self])
         self.weight_reads = 0
 
     @property
-    def base(self) -> Tensor:
-        """The pre-trained weights (d_out, d_in); packed ones are unpacked, in float32."""
+    def pretrained(self) -> Tensor:
+        """The pre-trained weights (d_out, d_in), a parameter; or packed ones, unpacked, in float32."""
         if self.packed is not None:
             return self.packed.dense(torch.float32)
-        assert self._base is not None, "weights are packed or not"
-        return self._base
+        assert self.base is not None, "weights are packed or not"
+        return self.base
 
     @property
     def d_out(self) -> int:
@@ -196,13 +196,13 @@ class LinearGroup:
         if packed:
             beside = [None if m.pair is None else (m.pair[0] * m.scaling, m.pair[1]) for m in merged]
             return PackedWeight(packed, beside, bias, dtype)
-        parts = [found.into(m.base).to(dtype) for m, found in zip(self.members, merged, strict=True)]
+        parts = [found.into(m.pretrained).to(dtype) for m, found in zip(self.members, merged, strict=True)]
         return FrozenWeight(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
 
     def weight(self, member: LoraLinear) -> Tensor:
         """A member's frozen weights (d_out, d_in) as they are loaded."""
         if self._frozen is None:
-            return member.base
+            return member.pretrained
         start = sum(m.d_out for m in self.members[: self.members.index(member)])
         return self._frozen.weight[start : start + member.d_out]
 

@@ -25,6 +25,7 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor) -> None:
+        self._shape = tuple(weight.shape)
         self._values, self._state = _functional().quantize_4bit(
             weight.contiguous(), quant_type="nf4", compress_statistics=True
         )
@@ -32,7 +33,7 @@ class Packed:
     def dense(self, dtype: torch.dtype) -> Tensor:
         """(d_out, d_in), unpacked."""
         unpacked: Tensor = _functional().dequantize_4bit(self._values, self._state)
-        return unpacked.to(dtype)
+        return unpacked.reshape(self._shape).to(dtype)  # bitsandbytes takes a weight of two values for a transposed one
 
 
 class PackedWeight(Frozen):
