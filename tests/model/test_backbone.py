@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from lora_a2.errors import ModelError
 from lora_a2.model import backbone
+from lora_a2.model.causal import load_language_model
 from lora_a2.model.packages import PACKAGED
+from plain_writers import tokenizer
+from writers import whole_model
 
 
 def test_weights_that_are_not_the_official_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +34,17 @@ def test_the_embedded_model_loads_without_a_word(name: str, capfd: pytest.Captur
     assert sum(p.numel() for p in loaded.module.parameters()) > 22_000_000
     out, err = capfd.readouterr()
     assert out + err == ""
+
+
+def test_threads_load_models_one_after_the_other(tmp_path: Path) -> None:
+    """Side by side they would leave Transformers without `tie_weights`, and every tied head after that without its weights."""
+    folder = str(tmp_path / "model")
+    whole_model("gemma").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    usual = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: load_language_model(folder), range(12)))
+    assert PreTrainedModel.tie_weights is usual
+    for one in found:
+        head, table = one.whole.get_output_embeddings(), one.whole.get_input_embeddings()
+        assert head is not None and table is not None and head.weight is table.weight

@@ -7,6 +7,7 @@ refused here. Weights are read from safetensors only, and code in a model's fold
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,9 +216,19 @@ def _reason(error: BaseException) -> str:
     return text
 
 
+_LOADING = threading.RLock()
+"""Transformers changes its own classes while it loads a model (`no_tie_weights`): two threads at once leave them changed for good, and
+heads that should be the embeddings' are tied to nothing from then on."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no report of Transformers' while a model is loaded."""
+    """No progress bar and no report of Transformers' while a model is loaded: by one thread at a time."""
+    with _LOADING:
+        yield from _silenced()
+
+
+def _silenced() -> Iterator[None]:
     logger = logging.getLogger("transformers")
     level = logger.level
     bars = transformers.utils.logging.is_progress_bar_enabled()
