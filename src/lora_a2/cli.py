@@ -9,6 +9,7 @@ import difflib
 import errno
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _print_anything()
+    # PEFT imports it wherever it is installed, and it then tells of kernels that are not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with interruptible(last=argv is None):
             return _run(arguments)

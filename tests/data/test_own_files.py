@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labelled_data import pairs, refused
 from lora_a2.config.run import dump_config, load_config, make_config
 from lora_a2.data.sources import LabelledData, count_rows, load_data, load_examples
 from lora_a2.data.text_files import find_separator
@@ -40,20 +41,6 @@ def table(rows: list[tuple[Any, ...]], separator: str = ",", names: tuple[str, .
 def save(path: Path, text: str, encoding: str = "utf-8") -> str:
     path.write_bytes(text.encode(encoding))
     return str(path)
-
-
-def pairs(data: LabelledData) -> Counter[tuple[str, str]]:
-    return Counter(
-        (text, data.label_names[label])
-        for part in (data.train, data.test)
-        for text, label in zip(part.texts, part.labels, strict=True)
-    )
-
-
-def refused(says: str, data: str, error: type[Exception] = DataError, **options: Any) -> None:
-    with pytest.raises(error, match=says) as caught:
-        load_data(data, **options)
-    assert "\n" not in str(caught.value)
 
 
 # --- separators

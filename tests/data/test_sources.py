@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from labelled_data import pairs, refused
 from lora_a2.data.newsgroups import GROUPS, is_raw
-from lora_a2.data.sources import LabelledData, load_data
-from lora_a2.errors import ConfigError, DataError
+from lora_a2.data.sources import load_data
+from lora_a2.errors import ConfigError
 
 Row = dict[str, Any]
 ROWS: list[Row] = [
@@ -73,21 +74,6 @@ def write(path: Path, rows: list[Row]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if packed else content)
     return str(path)
-
-
-def pairs(data: LabelledData) -> Counter[tuple[str, str]]:
-    """(text, label name) of training and test set together."""
-    return Counter(
-        (text, data.label_names[label])
-        for part in (data.train, data.test)
-        for text, label in zip(part.texts, part.labels, strict=True)
-    )
-
-
-def expect(message: str, data: str, error: type[Exception] = DataError, **options: Any) -> None:
-    with pytest.raises(error, match=message) as caught:
-        load_data(data, **options)
-    assert "\n" not in str(caught.value)
 
 
 # --- formats
@@ -152,7 +138,7 @@ def test_reading_is_quiet_and_leaves_the_settings_alone(tmp_path: Path, capfd: p
 )
 def test_malformed_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    expect(message, str(tmp_path / name))
+    refused(message, str(tmp_path / name))
 
 
 # --- finding the data
@@ -169,14 +155,14 @@ def test_malformed_files(tmp_path: Path, name: str, content: bytes, message: str
     ],
 )
 def test_data_that_does_not_exist(data: str, message: str) -> None:
-    expect(message, data)
+    refused(message, data)
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    expect("give one that ends in .csv", str(tmp_path / "notes.txt"))
+    refused("give one that ends in .csv", str(tmp_path / "notes.txt"))
     train = write(tmp_path / "mine.csv", ROWS)
-    expect("There is no file", train, test_data=str(tmp_path / "missing.csv"))
+    refused("There is no file", train, test_data=str(tmp_path / "missing.csv"))
 
 
 def test_a_folder_with_train_and_test(tmp_path: Path) -> None:
@@ -209,10 +195,10 @@ def test_class_numbers_are_named_by_a_list_beside_the_data(
 
 def test_folders_that_do_not_say_what_to_train_on(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", ROWS)
-    expect("has no train file", str(tmp_path))
+    refused("has no train file", str(tmp_path))
     write(tmp_path / "train.csv", ROWS)
     write(tmp_path / "train.json.gz", ROWS)
-    expect("several train files: train.csv, train.json.gz", str(tmp_path))
+    refused("several train files: train.csv, train.json.gz", str(tmp_path))
 
 
 # --- columns
@@ -248,7 +234,7 @@ def test_label_text_is_preferred_to_its_number(tmp_path: Path) -> None:
     ],
 )
 def test_columns_that_cannot_be_told(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
-    expect(message, renamed(tmp_path, *names))
+    refused(message, renamed(tmp_path, *names))
 
 
 def test_named_columns(tmp_path: Path) -> None:
@@ -256,13 +242,13 @@ def test_named_columns(tmp_path: Path) -> None:
     data = load_data(path, text_column="content", label_column="topic", client_column="class")
     assert pairs(data) == Counter((row["text"], row["label"]) for row in ROWS)
     assert data.train.clients == ("x",) * 8
-    expect("no column 'topics'; its columns are .*Did you mean 'topic'", path, label_column="topics")
-    expect("no column 'user'", path, client_column="user")
+    refused("no column 'topics'; its columns are .*Did you mean 'topic'", path, label_column="topics")
+    refused("no column 'user'", path, client_column="user")
 
 
 def test_the_test_set_needs_the_same_columns(tmp_path: Path) -> None:
     train, other = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", [{"text": "x", "labels": "no"}])
-    expect("b.csv' has no column 'label'.*Did you mean 'labels'", train, test_data=other)
+    refused("b.csv' has no column 'label'.*Did you mean 'labels'", train, test_data=other)
 
 
 # --- labels and texts
@@ -301,12 +287,12 @@ def test_class_labels_get_their_names(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[tuple[Any, Any]], message: str) -> None:
-    expect(message, write(tmp_path / "mine.jsonl", [{"text": text, "label": label} for text, label in rows]))
+    refused(message, write(tmp_path / "mine.jsonl", [{"text": text, "label": label} for text, label in rows]))
 
 
 def test_a_csv_row_without_its_label(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("text,label\na,x\nb\n")
-    expect("Row 2 of .* has no label", str(tmp_path / "mine.csv"))
+    refused("Row 2 of .* has no label", str(tmp_path / "mine.csv"))
 
 
 def test_integers_that_became_floats_are_still_class_numbers(tmp_path: Path) -> None:
@@ -316,7 +302,7 @@ def test_integers_that_became_floats_are_still_class_numbers(tmp_path: Path) -> 
 
 def test_a_label_that_only_the_test_set_has(tmp_path: Path) -> None:
     train, test = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", [*ROWS, {"text": "x", "label": "maybe"}])
-    expect(
+    refused(
         "1 of 11 rows of .*b.csv' has a label that is not among the 2 known ones: 'maybe' .row 11.",
         train,
         test_data=test,
@@ -339,7 +325,7 @@ def test_a_label_that_only_the_test_set_has(tmp_path: Path) -> None:
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
-    expect(message, "helpdesk", ConfigError, **options)
+    refused(message, "helpdesk", ConfigError, **options)
 
 
 def test_test_data_takes_the_place_of_the_own_test_set(tmp_path: Path) -> None:
@@ -350,7 +336,7 @@ def test_test_data_takes_the_place_of_the_own_test_set(tmp_path: Path) -> None:
 
 
 def test_a_class_with_one_example_trains_on_it(tmp_path: Path) -> None:
-    expect("leaves none for testing", write(tmp_path / "mine.csv", ROWS[:2]), test_fraction=0.5)
+    refused("leaves none for testing", write(tmp_path / "mine.csv", ROWS[:2]), test_fraction=0.5)
 
 
 def test_the_same_seed_gives_the_same_data(tmp_path: Path) -> None:
@@ -464,7 +450,7 @@ def test_built_in_names_on_the_hub(hub: SimpleNamespace) -> None:
 
 def test_hub_data_without_a_train_split(hub: SimpleNamespace) -> None:
     hub.answer = lambda: datasets.DatasetDict(test=hub_rows(ROWS))
-    expect("has no train split, only test", "owner/name")
+    refused("has no train split, only test", "owner/name")
 
 
 def test_a_hub_that_cannot_be_reached(hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,6 +459,6 @@ def test_a_hub_that_cannot_be_reached(hub: SimpleNamespace, monkeypatch: pytest.
 
     hub.answer = fails
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fails)
-    expect(r"'mteb/banking77' cannot be loaded .*Couldn't reach the Hub\).*path of a local file", "banking77")
+    refused(r"'mteb/banking77' cannot be loaded .*Couldn't reach the Hub\).*path of a local file", "banking77")
     assert hub.offline == [True], "no retries: straight to the cache"
     assert datasets.config.HF_HUB_OFFLINE is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +130,9 @@ def test_without_what_packs_them(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("lora-a2: error: ")
     assert "bitsandbytes is not installed" in error and "lora-a2[quantized]" in error
+
+
+def test_commands_say_nothing_of_its_kernels() -> None:
+    code = "from lora_a2.cli import main; main(['methods']); import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr

@@ -63,7 +63,6 @@ def say_standing(run_dir: Path) -> None:
     """A line on standard error if a run is not finished, and its model is that of its last finished round."""
     from lora_a2.runs.directory import RunDirectory
     from lora_a2.runs.unfinished import standing
-    from lora_a2.system.text import visible
 
     if (run_dir / "config.toml").is_file() and (line := standing(RunDirectory.open(run_dir))) is not None:
         click.echo(visible(line), err=True)

@@ -10,8 +10,7 @@ from lora_a2.engine.work import end_to_end
 from lora_a2.errors import RunError
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import require_unchanged, set_up
-from lora_a2.runs.unfinished import state_of
+from lora_a2.runs.unfinished import reopened
 from lora_a2.settings.task import CAUSAL_LM
 from lora_a2.simulation import make_pool
 from lora_a2.tasks.causal_lm.writing import chosen_examples, prompt_of, write
@@ -41,9 +40,8 @@ def answers_of(run_dir: str | Path, number: int, trust_remote_code: bool = False
     config = config_of(run, trust_remote_code)
     if config.task != CAUSAL_LM:
         raise RunError(f"{run_dir} has a classifier, which writes no answers.")
-    setup = set_up(config)
-    require_unchanged(run, setup)
-    model, state = setup.model, state_of(run, setup.model)
+    setup, state = reopened(run, config)
+    model = setup.model
     tests = end_to_end([client.test for client in setup.clients])
     chosen = tests.take(chosen_examples(tests, number, config.seed))
     assert isinstance(chosen.labels, tuple), "the model writes"

@@ -22,9 +22,8 @@ from lora_a2.errors import ConfigError, DataError
 from lora_a2.model.pretrained import Model
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import require_unchanged, set_up
 from lora_a2.runs.predict import load_predictor
-from lora_a2.runs.unfinished import model_of, state_of
+from lora_a2.runs.unfinished import model_of, reopened, state_of
 from lora_a2.settings.errors import kebab
 from lora_a2.settings.task import CAUSAL_LM, CLASSIFICATION
 from lora_a2.simulation import evaluate_clients, make_pool, make_workers
@@ -86,12 +85,10 @@ def _refuse(task: str | None, given: Mapping[str, object]) -> None:
 
 
 def _on_its_own(run: RunDirectory, config: RunConfig, generate: int) -> Evaluation:
-    setup = set_up(config)
-    require_unchanged(run, setup)
+    setup, state = reopened(run, config)
     if generate:
         require_writing(setup.model)
     with make_pool(setup.model, setup.plan) as pool:
-        state = state_of(run, setup.model)
         return evaluate_clients(
             setup.model, pool, state, setup.clients, generate, config.seed, label_names=setup.data.label_names
         )

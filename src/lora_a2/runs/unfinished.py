@@ -14,7 +14,7 @@ from lora_a2.model.fingerprint import require_same
 from lora_a2.model.pretrained import Model
 from lora_a2.runs.configured import config_of
 from lora_a2.runs.directory import RunDirectory
-from lora_a2.runs.jobs import save_result
+from lora_a2.runs.jobs import Setup, require_unchanged, save_result, set_up
 
 
 def standing(run: RunDirectory) -> str | None:
@@ -37,6 +37,18 @@ def state_of(run: RunDirectory, model: Model) -> ServerState:
         RunError: there is none, the checkpoint is damaged, or it is of another model.
     """
     return run.load_kept(model.layout)[0]
+
+
+def reopened(run: RunDirectory, config: RunConfig) -> tuple[Setup, ServerState]:
+    """All that a run's configuration stands for, loaded again, and the state whose model is the run's.
+
+    Raises:
+        RunError: the data or the model are others by now, or there is no state.
+        DataError, ModelError: they cannot be loaded any more.
+    """
+    setup = set_up(config)
+    require_unchanged(run, setup)
+    return setup, state_of(run, setup.model)
 
 
 def model_of(run: RunDirectory, config: RunConfig) -> Model:

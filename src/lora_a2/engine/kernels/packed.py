@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +76,6 @@ class PackedWeight(Frozen):
 
 
 def _functional() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that are not used here
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:
