@@ -29,7 +29,7 @@ install: .venv/.installed
 run: install
 	$(BIN)/lora-a2 run
 
-# About 9 minutes on 2 cores.
+# About 6 minutes on 2 cores that multiply bfloat16.
 LM_RUN ?= runs/shopdesk
 run-lm: .venv/.installed-smollm2
 	$(BIN)/lora-a2 run --data shopdesk --client-column department --system-prompt "You work for Quillfern." \
